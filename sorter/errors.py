@@ -1,0 +1,40 @@
+"""The errors a person can mend. Each prints as one sentence; anything else is a bug and shows its traceback."""
+
+from __future__ import annotations
+
+
+class SorterError(Exception):
+    """Something a person can mend: `str(error)` is a sentence that names what is wrong and what to do next."""
+
+    exit_code = 1
+
+
+class ConfigError(SorterError):
+    """The configuration cannot be used. `faults` holds every fault found, each a sentence with file and line."""
+
+    exit_code = 2
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__("\n".join(faults))
+
+
+class TryLater(SorterError):
+    """Not now, but perhaps in a while: a mount that is away, a full disk, a busy file. Tried again with back-off."""
+
+
+class Held(SorterError):
+    """A person has to decide first: a target that refuses, a plugin that failed, a route that names nothing."""
+
+
+class Quarantine(SorterError):
+    """This file cannot be an image of ours; `str(error)` is the reason that is kept beside it."""
+
+
+class PluginError(SorterError):
+    """A plugin raised, or answered with something its hook does not allow."""
+
+    def __init__(self, plugin: str, hook: str, cause: BaseException | str) -> None:
+        self.plugin, self.hook, self.cause = plugin, hook, cause
+        said = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
+        super().__init__(f"plugin {plugin}: {hook} failed: {said}")
