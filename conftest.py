@@ -1,0 +1,162 @@
+"""Fixtures and rules of every test: those in tests/ and those of each distribution in plugins/.
+
+It stands at the top because pytest asks a conftest.py only about tests below it. With SORTER_STRICT=1 a test that needs
+DCMTK or the sample images fails where it would be skipped, so that a green run means that they ran.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from sorter.durable import Files
+
+ROOT = Path(__file__).resolve().parent
+NEEDS = ("dcmtk", "sample")
+"""Fixtures whose name is also the marker of what they need."""
+
+hypothesis.settings.register_profile(
+    "ci", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+_ran: Counter[str] = Counter()
+_not_run: Counter[str] = Counter()
+
+
+def _strict() -> bool:
+    return os.environ.get("SORTER_STRICT", "") not in ("", "0")
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever asks for a fixture that needs something carries its marker, also where nobody wrote it."""
+    for item in items:
+        for need in NEEDS:
+            asked = need in getattr(item, "fixturenames", ())
+            if asked and item.get_closest_marker(need) is None:
+                item.add_marker(need)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    needed = [need for need in NEEDS if item.get_closest_marker(need) is not None]
+    if _strict() and needed and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        why = f"needs {' and '.join(needed)} and was skipped, which SORTER_STRICT forbids"
+        report.longrepr = f"{item.nodeid} {why}: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A module that skips itself as a whole has no markers to ask about: in strict mode it fails too."""
+    report = yield
+    if _strict() and report.outcome == "skipped":
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} was skipped as a whole, which SORTER_STRICT forbids: {report.longrepr}"
+    return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.skipped:
+        for need in NEEDS:
+            if need in report.keywords:
+                (_not_run if report.skipped else _ran)[need] += 1
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    said = [f"{need}: {_ran[need]} ran, {_not_run[need]} skipped" for need in NEEDS if _ran[need] or _not_run[need]]
+    if said:
+        terminalreporter.write_line("tests that need " + "; ".join(said))
+
+
+# --- fixtures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The folder of the sample images: data/, reference/, manifest.json, expected.json."""
+    place = Path(os.environ.get("SORTER_SAMPLE") or ROOT.parent / "shared" / "sample")
+    if not (place / "manifest.json").is_file():
+        pytest.skip("no sample images: set SORTER_SAMPLE to their folder")
+    return place
+
+
+@pytest.fixture(scope="session")
+def sample_manifest(sample: Path) -> dict[str, Any]:
+    """manifest.json of the sample: one record per file and per set."""
+    found: dict[str, Any] = json.loads((sample / "manifest.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="session")
+def sample_expected(sample: Path) -> dict[str, Any]:
+    """expected.json of the sample: the SHA-256 of the image data of every NIfTI that dcm2niix makes of it."""
+    found: dict[str, Any] = json.loads((sample / "expected.json").read_text())
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Dcmtk:
+    """DCMTK's command-line tools, all in one folder (pynetdicom has others of the same names)."""
+
+    folder: Path
+
+    def tool(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def command(self, name: str, *arguments: object) -> list[str]:
+        return [self.tool(name), *(str(argument) for argument in arguments)]
+
+    def environment(self) -> dict[str, str]:
+        """Without TCP_NODELAY its tools wait for a delayed acknowledgement with every image."""
+        return {**os.environ, "TCP_NODELAY": "1"}
+
+    def run(self, name: str, *arguments: object, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+        """The ended tool with its output as text; its return code is the caller's to judge. `timeout` in seconds."""
+        command = self.command(name, *arguments)
+        return subprocess.run(
+            command, env=self.environment(), capture_output=True, text=True, errors="replace", timeout=timeout
+        )
+
+
+@pytest.fixture(scope="session")
+def dcmtk() -> Dcmtk:
+    """DCMTK's tools: `dcmtk.run("storescu", "-aec", "SORTER", "127.0.0.1", port, file)`."""
+    anchor = shutil.which("dcmsend")  # pynetdicom brings a storescu and an echoscu of its own, but no dcmsend
+    folder = Path(anchor).resolve().parent if anchor else None
+    if folder is None or not all((folder / name).exists() for name in ("dcmsend", "storescu", "echoscu")):
+        pytest.skip("DCMTK is missing: install the package dcmtk")
+    return Dcmtk(folder)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def files() -> Files:
+    return Files()

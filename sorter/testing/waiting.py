@@ -1,0 +1,29 @@
+"""Waiting for something to become true, with a deadline: what tests do instead of sleeping."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+STEP = 0.01  # seconds between two looks
+
+
+def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
+    """Call `condition` until its answer is true, and return that answer.
+
+    `timeout` is in seconds; when it is over AssertionError names `what` was waited for and the last answer.
+    """
+    deadline = time.monotonic() + timeout
+    nobody_sets_it = threading.Event()
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            name = what or getattr(condition, "__qualname__", repr(condition))
+            raise AssertionError(f"waited {timeout:g} s in vain for {name}; the last answer was {answer!r}")
+        nobody_sets_it.wait(STEP)
