@@ -1,0 +1,276 @@
+"""One unit's folder: its images, what was seen of them, and what was decided about them.
+
+images/<hex>/…       the images, 4,096 a folder, named by a hash of their SOP Instance UID
+evidence.jsonl       truth: every instance taken, associations ended, drops known to be whole
+rev-0001.json …      truth: immutable manifests           plan-0001.json …   truth: lab, targets, names of each
+receipts/…           truth: proof of each delivery        claims.json        truth: what people decided
+story.jsonl          its own journal, for `sorter why`
+series.json          cache: a summary for `status` and `list`
+products/<name>-<rev>/   cache: made, perhaps not yet delivered
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sorter.model import Header, Instance, Plan, Receipt, Revision, Source, Standing, UnitKind, build, plain
+from sorter.spool.layout import Spool, line, now
+
+IMAGES_PER_FOLDER = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryState:
+    """What `status` says of one product at one target: "owed", "making", "delivered", "failed" or "nothing"."""
+
+    product: str
+    target: str
+    state: str
+    why: str = ""
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSummary:
+    """The cache `series.json`: what `status` and `list` show, without reading a manifest or an image."""
+
+    key: str
+    kind: UnitKind
+    study_uid: str
+    series_uids: tuple[str, ...]
+    state: str  # "open", "owed", "delivered", "held", "kept"
+    why: str = ""
+    lab: str | None = None
+    subject: str | None = None
+    session: str | None = None
+    study_date: str = ""
+    study_time: str = ""
+    number: str = ""
+    description: str = ""
+    modality: str = ""
+    senders: tuple[str, ...] = ()
+    images: int = 0
+    verdict: str = ""
+    revision: int = 0
+    deliveries: tuple[DeliveryState, ...] = ()
+
+
+@dataclass(slots=True)
+class Unit:
+    """A unit in memory. `base` is the header of its first instance; the others' headers hold what differs from it."""
+
+    spool: Spool
+    key: str
+    study_uid: str = ""
+    group: str | None = None
+    base: Header = field(default_factory=dict)
+    instances: dict[str, Instance] = field(default_factory=dict)  # by file
+    by_sop: dict[str, list[str]] = field(default_factory=dict)  # SOP Instance UID -> files
+    associations: dict[str, str] = field(default_factory=dict)  # of arrivals: "" while open, else how it ended
+    whole_drops: set[str] = field(default_factory=set)
+    unmentioned: list[str] = field(default_factory=list)  # image files that evidence does not know: a crash in between
+
+    @property
+    def folder(self) -> Path:
+        return self.spool.unit_folder(self.key)
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "images"
+
+    @property
+    def kind(self) -> UnitKind:
+        return UnitKind.SERIES
+
+    @property
+    def series_uids(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(each.series_uid for each in self.instances.values()))
+
+    @property
+    def deliverable(self) -> list[Instance]:
+        return [each for each in self.instances.values() if each.deliverable]
+
+    def header(self, instance: Instance) -> Header:
+        """All header values of one instance; absent ones left out."""
+        return {name: value for name, value in {**self.base, **instance.header}.items() if value != ""}
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, spool: Spool, key: str) -> Unit:
+        """What the records say of a unit; an empty unit where there are none."""
+        unit = cls(spool, key)
+        if spool.files.exists(unit.folder):
+            for entry in unit._lines("evidence.jsonl"):
+                unit._apply(entry)
+            unit.unmentioned = [file for file in unit._image_files() if file not in unit.instances]
+        return unit
+
+    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """The whole lines of a record; a half line that a power cut left says nothing."""
+        try:
+            data = self.spool.files.read_file(self.folder / name)
+        except FileNotFoundError:
+            return
+        for raw in data.split(b"\n"):
+            if raw.strip():
+                try:
+                    yield json.loads(raw)
+                except ValueError:
+                    continue
+
+    def _image_files(self) -> Iterator[str]:
+        if not self.spool.files.exists(self.images):
+            return
+        for shard in self.spool.files.names(self.images):
+            yield from (f"{shard}/{name}" for name in self.spool.files.names(self.images / shard))
+
+    def _apply(self, entry: Mapping[str, Any]) -> None:
+        if "took" in entry:
+            self.admit(_instance(entry["took"]))
+        elif "unit" in entry:
+            self.study_uid, self.group = entry["study"], entry.get("group")
+        elif "stands" in entry:
+            self.restand(entry["stands"], Standing(entry["as"]))
+        elif "association" in entry:
+            self.associations[entry["association"]] = entry["ended"]
+        elif "whole" in entry:
+            self.whole_drops.add(entry["whole"])
+
+    def revisions(self) -> list[int]:
+        """The numbers of the manifests there are, ascending."""
+        return self._numbers("rev-")
+
+    def plans(self) -> list[int]:
+        return self._numbers("plan-")
+
+    def _numbers(self, prefix: str) -> list[int]:
+        try:
+            names = self.spool.files.names(self.folder)
+        except FileNotFoundError:
+            return []
+        found = [name.removeprefix(prefix).removesuffix(".json") for name in names if name.startswith(prefix)]
+        return sorted(int(each) for each in found if each.isdigit())
+
+    def revision(self, number: int) -> Revision:
+        return build(Revision, self._read(f"rev-{number:04d}.json"))
+
+    def latest_revision(self) -> Revision | None:
+        numbers = self.revisions()
+        return self.revision(numbers[-1]) if numbers else None
+
+    def latest_plan(self) -> Plan | None:
+        numbers = self.plans()
+        return build(Plan, self._read(f"plan-{numbers[-1]:04d}.json")) if numbers else None
+
+    def receipts(self) -> dict[tuple[str, str], Receipt]:
+        """The last receipt of each (product, target)."""
+        folder = self.folder / "receipts"
+        if not self.spool.files.exists(folder):
+            return {}
+        found = [
+            build(Receipt, json.loads(self.spool.files.read_file(folder / name)))
+            for name in self.spool.files.names(folder)
+            if name.endswith(".json")
+        ]
+        return {(each.product, each.target): each for each in found}
+
+    def story(self) -> list[dict[str, Any]]:
+        """What happened, oldest first: {at, says, …}."""
+        return list(self._lines("story.jsonl"))
+
+    def summary(self) -> UnitSummary | None:
+        """The cached summary, None where there is none or it is not whole."""
+        try:
+            return build(UnitSummary, self._read("series.json"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _read(self, name: str) -> Any:
+        return json.loads(self.spool.files.read_file(self.folder / name))
+
+    # --- in memory ----------------------------------------------------------------------------------------------
+
+    def admit(self, instance: Instance) -> None:
+        """Count an instance as one of this unit; its header becomes what differs from the first one's."""
+        if not self.instances:
+            self.study_uid, self.base = instance.study_uid, dict(instance.header)
+            instance = dataclasses.replace(instance, header={})
+        self.instances[instance.file] = instance
+        self.by_sop.setdefault(instance.sop_uid, []).append(instance.file)
+        self.whole_drops.discard(instance.source.drop)
+        if instance.source.association:
+            self.associations.setdefault(instance.source.association, "")
+
+    def restand(self, file: str, standing: Standing) -> None:
+        if file in self.instances:
+            self.instances[file] = dataclasses.replace(self.instances[file], standing=standing)
+
+    def difference(self, header: Header) -> Header:
+        """What of `header` differs from the first instance's; "" for what only the first one has."""
+        if not self.instances:
+            return header
+        changed = {name: value for name, value in header.items() if self.base.get(name) != value}
+        return {**changed, **{name: "" for name in self.base if name not in header}}
+
+    def place(self, sop_uid: str, dataset: str) -> str:
+        """A free file name below images/ for a copy of this SOP instance; two different copies never share one."""
+        shard = f"{len(self.instances) // IMAGES_PER_FOLDER:02x}"
+        name = hashlib.sha256(sop_uid.encode()).hexdigest()[:32]
+        return f"{shard}/{name}-{dataset[:32]}.dcm" if sop_uid in self.by_sop else f"{shard}/{name}.dcm"
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def add_evidence(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Append facts, durably, in one write; the folder must exist."""
+        self.spool.files.append(self.folder / "evidence.jsonl", b"".join(line(entry) for entry in entries))
+
+    def end_association(self, association: str, how: str) -> None:
+        self.associations[association] = how
+        self.add_evidence([{"association": association, "ended": how, "at": now()}])
+
+    def drop_is_whole(self, drop: str) -> None:
+        self.whole_drops.add(drop)
+        self.add_evidence([{"whole": drop, "at": now()}])
+
+    def write_revision(self, revision: Revision) -> None:
+        self._write(f"rev-{revision.revision:04d}.json", revision)
+
+    def write_plan(self, plan: Plan) -> None:
+        self._write(f"plan-{plan.revision:04d}.json", plan)
+
+    def write_receipt(self, receipt: Receipt) -> None:
+        self.spool.files.make_folders(self.folder / "receipts")
+        self._write(f"receipts/{receipt.product}.{receipt.target}.json", receipt)
+
+    def write_summary(self, summary: UnitSummary) -> None:
+        self._write("series.json", summary, durable=False)
+
+    def tell(self, says: str, **details: Any) -> None:
+        """One more sentence of this unit's story."""
+        self.spool.files.append(
+            self.folder / "story.jsonl", line({"at": now(), "says": says, **details}), durable=False
+        )
+
+    def _write(self, name: str, value: Any, *, durable: bool = True) -> None:
+        self.spool.files.write_file(self.folder / name, line(plain(value)), durable=durable)
+
+
+def took(instance: Instance) -> dict[str, Any]:
+    """The evidence line of an instance that was taken."""
+    return {"took": plain(instance)}
+
+
+def _instance(data: dict[str, Any]) -> Instance:
+    """By hand, because it runs once for each image of every open unit at the start; the lines are sorter's own."""
+    data["source"] = Source(**data.get("source", {}))
+    header = data.get("header", {})
+    data["header"] = {name: tuple(value) if isinstance(value, list) else value for name, value in header.items()}
+    data["standing"] = Standing(data.get("standing", "current"))
+    return Instance(**data)

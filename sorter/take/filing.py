@@ -1,0 +1,328 @@
+"""From a file that came to an instance in its unit's folder; durable before the file it came from goes.
+
+A batch is decided first, in memory, and then committed in an order that survives a power cut at any point:
+
+1. what was dropped is copied into the spool and synced (what sorter received itself already is);
+2. each image is linked under its name in the store, and each unit's evidence is appended;
+3. the folders are synced;
+4. only then the names they came under are removed.
+
+After a crash anywhere in between, the file is simply found and taken again; an instance that is there already, with the
+same data set, changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sorter.durable import Files
+from sorter.errors import Quarantine
+from sorter.model import Instance, Source, Standing, UnitKind, unit_key
+from sorter.spool import Spool, Unit
+from sorter.spool.layout import now
+from sorter.spool.unit import took
+from sorter.take.compare import header_change
+from sorter.take.header import Parsed, examine, file_meta
+
+UNKNOWN = Source()
+
+
+class Rules(Protocol):
+    """What filing asks of the rest: the configuration's say, and the plugins'."""
+
+    def group(self, instance: Instance) -> str | None:
+        """The key that several SeriesInstanceUIDs share, if they are one series."""
+
+    def may_correct(self, first: Source, newer: Source) -> bool:
+        """May this sender replace a header that `first` sent?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file to take. One of our own (`own`) is moved; another's is copied, and removed when the copy is safe."""
+
+    path: Path
+    own: bool
+    source: Source = UNKNOWN
+    identity: tuple[int, int, int] = (0, 0, 0)  # size, mtime_ns, inode of another's file, as when it was found ready
+    keep: bool = False  # another's file that must stay where it is
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """What became of it: "new", "same" (an identical resend), "aside" (quarantine) or "changed" (look again)."""
+
+    candidate: Candidate
+    outcome: str
+    instance: Instance | None = None
+    key: str = ""
+    why: str = ""
+
+
+@dataclass(slots=True)
+class _Step:
+    """One candidate on its way: `file` is what will be linked into the store."""
+
+    candidate: Candidate
+    file: Path
+    filed: Filed
+
+
+@dataclass(slots=True)
+class _Batch:
+    steps: list[_Step] = field(default_factory=list)
+    evidence: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    folders: set[Path] = field(default_factory=set)
+
+
+class Filing:
+    """Takes files into the store. `unit` gives the one in-memory `Unit` of a key; `forget` drops it after a failure."""
+
+    def __init__(self, spool: Spool, rules: Rules, unit: Callable[[str], Unit], forget: Callable[[str], None]) -> None:
+        self._spool, self._rules, self._unit, self._forget = spool, rules, unit, forget
+        self._files: Files = spool.files
+        self._copies = 0
+
+    def take(self, candidates: Sequence[Candidate]) -> list[Filed]:
+        """Take a batch. OSError (a full disk, say) leaves every file where it was, to be taken again later."""
+        batch = _Batch()
+        try:
+            for candidate in candidates:
+                self._consider(candidate, batch)
+            self._commit(batch)
+        except BaseException:
+            for key in batch.evidence:
+                self._forget(key)
+            raise
+        return [self._release(step) for step in batch.steps]
+
+    # --- deciding -----------------------------------------------------------------------------------------------
+
+    def _consider(self, candidate: Candidate, batch: _Batch) -> None:
+        file = candidate.path
+        try:
+            if not candidate.own:
+                file = self._copy(candidate)
+                if not self._unchanged(candidate):
+                    batch.steps.append(_Step(candidate, file, Filed(candidate, "changed", why="it is still changing")))
+                    return
+            with self._files.opened(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
+                parsed = examine(self._files, fd)
+            if not parsed.has_meta:
+                file = self._with_meta(file, parsed, candidate.source)
+                with self._files.opened(file) as fd:
+                    parsed = examine(self._files, fd)
+            batch.steps.append(self._decide(_Step(candidate, file, Filed(candidate, "new")), parsed, batch))
+        except Quarantine as reason:
+            batch.steps.append(_Step(candidate, file, Filed(candidate, "aside", why=str(reason))))
+        except FileNotFoundError:
+            batch.steps.append(_Step(candidate, file, Filed(candidate, "changed", why="it went away")))
+
+    def _decide(self, step: _Step, parsed: Parsed, batch: _Batch) -> _Step:
+        source = step.candidate.source
+        if parsed.calling and not source.dropped:  # the file meta is the durable word on who sent it
+            source = dataclasses.replace(
+                source, calling=parsed.calling, called=parsed.called, address=parsed.address or source.address
+            )
+        instance = _instance(parsed, source)
+        group = self._rules.group(instance)
+        key = unit_key(UnitKind.SERIES, instance.study_uid, group or instance.series_uid)
+        unit = self._unit(key)
+        self._adopt_unmentioned(unit, batch)
+        copies = [unit.instances[name] for name in unit.by_sop.get(instance.sop_uid, ())]
+        same = next((each for each in copies if each.dataset == instance.dataset), None)
+        if same is not None:
+            step.filed = Filed(step.candidate, "same", same, key)
+            return step
+        place = unit.place(instance.sop_uid, instance.dataset)
+        self._link(step.file, unit.images / place, batch)
+        if not unit.instances:
+            unit.group = group
+        instance = self._enter(unit, instance, place, step.file, batch.evidence.setdefault(key, []))
+        step.filed = Filed(step.candidate, "new", instance, key)
+        return step
+
+    def _enter(
+        self, unit: Unit, instance: Instance, place: str, file: Path, evidence: list[dict[str, Any]]
+    ) -> Instance:
+        """Count an instance, whose bytes are in `file`, as one of the unit's, with its place and its standing."""
+        copies = [unit.instances[name] for name in unit.by_sop.get(instance.sop_uid, ())]
+        if not unit.instances:
+            evidence.append({"unit": unit.kind.value, "study": instance.study_uid, "group": unit.group})
+        standing, demoted = self._standing(unit, instance, copies, file)
+        header = unit.difference(instance.header)
+        instance = dataclasses.replace(instance, file=place, standing=standing, header=header)
+        evidence.append(took(instance))
+        unit.admit(instance)
+        if demoted is not None:
+            evidence.append({"stands": demoted, "as": Standing.SUPERSEDED.value})
+            unit.restand(demoted, Standing.SUPERSEDED)
+        return instance
+
+    def _standing(
+        self, unit: Unit, instance: Instance, copies: list[Instance], file: Path
+    ) -> tuple[Standing, str | None]:
+        """What this copy is to those there already, and which of them it takes the place of."""
+        rival = next((each for each in copies if each.standing is Standing.CURRENT), None)
+        if rival is None:
+            return Standing.CURRENT, None
+        if rival.transfer_syntax != instance.transfer_syntax:
+            return Standing.TRANSCODED, None
+        if any(each.pixels == instance.pixels and each.standing is Standing.CONFLICT for each in copies):
+            return Standing.SUPERSEDED, None
+        if rival.pixels != instance.pixels:
+            return Standing.CONFLICT, None
+        if not self._rules.may_correct(rival.source, instance.source):
+            return Standing.SUPERSEDED, None
+        with self._files.opened(unit.images / rival.file) as old, self._files.opened(file) as new:
+            change = header_change(self._files, old, new)
+        if change.demographic_only and not change.lost:
+            return Standing.CURRENT, rival.file
+        return Standing.SUPERSEDED, None
+
+    def _adopt_unmentioned(self, unit: Unit, batch: _Batch) -> None:
+        """Images that a crash left in the store between their link and their line of evidence."""
+        waiting, unit.unmentioned = unit.unmentioned, []
+        evidence = batch.evidence.setdefault(unit.key, []) if waiting else []
+        for name in waiting:
+            try:
+                with self._files.opened(unit.images / name) as fd:
+                    parsed = examine(self._files, fd)
+            except Quarantine as reason:
+                path = unit.images / name
+                self._spool.set_aside(path, str(reason), os.path.relpath(path, self._spool.root))
+                continue
+            source = Source(calling=parsed.calling, called=parsed.called, address=parsed.address)
+            self._enter(unit, _instance(parsed, source), name, unit.images / name, evidence)
+        batch.folders.update((unit.images / name).parent for name in waiting)
+
+    def adopt(self, unit: Unit) -> list[Instance]:
+        """Take note of what a crash left in the store; the instances that evidence did not know."""
+        names = list(unit.unmentioned)
+        batch = _Batch()
+        self._adopt_unmentioned(unit, batch)
+        self._commit(batch)
+        return [unit.instances[name] for name in names if name in unit.instances]
+
+    # --- copies of what others dropped --------------------------------------------------------------------------
+
+    def _copy(self, candidate: Candidate) -> Path:
+        """A synced copy of another's file in the spool; Quarantine if it is no regular file."""
+        copy = self._next_copy()
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO put in its place must not block us
+        with self._files.opened(candidate.path, flags) as reading:
+            if not stat.S_ISREG(self._files.stat(reading).st_mode):
+                raise Quarantine("not a regular file")
+            with self._files.opened(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL) as writing:
+                self._files.copy(reading, writing)
+                self._files.fsync(writing)
+        return copy
+
+    def _with_meta(self, file: Path, parsed: Parsed, source: Source) -> Path:
+        """The same data set behind a file meta (PS3.10 7.1) of ours, as a new synced file."""
+        copy = self._next_copy()
+        with (
+            self._files.opened(file) as reading,
+            self._files.opened(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL) as writing,
+        ):
+            self._files.write_all(writing, file_meta(parsed, source))
+            offset = parsed.dataset_offset
+            while piece := self._files.pread(reading, 1 << 20, offset):
+                self._files.write_all(writing, piece)
+                offset += len(piece)
+            self._files.fsync(writing)
+        return copy
+
+    def _next_copy(self) -> Path:
+        self._copies += 1
+        return self._spool.taking / f"{self._copies:08x}"
+
+    # --- committing ---------------------------------------------------------------------------------------------
+
+    def _link(self, file: Path, place: Path, batch: _Batch) -> None:
+        self._make_folder(place.parent, batch)
+        try:
+            self._files.link(file, place)
+        except FileExistsError:
+            if self._files.stat(place).st_ino != self._files.stat(file).st_ino:
+                raise Quarantine("its place in the store is taken by a file that the unit does not know") from None
+        batch.folders.add(place.parent)
+
+    def _make_folder(self, folder: Path, batch: _Batch) -> None:
+        """Like `Files.make_folders`, but synced once with the batch."""
+        if folder in batch.folders or self._files.is_folder(folder):
+            return
+        self._make_folder(folder.parent, batch)
+        self._files.mkdir(folder)
+        batch.folders.update((folder, folder.parent))
+
+    def _commit(self, batch: _Batch) -> None:
+        for key, entries in batch.evidence.items():
+            if entries:
+                self._unit(key).add_evidence(entries)
+        self._files.fsync_folders(batch.folders)
+
+    def _release(self, step: _Step) -> Filed:
+        """The last step: the name that the file came under goes, unless the file has changed meanwhile."""
+        candidate, filed = step.candidate, step.filed
+        if filed.outcome == "aside":
+            origin = os.path.relpath(candidate.path, self._spool.root)
+            if candidate.own:
+                self._spool.set_aside(candidate.path, filed.why, origin)
+                return filed
+        if candidate.own:
+            if filed.outcome != "changed":
+                self._files.unlink(candidate.path)
+            return filed
+        return self._release_foreign(step)
+
+    def _release_foreign(self, step: _Step) -> Filed:
+        candidate, filed = step.candidate, step.filed
+        if filed.outcome == "changed" or not self._unchanged(candidate):
+            filed = dataclasses.replace(filed, outcome="changed", why=filed.why or "it changed while it was read")
+        elif filed.outcome == "aside" and self._files.exists(step.file) and step.file != candidate.path:
+            self._spool.set_aside(step.file, filed.why, os.path.relpath(candidate.path, self._spool.root))
+        if filed.outcome != "changed" and not candidate.keep:
+            try:
+                self._files.unlink(candidate.path)
+            except FileNotFoundError:
+                pass  # its owner was quicker
+            except OSError as error:  # a folder we may not write to: taken all the same
+                filed = dataclasses.replace(filed, why=f"it could not be removed: {error.strerror}")
+        self._drop_copies(step)
+        return filed
+
+    def _unchanged(self, candidate: Candidate) -> bool:
+        try:
+            info = self._files.stat(candidate.path)
+        except FileNotFoundError:
+            return True  # its owner removed it; the copy holds what it was
+        return (info.st_size, info.st_mtime_ns, info.st_ino) == candidate.identity
+
+    def _drop_copies(self, step: _Step) -> None:
+        if step.file != step.candidate.path and self._files.exists(step.file):
+            self._files.unlink(step.file)
+
+
+def _instance(parsed: Parsed, source: Source) -> Instance:
+    return Instance(
+        study_uid=parsed.study_uid,
+        series_uid=parsed.series_uid,
+        sop_uid=parsed.sop_uid,
+        sop_class=parsed.sop_class,
+        transfer_syntax=parsed.transfer_syntax,
+        file="",
+        size=parsed.size,
+        sha256=parsed.sha256,
+        dataset=parsed.dataset,
+        pixels=parsed.pixels,
+        arrived=now(),
+        source=source,
+        header=parsed.header,
+    )

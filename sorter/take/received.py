@@ -1,0 +1,162 @@
+"""What the receiver tells the sorter: the arrivals files of its segments, followed like a log.
+
+A receiving process writes `received/<worker>/<segment>/arrivals.jsonl` and holds its flock for as long as the segment
+is open. A line says what was stored, and which associations were opened, released, aborted. A segment whose lock is
+free but which was never closed belonged to a process that died: its associations are lost. The lines are a quick hint
+and the evidence of associations; that no file is missed is the folder's own listing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sorter.durable import PART, Files
+from sorter.model import Source
+from sorter.take.filing import Candidate
+
+ARRIVALS = "arrivals.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An association ended: "released", "aborted" or "lost"."""
+
+    association: str
+    how: str
+
+
+@dataclass(slots=True)
+class _Segment:
+    path: Path
+    offset: int = 0
+    rest: bytes = b""
+    sources: dict[str, Source] = field(default_factory=dict)
+    open: set[str] = field(default_factory=set)
+    offered: set[str] = field(default_factory=set)
+    closed: bool = False  # its last line says so
+    dead: bool = False  # its process ended without closing it
+    listed: bool = False  # its files were listed since it was over
+
+    @property
+    def over(self) -> bool:
+        return self.closed or self.dead
+
+
+class Received:
+    """Follows received/. `look` may be called as often as there is a hint; it reads only what is new."""
+
+    def __init__(self, folder: Path, files: Files) -> None:
+        self._folder, self._files = folder, files
+        self._segments: dict[Path, _Segment] = {}
+
+    @property
+    def open_associations(self) -> frozenset[str]:
+        return frozenset().union(*(segment.open for segment in self._segments.values()))
+
+    def look(self, *, relist: bool = False) -> tuple[list[Candidate], list[Ended]]:
+        """New finished files, in the order they were stored, and the associations that ended.
+
+        With `relist` the folders of open segments are listed too, for files whose line could not be written.
+        """
+        candidates: list[Candidate] = []
+        ended: list[Ended] = []
+        for path in self._paths():
+            segment = self._segments.setdefault(path, _Segment(path))
+            told = self._follow(segment, candidates, ended)
+            if relist or not told or (segment.over and not segment.listed):
+                self._list(segment, candidates)
+        return candidates, ended
+
+    def tidy(self) -> None:
+        """Remove the segments that are over and empty."""
+        for path, segment in list(self._segments.items()):
+            if segment.over and segment.listed and self._remove(path):
+                del self._segments[path]
+
+    def _paths(self) -> list[Path]:
+        files, found = self._files, []
+        for worker in files.names(self._folder):
+            if files.is_folder(self._folder / worker):
+                found += [self._folder / worker / name for name in files.names(self._folder / worker)]
+        return [path for path in found if files.is_folder(path)]
+
+    def _follow(self, segment: _Segment, candidates: list[Candidate], ended: list[Ended]) -> bool:
+        """Read what is new; False where there is no arrivals file."""
+        try:
+            fd = self._files.open(segment.path / ARRIVALS, os.O_RDWR | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            dead = not segment.over and self._writer_is_dead(fd)  # before reading: nothing can be added afterwards
+            while data := self._files.pread(fd, 1 << 20, segment.offset):
+                segment.offset += len(data)
+                *lines, segment.rest = (segment.rest + data).split(b"\n")
+                for raw in lines:
+                    self._apply(segment, raw, candidates, ended)
+        finally:
+            self._files.close(fd)
+        segment.dead = segment.dead or (dead and not segment.closed)
+        if segment.dead:
+            ended += [Ended(association, "lost") for association in sorted(segment.open)]
+        if segment.over:
+            segment.open.clear()  # those still open when it was closed go on in the next one
+        return True
+
+    def _writer_is_dead(self, fd: int) -> bool:
+        if self._files.stat(fd).st_size == 0:  # it may just have been made, and be locked in a moment
+            return False
+        if not self._files.lock(fd):
+            return False
+        self._files.unlock(fd)
+        return True
+
+    def _apply(self, segment: _Segment, raw: bytes, candidates: list[Candidate], ended: list[Ended]) -> None:
+        try:
+            entry: Mapping[str, Any] = json.loads(raw)
+        except ValueError:
+            return  # a line torn by a power cut; the listing finds its file
+        association = str(entry.get("association", ""))
+        match entry.get("event"):
+            case "opened":
+                segment.sources[association] = Source(
+                    calling=entry["calling"],
+                    called=entry["called"],
+                    address=entry["address"],
+                    association=association,
+                )
+                segment.open.add(association)
+            case "stored":
+                self._offer(segment, str(entry["file"]), segment.sources.get(association, Source()), candidates)
+            case "released" | "aborted" | "lost":
+                segment.open.discard(association)
+                ended.append(Ended(association, entry["event"]))
+            case "closed":
+                segment.closed = True
+
+    def _offer(self, segment: _Segment, name: str, source: Source, candidates: list[Candidate]) -> None:
+        if name in segment.offered or os.sep in name or not self._files.exists(segment.path / name):
+            return
+        segment.offered.add(name)
+        candidates.append(Candidate(segment.path / name, own=True, source=source))
+
+    def _list(self, segment: _Segment, candidates: list[Candidate]) -> None:
+        """The folder itself: what its arrivals file did not say. Parts of a process that is gone go too."""
+        for name in self._files.names(segment.path):
+            if not name.endswith(PART) and name != ARRIVALS:
+                association = name.rpartition("-")[0]
+                self._offer(segment, name, segment.sources.get(association, Source()), candidates)
+            elif segment.over and name.endswith(PART):
+                self._files.unlink(segment.path / name)
+        segment.listed = segment.over
+
+    def _remove(self, path: Path) -> bool:
+        if any(name != ARRIVALS for name in self._files.names(path)):
+            return False
+        self._files.unlink(path / ARRIVALS)
+        self._files.rmdir(path)
+        return True
