@@ -3,6 +3,8 @@
 What a plugin author needs is importable from here; everything else is internal.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from sorter.hookspecs import hookimpl
 from sorter.model import (
     Add,
@@ -24,9 +26,21 @@ from sorter.model import (
     Verdict,
 )
 
+if TYPE_CHECKING:
+    from sorter.plugins.table import Table
+
 __version__ = "0.1.0"
 
 __all__ = [
     "Add", "Event", "Evidence", "Expectation", "Hold", "Identity", "Instance", "Job", "Name", "Only", "Product",
-    "Route", "Series", "Skip", "Source", "TargetKind", "Verdict", "hookimpl",
+    "Route", "Series", "Skip", "Source", "Table", "TargetKind", "Verdict", "hookimpl",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """`Table` is a pydantic type; workers that never see settings do not pay for pydantic."""
+    if name == "Table":
+        from sorter.plugins.table import Table
+
+        return Table
+    raise AttributeError(f"module 'sorter' has no attribute {name!r}")

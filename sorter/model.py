@@ -455,7 +455,8 @@ def _build_union(choices: tuple[Any, ...], data: Any, where: str) -> Any:
     for choice in choices:
         if choice is type(None):
             continue
-        exact = not isinstance(choice, type) or type(data) is choice or dataclasses.is_dataclass(choice)
+        known = isinstance(choice, type) and (dataclasses.is_dataclass(choice) or issubclass(choice, enum.Enum))
+        exact = not isinstance(choice, type) or type(data) is choice or known
         with_list = typing.get_origin(choice) is tuple and isinstance(data, list | tuple)
         if (exact and typing.get_origin(choice) is None) or with_list:
             return _build(choice, data, where)

@@ -1,0 +1,65 @@
+"""The names that sorter gives by default, and those of the configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from sorter import Name, Series, hookimpl
+from sorter.errors import SorterError
+from sorter.naming import DEFAULT_FILE, DEFAULT_FOLDER, DEFAULT_NIFTI_FILE, DEFAULT_NIFTI_FOLDER, Pattern
+
+
+def _folder(text: str) -> str:
+    return _checked(text, file=False)
+
+
+def _file(text: str) -> str:
+    return _checked(text, file=True)
+
+
+def _checked(text: str, *, file: bool) -> str:
+    try:
+        Pattern(text, file=file)
+    except SorterError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+class Patterns(BaseModel):
+    """Of one product. Its `file` is a stem: what a tool adds to it, as `_e2.nii.gz`, is kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Annotated[str, AfterValidator(_folder)] = DEFAULT_NIFTI_FOLDER
+    file: Annotated[str, AfterValidator(_file)] = DEFAULT_NIFTI_FILE
+
+
+class Settings(BaseModel):
+    """`folder` and `file` are for the images themselves; `products` holds the patterns of what is made of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Annotated[str, AfterValidator(_folder)] = DEFAULT_FOLDER
+    file: Annotated[str, AfterValidator(_file)] = DEFAULT_FILE
+    products: dict[str, Patterns] = {}
+
+
+@hookimpl
+def sorter_config() -> type[Settings]:
+    return Settings
+
+
+@hookimpl
+def sorter_name(series: Series, product: str, settings: Settings) -> Name:  # noqa: ARG001
+    if product == "dicom":
+        return Name(settings.folder, settings.file)
+    patterns = settings.products.get(product) or _default(product)
+    return Name(patterns.folder, patterns.file)
+
+
+def _default(product: str) -> Patterns:
+    """Each product has a folder of its own in the session, so that two products never meet."""
+    session = DEFAULT_NIFTI_FOLDER.rpartition("/")[0]
+    return Patterns() if product == "nifti" else Patterns(folder=f"{session}/{product}")
