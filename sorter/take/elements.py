@@ -22,6 +22,12 @@ STEP = 256 << 10
 LONGEST = 16 << 10
 """Bytes kept of one wanted value; what is longer is cut there."""
 
+SHORT = 256
+"""Bytes up to which `outline` gives a value itself."""
+
+MOST_OUTLINED = 50_000
+"""Top-level elements that `outline` gives."""
+
 DEEPEST = 64
 """Levels of nested sequences and items without a length; real images have fewer than ten."""
 
@@ -264,6 +270,25 @@ class _Walk:
         found.dataset = self.rest.hexdigest()
         return found
 
+    def outline(self) -> dict[int, tuple[bytes, bytes]]:
+        stream, found = self.stream, dict[int, tuple[bytes, bytes]]()
+        while stream.fill(12) >= 8:
+            tag, vr, length = stream.element(self.codec)
+            self.step()
+            if tag == 0 and self.zeros_follow(length):
+                break
+            digest = hashlib.sha256()
+            stream.divert(digest)
+            if tag not in _PIXELS and length <= SHORT and stream.fill(length) >= length:
+                found[tag] = vr, stream.buf[stream.pos : stream.pos + length]
+            self.top(tag, vr, length)
+            stream.divert(_NoSink())
+            if tag not in _PIXELS and tag not in found:
+                found[tag] = vr, digest.digest()
+            if len(found) > MOST_OUTLINED:
+                raise Quarantine(f"more than {MOST_OUTLINED:,} elements outside of sequences: no image has as many")
+        return found
+
     def step(self, count: int = 1) -> None:
         self.steps += count
         if self.steps > MOST:
@@ -403,16 +428,27 @@ class _Walk:
             raise Truncated(f"truncated: the file became shorter while it was read, {stream.left()} bytes are missing")
 
 
-def walk(stream: Stream, codec: Codec, wanted: Container[int]) -> Walked:
-    """Walk the data set at the stream's position to the end of the file.
-
-    `wanted` are tags as numbers (0x00100010). The codec is corrected where the first element shows that the file meta
-    information is wrong about it, as pydicom does. Quarantine, Truncated: the reason.
-    """
+def true_codec(stream: Stream, codec: Codec) -> Codec:
+    """Corrected where the first element shows that the file meta information is wrong about it, as pydicom does."""
     stream.fill(8)
     head = stream.buf[stream.pos : stream.pos + 8]
     if codec.explicit and len(head) == 8 and head[:2] != b"\0\0" and not seems_explicit(head):
-        codec = _codec(False, codec.order)
-    elif not codec.explicit and seems_explicit(head):
-        codec = EXPLICIT
-    return _Walk(stream, codec, wanted).run()
+        return _codec(False, codec.order)
+    return EXPLICIT if not codec.explicit and seems_explicit(head) else codec
+
+
+def walk(stream: Stream, codec: Codec, wanted: Container[int]) -> Walked:
+    """Walk the data set at the stream's position to the end of the file.
+
+    `wanted` are tags as numbers (0x00100010). Quarantine, Truncated: the reason.
+    """
+    return _Walk(stream, true_codec(stream, codec), wanted).run()
+
+
+def outline(stream: Stream, codec: Codec) -> dict[int, tuple[bytes, bytes]]:
+    """VR and value of every top-level element but pixel values, of the data set at the stream's position.
+
+    A value of more than `SHORT` bytes, and every sequence without a length, is given as its SHA-256. Quarantine: the
+    elements are broken, or more than `MOST_OUTLINED`.
+    """
+    return _Walk(stream, true_codec(stream, codec), ()).outline()

@@ -86,7 +86,9 @@ _CODECS = {
     "1.2.840.113619.5.2": elements.IMPLICIT,  # GE's own: implicit little endian, pixels big endian
     _EXPLICIT_BIG: elements.BIG_ENDIAN,
 }
-_DEFLATED = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
+DEFLATED = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
+"""Transfer syntaxes whose data set is deflated as a whole (PS3.5 A.5)."""
+
 _IMAGES = frozenset(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("4", "4.1", "4.3", "4.4", "7", "2", "2.1", "128"))
 """MR (enhanced, enhanced colour, legacy converted), secondary capture, CT, PET: never without pixels."""
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
@@ -145,7 +147,7 @@ class Parsed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Meta:
+class Meta:
     """The file meta information as far as it is there, and where the data set begins."""
 
     offset: int = 0
@@ -162,25 +164,39 @@ def examine(files: Files, fd: int) -> Parsed:
 
     Quarantine: it cannot be an image of ours; the subclass Truncated: it ends too early. OSError: it cannot be read.
     """
+    whole = hashlib.sha256()
+    stream, meta = start(files, fd, whole)
+    if meta.transfer_syntax in DEFLATED:
+        walked = _inflated(stream, fd, meta)
+        codec = elements.EXPLICIT
+    else:
+        codec = codec_of(stream, meta)
+        walked = elements.walk(stream, codec, _WANTED)
+        if walked.compressed and not meta.transfer_syntax:
+            raise Quarantine("compressed pixel data, and no file meta information that says how they are compressed")
+    size = stream.end or 0
+    return _parsed(meta, walked, codec, (size, whole.hexdigest()))
+
+
+def start(files: Files, fd: int, whole: elements.Sink | None = None) -> tuple[Stream, Meta]:
+    """The stream of a regular file at its data set, and the file meta information before it. Quarantine: no image."""
     info = files.stat(fd)
     if not stat.S_ISREG(info.st_mode):
         raise Quarantine("not a regular file")
     if info.st_size > _LARGEST:
         raise Quarantine(f"{info.st_size} bytes: larger than any image")
-    whole = hashlib.sha256()
     stream = Stream(_reader(files, fd, info.st_size), info.st_size, whole)
     meta = _read_meta(stream)
     if meta.values.get(0x00020002) == _MEDIA_DIRECTORY:
         raise Quarantine("a media directory (DICOMDIR), not an image")
-    if meta.transfer_syntax in _DEFLATED:
-        walked = _inflated(stream, fd, meta)
-        codec = elements.EXPLICIT
-    else:
-        codec = _CODECS.get(meta.transfer_syntax, elements.EXPLICIT) if meta.transfer_syntax else _guess(stream)
-        walked = elements.walk(stream, codec, _WANTED)
-        if walked.compressed and not meta.transfer_syntax:
-            raise Quarantine("compressed pixel data, and no file meta information that says how they are compressed")
-    return _parsed(meta, walked, codec, (info.st_size, whole.hexdigest()))
+    return stream, meta
+
+
+def codec_of(stream: Stream, meta: Meta) -> elements.Codec:
+    """How the data set at the stream's position is written. Quarantine: there is none."""
+    if meta.transfer_syntax:
+        return _CODECS.get(meta.transfer_syntax, elements.EXPLICIT)
+    return _guess(stream)
 
 
 def _reader(files: Files, fd: int, size: int) -> elements.Read:
@@ -196,7 +212,7 @@ def _reader(files: Files, fd: int, size: int) -> elements.Read:
     return read
 
 
-def _parsed(meta: _Meta, walked: Walked, codec: elements.Codec, whole: tuple[int, str]) -> Parsed:
+def _parsed(meta: Meta, walked: Walked, codec: elements.Codec, whole: tuple[int, str]) -> Parsed:
     found = walked.values
     charset = values.encodings(found[_CHARSET][1]) if _CHARSET in found else values.encodings(b"")
     header: dict[str, Value] = {}
@@ -241,7 +257,7 @@ def _value(found: tuple[bytes, bytes], vr: str, charset: tuple[str, ...], order:
     return values.value(vr, found[1], charset, order)
 
 
-def _uid(keyword: str, found: Mapping[int, tuple[bytes, bytes]], meta: _Meta) -> str:
+def _uid(keyword: str, found: Mapping[int, tuple[bytes, bytes]], meta: Meta) -> str:
     """Digits and dots, at most 64: zeros in front and the like are left as real devices write them."""
     uid = values.text(found.get(_UIDS[keyword], (b"", b""))[1])
     if not uid and keyword == "SOPClassUID":
@@ -264,7 +280,7 @@ _IN_WORDS = {
 # --- the start of the file -------------------------------------------------------------------------------------------
 
 
-def _read_meta(stream: Stream) -> _Meta:
+def _read_meta(stream: Stream) -> Meta:
     """Pass preamble and file meta information (PS3.10 7.1), each as far as it is there; else say what the file is."""
     if stream.fill(512) == 0:
         raise Truncated("an empty file")
@@ -279,7 +295,7 @@ def _read_meta(stream: Stream) -> _Meta:
     elif head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
         raise _not_dicom(head)
     found = _meta_values(stream)
-    return _Meta(stream.offset, prefix, found)
+    return Meta(stream.offset, prefix, found)
 
 
 def _meta_values(stream: Stream) -> dict[int, str]:
@@ -337,7 +353,7 @@ def _is_text(head: bytes) -> bool:
 # --- a deflated data set ---------------------------------------------------------------------------------------------
 
 
-def _inflated(stream: Stream, fd: int, meta: _Meta) -> Walked:
+def _inflated(stream: Stream, fd: int, meta: Meta) -> Walked:
     """Digest the deflated bytes here; have them inflated and walked by a child with limits (PS3.5 A.5)."""
     rest = hashlib.sha256()
     stream.divert(rest)

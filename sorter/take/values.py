@@ -22,10 +22,12 @@ MOST_VALUES = 64
 """Values kept of one element."""
 
 _LATIN = "iso8859"
-_CODED = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})  # SpecificCharacterSet applies
+CODED = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
+"""VRs whose text is in the data set's SpecificCharacterSet."""
+
 _SINGLE = frozenset({"LT", "ST", "UT", "UR"})  # a backslash is a character like any other
 _BINARY = {"US": "H", "UL": "L", "SS": "h", "SL": "l", "FL": "f", "FD": "d", "SV": "q", "UV": "Q"}
-_TEXT = _CODED | {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"}
+_TEXT = CODED | {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"}
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160))) | dict.fromkeys((9, 10, 11, 12, 13), " ")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?", re.ASCII)
@@ -56,6 +58,11 @@ def _term(written: str) -> str:
     return f"ISO 2022 IR {match[2]}" if match[1] else f"ISO_IR {match[2]}"
 
 
+def is_text(vr: str) -> bool:
+    """Is a value of this VR text, numbers written as text included?"""
+    return vr in _TEXT
+
+
 def known(vr: str) -> bool:
     """Can `value` read this VR?"""
     return vr in _TEXT or vr in _BINARY
@@ -67,7 +74,7 @@ def value(vr: str, raw: bytes, charset: tuple[str, ...] = (_LATIN,), order: str 
         return _several(_numbers(_BINARY[vr], raw, order))
     if vr not in _TEXT:
         return None
-    decoded = decode(raw, charset) if vr in _CODED else raw.decode(_LATIN)
+    decoded = decode(raw, charset) if vr in CODED else raw.decode(_LATIN)
     parts = [decoded] if vr in _SINGLE else decoded.split("\\", MOST_VALUES)[:MOST_VALUES]
     clean = [part.translate(_CONTROL).strip()[:LONGEST_TEXT] for part in parts]
     if vr == "PN":
