@@ -59,6 +59,7 @@ class UnitSummary:
     verdict: str = ""
     revision: int = 0
     deliveries: tuple[DeliveryState, ...] = ()
+    evidence: int = 0  # bytes of evidence.jsonl that this summary has seen; more there means: it is out of date
 
 
 @dataclass(slots=True)
@@ -142,6 +143,12 @@ class Unit:
             self.associations[entry["association"]] = entry["ended"]
         elif "whole" in entry:
             self.whole_drops.add(entry["whole"])
+
+    def evidence_size(self) -> int:
+        try:
+            return self.spool.files.stat(self.folder / "evidence.jsonl").st_size
+        except FileNotFoundError:
+            return 0
 
     def revisions(self) -> list[int]:
         """The numbers of the manifests there are, ascending."""

@@ -28,7 +28,7 @@ from sorter.spool import Spool, Unit
 from sorter.spool.layout import now
 from sorter.spool.unit import took
 from sorter.take.compare import header_change
-from sorter.take.header import Parsed, examine, file_meta
+from sorter.take.header import Parsed, Truncated, examine, file_meta
 
 UNKNOWN = Source()
 
@@ -52,6 +52,7 @@ class Candidate:
     source: Source = UNKNOWN
     identity: tuple[int, int, int] = (0, 0, 0)  # size, mtime_ns, inode of another's file, as when it was found ready
     keep: bool = False  # another's file that must stay where it is
+    final: bool = False  # another's file that stood still for long: what is truncated now stays so
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,14 @@ class _Step:
 @dataclass(slots=True)
 class _Batch:
     steps: list[_Step] = field(default_factory=list)
+    units: dict[str, Unit] = field(default_factory=dict)
     evidence: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     folders: set[Path] = field(default_factory=set)
+
+    def of(self, unit: Unit) -> list[dict[str, Any]]:
+        """The evidence to be written for this unit."""
+        self.units[unit.key] = unit
+        return self.evidence.setdefault(unit.key, [])
 
 
 class Filing:
@@ -97,7 +104,7 @@ class Filing:
                 self._consider(candidate, batch)
             self._commit(batch)
         except BaseException:
-            for key in batch.evidence:
+            for key in batch.units:
                 self._forget(key)
             raise
         return [self._release(step) for step in batch.steps]
@@ -114,13 +121,17 @@ class Filing:
                     return
             with self._files.opened(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
                 parsed = examine(self._files, fd)
+            if parsed.bare and not (candidate.own or candidate.final):
+                raise Truncated("its pixels are not there yet")
             if not parsed.has_meta:
                 file = self._with_meta(file, parsed, candidate.source)
                 with self._files.opened(file) as fd:
                     parsed = examine(self._files, fd)
             batch.steps.append(self._decide(_Step(candidate, file, Filed(candidate, "new")), parsed, batch))
         except Quarantine as reason:
-            batch.steps.append(_Step(candidate, file, Filed(candidate, "aside", why=str(reason))))
+            unfinished = isinstance(reason, Truncated) and not (candidate.own or candidate.final)
+            outcome = "changed" if unfinished else "aside"
+            batch.steps.append(_Step(candidate, file, Filed(candidate, outcome, why=str(reason))))
         except FileNotFoundError:
             batch.steps.append(_Step(candidate, file, Filed(candidate, "changed", why="it went away")))
 
@@ -134,7 +145,6 @@ class Filing:
         group = self._rules.group(instance)
         key = unit_key(UnitKind.SERIES, instance.study_uid, group or instance.series_uid)
         unit = self._unit(key)
-        self._adopt_unmentioned(unit, batch)
         copies = [unit.instances[name] for name in unit.by_sop.get(instance.sop_uid, ())]
         same = next((each for each in copies if each.dataset == instance.dataset), None)
         if same is not None:
@@ -144,7 +154,7 @@ class Filing:
         self._link(step.file, unit.images / place, batch)
         if not unit.instances:
             unit.group = group
-        instance = self._enter(unit, instance, place, step.file, batch.evidence.setdefault(key, []))
+        instance = self._enter(unit, instance, place, step.file, batch.of(unit))
         step.filed = Filed(step.candidate, "new", instance, key)
         return step
 
@@ -186,29 +196,22 @@ class Filing:
             return Standing.CURRENT, rival.file
         return Standing.SUPERSEDED, None
 
-    def _adopt_unmentioned(self, unit: Unit, batch: _Batch) -> None:
-        """Images that a crash left in the store between their link and their line of evidence."""
+    def adopt(self, unit: Unit) -> None:
+        """Count the images that a crash left in the store between their link and their line of evidence."""
+        batch = _Batch()
         waiting, unit.unmentioned = unit.unmentioned, []
-        evidence = batch.evidence.setdefault(unit.key, []) if waiting else []
         for name in waiting:
+            path = unit.images / name
             try:
-                with self._files.opened(unit.images / name) as fd:
+                with self._files.opened(path) as fd:
                     parsed = examine(self._files, fd)
             except Quarantine as reason:
-                path = unit.images / name
                 self._spool.set_aside(path, str(reason), os.path.relpath(path, self._spool.root))
                 continue
             source = Source(calling=parsed.calling, called=parsed.called, address=parsed.address)
-            self._enter(unit, _instance(parsed, source), name, unit.images / name, evidence)
-        batch.folders.update((unit.images / name).parent for name in waiting)
-
-    def adopt(self, unit: Unit) -> list[Instance]:
-        """Take note of what a crash left in the store; the instances that evidence did not know."""
-        names = list(unit.unmentioned)
-        batch = _Batch()
-        self._adopt_unmentioned(unit, batch)
+            self._enter(unit, _instance(parsed, source), name, path, batch.of(unit))
+            batch.folders.add(path.parent)
         self._commit(batch)
-        return [unit.instances[name] for name in names if name in unit.instances]
 
     # --- copies of what others dropped --------------------------------------------------------------------------
 
@@ -264,8 +267,7 @@ class Filing:
 
     def _commit(self, batch: _Batch) -> None:
         for key, entries in batch.evidence.items():
-            if entries:
-                self._unit(key).add_evidence(entries)
+            batch.units[key].add_evidence(entries)
         self._files.fsync_folders(batch.folders)
 
     def _release(self, step: _Step) -> Filed:

@@ -58,19 +58,18 @@ class Received:
     def open_associations(self) -> frozenset[str]:
         return frozenset().union(*(segment.open for segment in self._segments.values()))
 
-    def look(self, *, relist: bool = False) -> tuple[list[Candidate], list[Ended]]:
-        """New finished files, in the order they were stored, and the associations that ended.
+    def look(self, *, relist: bool = False) -> list[Candidate | Ended]:
+        """New finished files and the ends of associations, in the order they happened.
 
         With `relist` the folders of open segments are listed too, for files whose line could not be written.
         """
-        candidates: list[Candidate] = []
-        ended: list[Ended] = []
+        news: list[Candidate | Ended] = []
         for path in self._paths():
             segment = self._segments.setdefault(path, _Segment(path))
-            told = self._follow(segment, candidates, ended)
+            told = self._follow(segment, news)
             if relist or not told or (segment.over and not segment.listed):
-                self._list(segment, candidates)
-        return candidates, ended
+                self._list(segment, news)
+        return news
 
     def tidy(self) -> None:
         """Remove the segments that are over and empty."""
@@ -85,7 +84,7 @@ class Received:
                 found += [self._folder / worker / name for name in files.names(self._folder / worker)]
         return [path for path in found if files.is_folder(path)]
 
-    def _follow(self, segment: _Segment, candidates: list[Candidate], ended: list[Ended]) -> bool:
+    def _follow(self, segment: _Segment, news: list[Candidate | Ended]) -> bool:
         """Read what is new; False where there is no arrivals file."""
         try:
             fd = self._files.open(segment.path / ARRIVALS, os.O_RDWR | os.O_NOFOLLOW)
@@ -97,12 +96,12 @@ class Received:
                 segment.offset += len(data)
                 *lines, segment.rest = (segment.rest + data).split(b"\n")
                 for raw in lines:
-                    self._apply(segment, raw, candidates, ended)
+                    self._apply(segment, raw, news)
         finally:
             self._files.close(fd)
         segment.dead = segment.dead or (dead and not segment.closed)
         if segment.dead:
-            ended += [Ended(association, "lost") for association in sorted(segment.open)]
+            news += [Ended(association, "lost") for association in sorted(segment.open)]
         if segment.over:
             segment.open.clear()  # those still open when it was closed go on in the next one
         return True
@@ -115,7 +114,7 @@ class Received:
         self._files.unlock(fd)
         return True
 
-    def _apply(self, segment: _Segment, raw: bytes, candidates: list[Candidate], ended: list[Ended]) -> None:
+    def _apply(self, segment: _Segment, raw: bytes, news: list[Candidate | Ended]) -> None:
         try:
             entry: Mapping[str, Any] = json.loads(raw)
         except ValueError:
@@ -131,25 +130,25 @@ class Received:
                 )
                 segment.open.add(association)
             case "stored":
-                self._offer(segment, str(entry["file"]), segment.sources.get(association, Source()), candidates)
+                self._offer(segment, str(entry["file"]), segment.sources.get(association, Source()), news)
             case "released" | "aborted" | "lost":
                 segment.open.discard(association)
-                ended.append(Ended(association, entry["event"]))
+                news.append(Ended(association, entry["event"]))
             case "closed":
                 segment.closed = True
 
-    def _offer(self, segment: _Segment, name: str, source: Source, candidates: list[Candidate]) -> None:
+    def _offer(self, segment: _Segment, name: str, source: Source, news: list[Candidate | Ended]) -> None:
         if name in segment.offered or os.sep in name or not self._files.exists(segment.path / name):
             return
         segment.offered.add(name)
-        candidates.append(Candidate(segment.path / name, own=True, source=source))
+        news.append(Candidate(segment.path / name, own=True, source=source))
 
-    def _list(self, segment: _Segment, candidates: list[Candidate]) -> None:
+    def _list(self, segment: _Segment, news: list[Candidate | Ended]) -> None:
         """The folder itself: what its arrivals file did not say. Parts of a process that is gone go too."""
         for name in self._files.names(segment.path):
             if not name.endswith(PART) and name != ARRIVALS:
                 association = name.rpartition("-")[0]
-                self._offer(segment, name, segment.sources.get(association, Source()), candidates)
+                self._offer(segment, name, segment.sources.get(association, Source()), news)
             elif segment.over and name.endswith(PART):
                 self._files.unlink(segment.path / name)
         segment.listed = segment.over

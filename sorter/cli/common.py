@@ -1,0 +1,87 @@
+"""What all commands share: where the configuration is, how the spool is opened, how things are printed."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from sorter.config import Config, load
+from sorter.durable import Files
+from sorter.errors import SorterError
+from sorter.spool import Spool
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+console = Console(highlight=False)
+
+
+def with_config(command: F) -> F:
+    """Give a command `-c FILE` and `--root DIR`; it is called with `config` in their place."""
+
+    @click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="The configuration file.")
+    @click.option(
+        "--root", type=click.Path(path_type=Path), help="Everything below this folder; needs no configuration."
+    )
+    @functools.wraps(command)
+    def wrapped(path: Path | None, root: Path | None, *args: Any, **kwargs: Any) -> Any:
+        return command(*args, config=load(path, root), **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def with_where(command: F) -> F:
+    """Like `with_config`, but the command is given `where`: a function that loads, and the arguments to pass on."""
+
+    @click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="The configuration file.")
+    @click.option(
+        "--root", type=click.Path(path_type=Path), help="Everything below this folder; needs no configuration."
+    )
+    @functools.wraps(command)
+    def wrapped(path: Path | None, root: Path | None, *args: Any, **kwargs: Any) -> Any:
+        return command(*args, where=Where(path, root), **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+class Where:
+    """Where the configuration is, to be loaded now and again, or handed to a child process."""
+
+    def __init__(self, path: Path | None, root: Path | None) -> None:
+        self.path = path.resolve() if path else None
+        self.root = root.resolve() if root else None
+
+    def load(self) -> Config:
+        return load(self.path, self.root)
+
+    @property
+    def arguments(self) -> list[str]:
+        found = ["-c", str(self.path)] if self.path else []
+        return found + (["--root", str(self.root)] if self.root else [])
+
+
+def open_spool(config: Config) -> Spool:
+    """The spool of a sorter that was started at least once. SorterError where there is none, or no right to it."""
+    spool = Spool(config.spool, Files())
+    try:
+        if not spool.files.exists(spool.root / "version"):
+            raise SorterError(f"there is no spool at {spool.root}; start `sorter serve` first, or check --root and -c")
+        spool.files.names(spool.store)
+    except PermissionError:
+        raise SorterError(f"you may not read the spool {spool.root}; ask its owner, or run as that user") from None
+    return spool
+
+
+def log_to_stderr() -> None:
+    """For the daemons: one line an event, without time where systemd's journal adds it."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
+    )
+    for loud in ("pynetdicom", "watchdog"):
+        logging.getLogger(loud).setLevel(logging.CRITICAL)

@@ -1,0 +1,47 @@
+"""Finding series in a spool by what people call them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from sorter.pipeline.units import revive, summarise
+from sorter.spool import Spool, Unit, UnitSummary
+
+
+def summaries(spool: Spool) -> Iterator[UnitSummary]:
+    """Of every unit, in no order; read from its records where the cached summary is gone."""
+    for key in spool.keys():  # noqa: SIM118  (a spool is no mapping)
+        unit = Unit(spool, key)
+        found = unit.summary()
+        if found is not None:
+            yield found
+        else:
+            live = revive(Unit.load(spool, key), 0.0)
+            if live.unit.instances:
+                yield summarise(live)
+
+
+def in_order(found: Iterator[UnitSummary] | list[UnitSummary]) -> list[UnitSummary]:
+    """By subject, study and series number, as people look for them."""
+    return sorted(found, key=lambda each: (each.subject or "", each.study_date, each.study_time, _number(each.number)))
+
+
+def _number(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.isdigit() else (0, text)
+
+
+def is_called(unit: UnitSummary, text: str) -> bool:
+    """A subject's ID or a glob of it (capital and small letters are the same), a UID, or the start of a key."""
+    subject = (unit.subject or "").casefold()
+    wanted = text.casefold()
+    if subject == wanted or text in (unit.study_uid, *unit.series_uids):
+        return True
+    if len(text) >= 8 and unit.key.startswith(wanted):
+        return True
+    return any(each in text for each in "*?[") and fnmatchcase(subject, wanted)
+
+
+def find_units(spool: Spool, text: str) -> list[UnitSummary]:
+    """Every series that `text` may mean, in order."""
+    return in_order([unit for unit in summaries(spool) if is_called(unit, text)])

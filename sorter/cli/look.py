@@ -1,0 +1,187 @@
+"""What is going on: `status`, `list`, `why`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter
+from typing import Any
+
+import click
+from rich.table import Table
+
+from sorter.cli.common import console, open_spool, with_config
+from sorter.cli.find import find_units, in_order, summaries
+from sorter.config import Config
+from sorter.errors import SorterError
+from sorter.model import plain
+from sorter.spool import Spool, Unit, UnitSummary
+
+WORDS = {
+    "open": "still arriving",
+    "owed": "being delivered",
+    "delivered": "delivered",
+    "held": "held",
+    "kept": "kept, delivered nowhere",
+}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+@click.command("status")
+@json_option
+@with_config
+def status_command(config: Config, as_json: bool) -> None:
+    """What arrives, what waits, and why."""
+    spool = open_spool(config)
+    units = in_order(summaries(spool))
+    aside = sum(1 for _ in spool.quarantined())
+    running = _is_running(spool)
+    if as_json:
+        _print_json(_status(config, units, aside, running))
+        return
+    _print_status(config, units, aside, running)
+
+
+def _is_running(spool: Spool) -> bool:
+    """Somebody holds the lock of the spool."""
+    try:
+        with spool.files.opened(spool.root / "lock") as fd:
+            return not spool.files.lock(fd, shared=True)
+    except FileNotFoundError:
+        return False
+
+
+def _status(config: Config, units: list[UnitSummary], aside: int, running: bool) -> dict[str, Any]:
+    states = Counter(unit.state for unit in units)
+    return {
+        "running": running,
+        "spool": str(config.spool),
+        "series": {state: states[state] for state in WORDS},
+        "unassigned": sum(1 for unit in units if unit.lab is None and unit.state != "open"),
+        "quarantined": aside,
+        "waiting": [_brief(unit) for unit in units if unit.state != "delivered"],
+    }
+
+
+def _brief(unit: UnitSummary) -> dict[str, Any]:
+    return {
+        "key": unit.key[:8],
+        "state": unit.state,
+        "why": unit.why,
+        "lab": unit.lab,
+        "subject": unit.subject,
+        "number": unit.number,
+        "description": unit.description,
+        "images": unit.images,
+        "deliveries": [plain(each) for each in unit.deliveries if each.state not in ("delivered", "nothing")],
+    }
+
+
+def _print_status(config: Config, units: list[UnitSummary], aside: int, running: bool) -> None:
+    states = Counter(unit.state for unit in units)
+    console.print(f"sorter {'is running' if running else 'is not running'}; spool {config.spool}", soft_wrap=True)
+    for state, words in WORDS.items():
+        if states[state]:
+            console.print(f"{states[state]:6} series {words}")
+    if not units:
+        console.print("     0 series so far")
+    if aside:
+        console.print(f"{aside:6} files set aside: see `sorter quarantine`")
+    waiting = [unit for unit in units if unit.state not in ("delivered",)]
+    for unit in waiting[:50]:
+        console.print(f"{unit.key[:8]}  {_title(unit)}: {WORDS[unit.state]}. {unit.why}", soft_wrap=True, markup=False)
+        for each in unit.deliveries:
+            if each.state in ("owed", "failed") and each.why:
+                console.print(f"          {each.product} to {each.target}: {each.why}", soft_wrap=True, markup=False)
+    if len(waiting) > 50:
+        console.print(f"… and {len(waiting) - 50} more; `sorter status --json` has them all")
+
+
+def _title(unit: UnitSummary) -> str:
+    number = f"{int(unit.number):03d} " if unit.number.isdigit() else ""
+    return f"{unit.subject or 'no subject'} {unit.study_date} {number}{unit.description}".strip()
+
+
+@click.command("list")
+@click.argument("subject", required=False)
+@click.option("--since", help="Studies of this day or later: YYYY-MM-DD, today or yesterday.")
+@json_option
+@with_config
+def list_command(config: Config, subject: str | None, since: str | None, as_json: bool) -> None:
+    """The series of SUBJECT (an ID, a glob, a UID), or of all subjects."""
+    spool = open_spool(config)
+    found = find_units(spool, subject) if subject else in_order(summaries(spool))
+    if since:
+        day = day_of(since)
+        found = [unit for unit in found if unit.study_date >= day]
+    if as_json:
+        _print_json([plain(unit) for unit in found])
+        return
+    if not found:
+        raise SorterError(f"no series of {subject or 'anybody'} is here; `sorter status` shows what is")
+    console.print(_table(found))
+
+
+def day_of(text: str) -> str:
+    """YYYYMMDD of a day that a person wrote. SorterError says what can be written."""
+    today = datetime.date.today()
+    if text in ("today", "yesterday"):
+        return (today - datetime.timedelta(days=text == "yesterday")).strftime("%Y%m%d")
+    try:
+        return datetime.date.fromisoformat(text).strftime("%Y%m%d")
+    except ValueError:
+        raise SorterError(f"{text!r} is no day; write YYYY-MM-DD, today or yesterday") from None
+
+
+def _table(found: list[UnitSummary]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("subject", "date", "no.", "description", "images", "verdict", "lab", "state"):
+        table.add_column(title, justify="right" if title in ("no.", "images") else "left")
+    for unit in found:
+        row = (unit.subject or "", unit.study_date, unit.number, unit.description, str(unit.images))
+        table.add_row(*map(_literal, (*row, unit.verdict, unit.lab or "unassigned", unit.state)))
+    return table
+
+
+def _literal(text: str) -> str:
+    """Rich reads square brackets as markup; headers are no markup."""
+    return text.replace("[", "\\[")
+
+
+@click.command("why")
+@click.argument("subject")
+@json_option
+@with_config
+def why_command(config: Config, subject: str, as_json: bool) -> None:
+    """Where is my scan? The story of every series of SUBJECT (an ID, a glob, a UID, a key)."""
+    spool = open_spool(config)
+    found = find_units(spool, subject)
+    if not found:
+        raise SorterError(
+            f"nothing of {subject} has arrived here. Was it sent to this sorter? `sorter list` shows who is here, "
+            "`sorter quarantine` what could not be read"
+        )
+    if as_json:
+        _print_json([{**plain(unit), "story": Unit(spool, unit.key).story()} for unit in found])
+        return
+    for unit in found:
+        _tell(spool, unit)
+
+
+def _tell(spool: Spool, unit: UnitSummary) -> None:
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    say(f"{_title(unit)} ({unit.key[:8]})")
+    say(f"    {unit.images} images from {', '.join(unit.senders)}; {WORDS[unit.state]}. {unit.why}".rstrip())
+    for each in unit.deliveries:
+        where = f"    {each.product} to {each.target}: {each.state}"
+        say(where + (f" in {each.folder}" if each.folder and each.state == "delivered" else "")
+            + (f" ({each.why})" if each.why else ""))  # fmt: skip
+    for event in Unit(spool, unit.key).story():
+        say(f"    {event['at']}  {event['says']}")
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,112 @@
+"""`serve`, `receive`, `sort`, and what is done before: `check`, `plugins`."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import sys
+
+import click
+from rich.table import Table
+
+from sorter.cli.common import Where, console, log_to_stderr, with_config, with_where
+from sorter.config import Config
+from sorter.daemon.assembly import load_plugins, outlets_of, planner_of
+from sorter.daemon.receive import run_receive
+from sorter.daemon.sort import Sort
+from sorter.daemon.supervise import Supervisor, end_with_parent
+from sorter.durable import Files
+
+supervised = click.option("--supervised", is_flag=True, hidden=True)
+quiet_option = click.option("--quiet", type=click.FloatRange(min=0.1), help="Seconds without an image; default 30.")
+
+
+@click.command("serve")
+@click.option("--host", help="Address to listen on; 127.0.0.1 reaches this machine alone, 0.0.0.0 everything.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; default 11112.")
+@quiet_option
+@with_where
+def serve_command(where: Where, host: str | None, port: int | None, quiet: float | None) -> None:
+    """Receive and sort: the whole of sorter, until it is stopped.
+
+    Prints one line `ready …` when the port answers. SIGHUP reloads the configuration.
+    """
+    log_to_stderr()
+    _checked(where.load())
+    listen = [*(["--host", host] if host else []), *(["--port", str(port)] if port is not None else [])]
+    waiting = ["--quiet", str(quiet)] if quiet is not None else []
+
+    def ready(line: str) -> None:
+        print(line, flush=True)  # noqa: T201
+
+    supervisor = Supervisor([*where.arguments, *listen], [*where.arguments, *waiting], ready)
+    sys.exit(supervisor.run())
+
+
+def _checked(config: Config) -> None:
+    """Say all faults now, rather than in a child's voice."""
+    plugins = load_plugins(config, Files())
+    outlets_of(config, plugins)
+    planner_of(config, plugins)
+
+
+@click.command("receive")
+@click.option("--host")
+@click.option("--port", type=click.IntRange(0, 65535))
+@supervised
+@with_where
+def receive_command(where: Where, host: str | None, port: int | None, supervised: bool) -> None:
+    """Only receive: the storage SCP, writing into the spool's received/ folder."""
+    log_to_stderr()
+    config = where.load().with_receive(host=host, port=port)
+
+    def ready(port: int) -> None:
+        print(ready_line(config, port), flush=True)  # noqa: T201
+
+    run_receive(config, ready, end_with_parent if supervised else None)
+
+
+def ready_line(config: Config, port: int) -> str:
+    """One line for people and scripts: who and where we are."""
+    host = config.receive.host
+    line = f"ready: {config.receive.ae_title} receives on {host}:{port}, spool {config.spool}"
+    with contextlib.suppress(ValueError):
+        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+            line += " (loopback only: for scanners, give --host 0.0.0.0 or this machine's address)"
+    return line
+
+
+@click.command("sort")
+@quiet_option
+@supervised
+@with_where
+def sort_command(where: Where, quiet: float | None, supervised: bool) -> None:
+    """Only sort: everything that comes into the spool, to the labs' folders."""
+    log_to_stderr()
+    sort = Sort(where.load().with_quiet(quiet), lambda: where.load().with_quiet(quiet))
+    sort.on_signals()
+    if supervised:
+        end_with_parent(sort.stop)
+    sort.run()
+
+
+@click.command("check")
+@with_config
+def check_command(config: Config) -> None:
+    """Read the configuration and the plugins, and say everything that is wrong with them."""
+    _checked(config)
+    labs = ", ".join(config.labs) or "none (everything is delivered as unassigned)"
+    console.print(f"The configuration is good. Labs: {labs}. Spool: {config.spool}", soft_wrap=True)
+
+
+@click.command("plugins")
+@with_config
+def plugins_command(config: Config) -> None:
+    """The plugins in the order in which they are asked."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "name", "version", "source", "hooks"):
+        table.add_column(title)
+    for each in load_plugins(config, Files()).listing():
+        hooks = ", ".join(hook.removeprefix("sorter_") for hook in each.hooks)
+        table.add_row(str(each.order), each.name, each.version, each.source, hooks)
+    console.print(table)

@@ -1,0 +1,155 @@
+"""From a configuration to a pipeline: every part made and joined here, once."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sorter.completion import Timing
+from sorter.config import Config, Sender
+from sorter.durable import Files
+from sorter.engine.local import LocalEngine
+from sorter.errors import ConfigError
+from sorter.model import Instance, Source
+from sorter.pipeline import Pipeline
+from sorter.pipeline.intake import Intake
+from sorter.pipeline.outlets import Outlet, Outlets
+from sorter.pipeline.planning import Planner
+from sorter.pipeline.units import Units
+from sorter.pipeline.workshop import Workshop
+from sorter.plugins import Plugins
+from sorter.spool import Spool
+from sorter.take.filing import Filing
+from sorter.take.received import Received
+from sorter.watch import Incoming
+
+UNASSIGNED = "unassigned"
+
+
+@dataclass(slots=True)
+class FilingRules:
+    """What filing asks: the plugins' grouping, and who may correct whose headers."""
+
+    plugins: Plugins
+    senders: Sequence[Sender]
+
+    def group(self, instance: Instance) -> str | None:
+        asked = self.plugins.group(instance)
+        return str(asked.answers[0].value) if asked.answers else None
+
+    def may_correct(self, first: Source, newer: Source) -> bool:
+        """A dropped file never; without any configured sender that may, only who sent the first copy."""
+        if newer.dropped or not newer.calling:
+            return False
+        trusted = [each for each in self.senders if each.may_correct]
+        if not trusted:
+            return (newer.calling, _host(newer.address)) == (first.calling, _host(first.address))
+        return any(_is_sender(each, newer) for each in trusted)
+
+
+def _host(address: str) -> str:
+    """Of an address such as "10.1.2.3:4711", "[::1]:4711" or "dicom://10.1.2.3:4711": the part without a port."""
+    return address.rpartition("//")[2].rpartition(":")[0].strip("[]") or address
+
+
+def _is_sender(sender: Sender, source: Source) -> bool:
+    if sender.ae is not None and sender.ae != source.calling:
+        return False
+    if sender.address is None:
+        return True
+    try:
+        return ipaddress.ip_address(_host(source.address)) in ipaddress.ip_network(sender.address, strict=False)
+    except ValueError:
+        return False
+
+
+def load_plugins(config: Config, files: Files) -> Plugins:
+    """The plugins with their settings; ConfigError with all faults."""
+    targets = config.all_targets()
+    labs = {name: _targets_of(config, name) for name in config.labs}
+    builtin: dict[str, dict[str, Any]] = {
+        "identity": {"labs": [{"name": name, "match": lab.match} for name, lab in config.labs.items()]},
+        "routing": {"labs": labs, "default": UNASSIGNED if UNASSIGNED in targets else None},
+    }
+    return Plugins.load(config.plugins, config.plugins_folder, files, builtin, config.locate)
+
+
+def _targets_of(config: Config, lab: str) -> list[str]:
+    return list(dict.fromkeys([lab, *config.labs[lab].targets]))
+
+
+def outlets_of(config: Config, plugins: Plugins) -> dict[str, Outlet]:
+    """Every configured target with the code of its kind; ConfigError where no plugin brings the kind."""
+    kinds = {answer.value.name: answer.value.code for answer in plugins.target_kinds().answers}
+    faults, found = [], {}
+    for name, target in config.all_targets().items():
+        if target.kind not in kinds:
+            known = ", ".join(sorted(kinds))
+            where = f"{config.locate('targets', name, 'kind')}: targets.{name}.kind"
+            faults.append(f"{where}: no plugin brings {target.kind!r} (known: {known})")
+            continue
+        found[name] = Outlet(kinds[target.kind], target.settings)
+    if faults:
+        raise ConfigError(faults)
+    return found
+
+
+def planner_of(config: Config, plugins: Plugins) -> Planner:
+    wanted = {name: lab.products for name, lab in config.labs.items() if lab.products is not None}
+    planner = Planner(plugins, config.all_targets(), wanted)
+    faults = [
+        f"{config.locate('labs', lab, 'products')}: labs.{lab}.products: no plugin makes {product!r}"
+        for lab, products in wanted.items()
+        for product in products
+        if product != "dicom" and product not in planner.products
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return planner
+
+
+@dataclass(slots=True)
+class Parts:
+    """A pipeline and what has to be changed in it when the configuration does."""
+
+    spool: Spool
+    pipeline: Pipeline
+    rules: FilingRules
+    config: Config
+
+    def reload(self, config: Config, files: Files) -> None:
+        """Take up a new configuration: all of it, or, after ConfigError, nothing."""
+        plugins = load_plugins(config, files)
+        outlets, planner = outlets_of(config, plugins), planner_of(config, plugins)
+        self.config = config
+        self.rules.plugins, self.rules.senders = plugins, config.senders
+        self.pipeline.units.timing = timing_of(config)
+        self.pipeline.outlets.configure(outlets)
+        self.pipeline.ask_again(planner, plugins)
+
+
+def timing_of(config: Config) -> Timing:
+    return Timing(quiet=config.completion.quiet, cap=config.completion.cap)
+
+
+def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
+    """Everything that sorts, for this spool. `wake` is called, from any thread, when there is something to do."""
+    files = spool.files
+    plugins = load_plugins(config, files)
+    outlets = Outlets(spool, wake)
+    configured, planner = outlets_of(config, plugins), planner_of(config, plugins)
+    rules = FilingRules(plugins, config.senders)
+    engine = LocalEngine(config.engine.jobs, spool.scratch, files, wake)
+    workshop = Workshop(spool, engine, lambda product: _settings(pipeline, product))
+    units = Units(spool, timing_of(config), lambda unit: filing.adopt(unit))
+    filing = Filing(spool, rules, lambda key: pipeline.unit(key), units.forget)
+    intake = Intake(filing, Received(spool.received, files), Incoming(spool.incoming, files))
+    pipeline = Pipeline(spool, plugins, planner, units, intake, workshop, outlets)
+    outlets.configure(configured)
+    return Parts(spool, pipeline, rules, config)
+
+
+def _settings(pipeline: Pipeline, product: str) -> Mapping[str, Any]:
+    return pipeline.plugins.settings(pipeline.planner.makers[product])

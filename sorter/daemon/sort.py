@@ -1,0 +1,151 @@
+"""The sorting process: one loop around the pipeline, woken by hints, signals and the answers of its helpers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sorter.builtin.path_target import mark
+from sorter.config import Config
+from sorter.daemon.assembly import assemble
+from sorter.durable import Files
+from sorter.errors import ConfigError, SorterError
+from sorter.spool import Spool
+from sorter.watch import Hints
+
+log = logging.getLogger("sorter.sort")
+
+LONGEST_NAP = 1.0
+"""Seconds: hints can be lost, requests come without one, and a look that finds nothing is cheap."""
+
+TABLES_EVERY = 5.0
+"""Seconds between looks at plugins' tables."""
+
+REQUESTS = "requests"
+
+
+class Sort:
+    """Runs a pipeline until it is told to stop. The spool's lock is held as long."""
+
+    def __init__(self, config: Config, reload: Callable[[], Config]) -> None:
+        self._files = Files()
+        self._reload_config = reload
+        self._wake, self._stop, self._reload = threading.Event(), threading.Event(), threading.Event()
+        self._spool = Spool(config.spool, self._files)
+        self._spool.create()
+        self._files.make_folders(config.spool / REQUESTS, 0o700)
+        self._lock = self._spool.lock()
+        self._spool.clear_temporary()
+        self._parts = assemble(config, self._spool, self._wake.set)
+        mark_defaults(config, self._files)
+
+    def on_signals(self) -> None:
+        """SIGTERM and SIGINT end the loop, SIGHUP reloads; call from the main thread."""
+        signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        signal.signal(signal.SIGINT, lambda *_: self.stop())
+        signal.signal(signal.SIGHUP, lambda *_: self.reload())
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._wake.set()
+
+    def reload(self) -> None:
+        self._reload.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        """Turn after turn. A full disk or an error of the spool's disk is waited out, and said once."""
+        hints = Hints([self._spool.received, self._spool.incoming], self._wake.set)
+        said: tuple[str, ...] = ()
+        tables = time.monotonic()
+        try:
+            while not self._stop.is_set():
+                self._wake.clear()
+                if self._reload.is_set():
+                    self._take_up_configuration()
+                now = time.monotonic()
+                if now - tables >= TABLES_EVERY:
+                    tables = now
+                    self._look_at_tables()
+                self._answer_requests()
+                until = self._turn(now)
+                said = _say_new([*hints.problems(), self._parts.pipeline.intake.problem], said)
+                self._wake.wait(max(0.0, min(until - time.monotonic(), LONGEST_NAP)))
+        finally:
+            hints.stop()
+            self._parts.pipeline.stop(10.0)
+            self._files.close(self._lock)
+
+    def _turn(self, now: float) -> float:
+        try:
+            return self._parts.pipeline.turn(now)
+        except OSError as error:
+            log.error("the spool cannot be used (%s); trying again in 5 s", error.strerror)
+            self._stop.wait(5.0)
+            return now
+
+    def _take_up_configuration(self) -> None:
+        """All or nothing."""
+        self._reload.clear()
+        try:
+            config = self._reload_config()
+            self._parts.reload(config, self._files)
+            mark_defaults(config, self._files)
+        except ConfigError as error:
+            log.error("the new configuration is not used, the old one stays in force:\n%s", error)
+            return
+        log.info("configuration reloaded")
+
+    def _look_at_tables(self) -> None:
+        changed = self._parts.rules.plugins.refresh()
+        if changed:
+            log.info("tables changed: %s", ", ".join(changed))
+            self._parts.pipeline.ask_again()
+
+    def _answer_requests(self) -> None:
+        """What a command left in spool/requests/: {"do": "retry"} or {"do": "complete", "key": …}."""
+        folder = self._spool.root / REQUESTS
+        for name in self._files.names(folder):
+            if name.endswith(".json"):
+                self._answer(folder / name)
+
+    def _answer(self, path: Path) -> None:
+        try:
+            request = json.loads(self._files.read_file(path, limit=1 << 20))
+            if request["do"] == "retry":
+                self._parts.pipeline.ask_again()
+            elif request["do"] == "complete":
+                self._parts.pipeline.complete(str(request["key"]))
+        except (ValueError, KeyError, TypeError):
+            log.error("%s is no request that this sorter understands; it was removed", path.name)
+        self._files.unlink(path)
+
+
+def _say_new(problems: list[str], said: tuple[str, ...]) -> tuple[str, ...]:
+    now = tuple(problem for problem in problems if problem)
+    for problem in now:
+        if problem not in said:
+            log.warning("%s", problem)
+    return now
+
+
+def mark_defaults(config: Config, files: Files) -> None:
+    """Mark the roots that sorter itself chose, below its own root, as present; other roots are marked by a person."""
+    for name, target in config.all_targets().items():
+        if config.is_default_root(name):
+            root = Path(target.settings["root"])
+            files.make_folders(root, 0o755)
+            mark(root, files)
+
+
+def request(spool: Spool, name: str, what: dict[str, str]) -> None:
+    """Leave a request for the sorting process, whether it runs now or not."""
+    folder = spool.root / REQUESTS
+    if not spool.files.exists(folder):
+        raise SorterError(f"{spool.root} is no spool that a sorter has started on; check --root or -c")
+    spool.files.write_file(folder / f"{name}.json", json.dumps(what).encode())

@@ -1,0 +1,385 @@
+"""The story of a series: taken, settled, published, planned, made, delivered. All of it passes here, in this order.
+
+One thread calls `Pipeline.turn` whenever something may have happened; a turn does a bounded amount of work and says
+when it wants to be called at the latest. It never waits: the workers of targets and products run beside it, and their
+answers are collected here. Every step is durable before the next begins, so that a turn may end anywhere, for ever, and
+the next life goes on from the folders alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sorter.completion import AssociationEnded, DropWhole, Input, Publish, Published, Tick, Told, deadline, step
+from sorter.deliver.target import Done, Put, Result, Wanted
+from sorter.engine.local import Outcome
+from sorter.model import DICOM, Delivery, Event, Instance, Receipt, Revision, plain
+from sorter.pipeline.intake import Intake, Whole
+from sorter.pipeline.outlets import Outlets
+from sorter.pipeline.planning import NoPlan, Planner
+from sorter.pipeline.units import Live, Units, arrival, summarise
+from sorter.pipeline.workshop import Workshop
+from sorter.plugins import Plugins
+from sorter.spool import Spool, Unit
+from sorter.spool.layout import now as wall_clock
+from sorter.take.filing import Filed
+from sorter.take.received import Ended
+
+WALK_STEP = 50
+"""Units of the store that one turn looks at after the start, beside its daily work."""
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """The one owner of everything that is decided about units."""
+
+    spool: Spool
+    plugins: Plugins
+    planner: Planner
+    units: Units
+    intake: Intake
+    workshop: Workshop
+    outlets: Outlets
+    now: float = 0.0
+    _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
+    _carried: dict[str, int] = field(default_factory=dict)  # images of each open association
+    _waiting: set[str] = field(default_factory=set)  # units that are held, or that nobody wants
+
+    def __post_init__(self) -> None:
+        self._walk = self.spool.keys()
+
+    # --- a turn -------------------------------------------------------------------------------------------------
+
+    def turn(self, now: float) -> float:
+        """Do what there is to do at `now` (monotonic seconds); returns when to be called again at the latest."""
+        self.now = now
+        self.intake.look(now)
+        touched: dict[str, Live] = {}
+        for news in self.intake.take(now):
+            for live in self._note(news):
+                touched[live.key] = live
+        for live in self.units:
+            if self._settle(live, Tick()):
+                touched[live.key] = live
+        for key in self._collect_products() | self._collect_answers() | self._try_again() | self._look_around():
+            touched[key] = self.live(key)
+        for live in touched.values():
+            self._sum_up(live)
+        return self._next()
+
+    def _next(self) -> float:
+        if self._walk is not None:
+            return self.now
+        times = [deadline(live.state, self.units.timing) for live in self.units]
+        times += [self.outlets.next, self.intake.next(self.now)]
+        return min((time for time in times if time is not None), default=self.now + 60)
+
+    def stop(self, timeout: float) -> None:
+        """End what runs beside; whatever it did not finish is owed still."""
+        self.outlets.stop(timeout)
+        self.workshop.engine.stop()
+
+    def live(self, key: str) -> Live:
+        """The unit of this key, at work again if it was not."""
+        fresh = key not in self.units
+        live = self.units.get(key, self.now)
+        if fresh:
+            for association in sorted(live.state.carrying):
+                if not self.intake.is_open(association):
+                    self._end(live, Ended(association, "lost"))
+        return live
+
+    def unit(self, key: str) -> Unit:
+        return self.live(key).unit
+
+    # --- what came ----------------------------------------------------------------------------------------------
+
+    def _note(self, news: Filed | Ended | Whole) -> Iterator[Live]:
+        match news:
+            case Ended():
+                self.spool.note(
+                    "association",
+                    association=news.association,
+                    ended=news.how,
+                    images=self._carried.pop(news.association, 0),
+                )
+                for live in self.units.carried_by(news.association):
+                    self._end(live, news)
+                    yield live
+            case Whole():
+                for live in self.units.brought_by(news.drop):
+                    live.unit.drop_is_whole(news.drop)
+                    self._settle(live, DropWhole(news.drop))
+                    yield live
+            case Filed():
+                yield from self._note_file(news)
+
+    def _note_file(self, filed: Filed) -> Iterator[Live]:
+        if filed.outcome == "aside":
+            self.spool.note("set aside", why=filed.why)
+        if filed.instance is None:
+            return
+        association = filed.instance.source.association
+        if association:
+            self._carried[association] = self._carried.get(association, 0) + 1
+        live = self.live(filed.key)
+        if filed.outcome == "new":
+            self._arrived(live, filed.instance)
+        yield live
+
+    def _arrived(self, live: Live, instance: Instance) -> None:
+        if not instance.deliverable:
+            live.unit.tell(f"another copy of an image came ({instance.standing}); it is kept, and not delivered")
+            return
+        if instance.standing != "current":
+            live.unit.tell("an image came with the SOP Instance UID of another and other pixels: both are delivered")
+        came = arrival(instance)
+        if came.association and not self.intake.is_open(came.association):
+            came = replace(came, association="")
+        self._settle(live, came)
+
+    def _end(self, live: Live, ended: Ended) -> None:
+        live.unit.end_association(ended.association, ended.how)
+        self._settle(live, AssociationEnded(ended.association, ended.how))
+
+    # --- complete? ----------------------------------------------------------------------------------------------
+
+    def _settle(self, live: Live, event: Input) -> bool:
+        """Tell completion; publish when it says so."""
+        live.state, effects = step(live.state, event, self.now, self.units.timing)
+        if not isinstance(event, Tick):
+            return False  # the next tick, at the end of this turn, judges what all events together mean
+        for effect in effects:
+            self._publish(live, effect)
+        return bool(effects)
+
+    def _publish(self, live: Live, effect: Publish) -> None:
+        number = (live.revision.revision if live.revision else 0) + 1
+        unit = live.unit
+        live.revision = Revision(
+            key=unit.key,
+            kind=unit.kind,
+            revision=number,
+            made=wall_clock(),
+            verdict=effect.verdict,
+            reasons=effect.reasons,
+            instances=tuple(replace(each, header={}) for each in unit.instances.values()),
+        )
+        unit.write_revision(live.revision)
+        live.state, _ = step(live.state, Published(number), self.now, self.units.timing)
+        count = len(live.revision.deliverable)
+        unit.tell(f"revision {number}: {count} images, {effect.verdict} ({'; '.join(effect.reasons)})")
+        self._happened("published", live, revision=str(number), verdict=effect.verdict.value, images=str(count))
+        self._plan(live)
+
+    # --- where to? ----------------------------------------------------------------------------------------------
+
+    def _plan(self, live: Live) -> None:
+        assert live.revision is not None
+        answer = self.planner.plan(live.unit, live.revision, live.plan)
+        if isinstance(answer, NoPlan):
+            if live.no_plan != answer:
+                live.unit.tell(f"{answer.state}: {answer.why}")
+                self._happened(answer.state, live)
+            live.no_plan = answer
+            self._waiting.add(live.key)
+            return
+        live.unit.write_plan(answer)
+        live.plan, live.no_plan = answer, None
+        self._waiting.discard(live.key)
+        self._deliver(live)
+
+    def _deliver(self, live: Live) -> None:
+        """Start every delivery that is owed and not on its way."""
+        plan = live.plan
+        for delivery in plan.deliveries if plan else ():
+            errand = (live.key, delivery.product, delivery.target)
+            assert plan is not None
+            if errand[1:] not in live.owed or self.outlets.busy(errand, plan.revision):
+                continue
+            if delivery.product == DICOM:
+                self._send(live, delivery, self._images(live, delivery))
+            else:
+                self._make_or_send(live, delivery)
+
+    def _make_or_send(self, live: Live, delivery: Delivery) -> None:
+        assert live.revision is not None
+        made = self.workshop.made(live, delivery.product)
+        where = (delivery.product, delivery.target)
+        if made is not None and made.nothing:
+            self._receive(live, Receipt(live.key, *where, live.revision.revision, "", (), wall_clock(), made.nothing))
+        elif made is not None:
+            files = [Wanted(_renamed(name, delivery.stem), digest, size, name) for name, digest, size in made.files]
+            self._send(live, delivery, files)
+        elif self.workshop.making(live, delivery.product) or self.workshop.given_up(live, delivery.product):
+            return
+        elif delivery.product not in self.planner.products:
+            live.troubles[where] = (
+                f"no plugin makes {delivery.product} any more; install it again, or run `sorter retry`"
+            )
+        elif not live.revision.verdict.at_least(self.planner.products[delivery.product].min_verdict):
+            least = self.planner.products[delivery.product].min_verdict
+            live.troubles[where] = f"made when the verdict is at least {least}; it is {live.revision.verdict}"
+        else:
+            self.workshop.order(live, self.planner.products[delivery.product])
+
+    def _images(self, live: Live, delivery: Delivery) -> list[Wanted]:
+        assert live.revision is not None
+        return [
+            Wanted(delivery.names[each.file], each.sha256, each.size, each.file) for each in live.revision.deliverable
+        ]
+
+    def _send(self, live: Live, delivery: Delivery, files: Sequence[Wanted]) -> None:
+        assert live.plan is not None
+        self.outlets.submit(
+            delivery.target,
+            Put(
+                id=f"{live.key}-{live.plan.revision}-{delivery.product}",
+                key=live.key,
+                product=delivery.product,
+                revision=live.plan.revision,
+                folder=delivery.folder,
+                files=tuple(files),
+                previous=live.receipts.get((delivery.product, delivery.target)),
+                manifest=_manifest(live),
+            ),
+        )
+
+    # --- what came of it ----------------------------------------------------------------------------------------
+
+    def _collect_products(self) -> set[str]:
+        keys = set()
+        for key, product, outcome in self.workshop.finished():
+            live = self.live(key)
+            keys.add(key)
+            self._tell_product(live, product, outcome)
+            self._deliver(live)
+        return keys
+
+    def _tell_product(self, live: Live, product: str, outcome: Outcome) -> None:
+        said = {"made": f"{product} was made: {len(outcome.files)} files", "nothing": f"no {product}: {outcome.why}"}
+        live.unit.tell(said.get(outcome.state, f"{product} could not be made: {outcome.why}"), log=outcome.log)
+        for delivery in live.plan.deliveries if live.plan else ():
+            if delivery.product == product:
+                live.troubles.pop((product, delivery.target), None)
+                if outcome.state == "failed":
+                    live.troubles[product, delivery.target] = f"{product} could not be made: {outcome.why}"
+                    self._happened("product failed", live, product=product)
+
+    def _collect_answers(self) -> set[str]:
+        keys = set()
+        for target, put, result in self.outlets.answers(self.now):
+            keys.add(put.key)
+            self._answered(self.live(put.key), target, put, result)
+        return keys
+
+    def _answered(self, live: Live, target: str, put: Put, result: Result) -> None:
+        if isinstance(result, Done):
+            where = (put.product, target)
+            receipt = Receipt(live.key, *where, put.revision, result.folder, result.files, wall_clock(), result.note)
+            self._receive(live, receipt)
+            self._deliver(live)
+            return
+        if live.troubles.get((put.product, target)) != result.why:
+            live.unit.tell(f"{put.product} is not at {target} yet: {result.why}")
+            self._happened("delivery failed", live, product=put.product, target=target)
+        live.troubles[put.product, target] = result.why
+
+    def _receive(self, live: Live, receipt: Receipt) -> None:
+        """Only now it is delivered."""
+        where = (receipt.product, receipt.target)
+        live.unit.write_receipt(receipt)
+        live.receipts[where] = receipt
+        live.troubles.pop(where, None)
+        note = f" ({receipt.note})" if receipt.note else ""
+        if receipt.files:
+            live.unit.tell(f"{receipt.product} revision {receipt.revision} delivered to {receipt.target}: "
+                           f"{len(receipt.files)} files{note}")  # fmt: skip
+            self._happened("delivered", live, product=receipt.product, target=receipt.target)
+        if receipt.product != DICOM:
+            self.workshop.discard(live, receipt.product, receipt.revision)
+
+    def _try_again(self) -> set[str]:
+        keys = set()
+        for key, _, _ in self.outlets.due(self.now):
+            self._deliver(self.live(key))
+            keys.add(key)
+        return keys
+
+    # --- the rest of the store ----------------------------------------------------------------------------------
+
+    def _look_around(self) -> set[str]:
+        """After the start: a few units a turn, until the whole store has been looked at."""
+        keys: set[str] = set()
+        for _ in range(WALK_STEP if self._walk is not None else 0):
+            assert self._walk is not None
+            key = next(self._walk, None)
+            if key is None:
+                self._walk = None
+                break
+            if self._wants_attention(key):
+                self.resume(self.live(key))
+                keys.add(key)
+        return keys
+
+    def _wants_attention(self, key: str) -> bool:
+        unit = Unit(self.spool, key)
+        summary = unit.summary()
+        return summary is None or summary.state != "delivered" or summary.evidence != unit.evidence_size()
+
+    def resume(self, live: Live) -> None:
+        """Go on where the last life, or the last rule, left it."""
+        if live.revision is None or live.state.pending:
+            return
+        if live.plan is None or live.plan.revision < live.revision.revision:
+            self._plan(live)
+        else:
+            self._deliver(live)
+
+    def ask_again(self, planner: Planner | None = None, plugins: Plugins | None = None) -> None:
+        """The rules changed, or a person says so: ask for everything that waits, is held, or nobody wanted."""
+        self.planner, self.plugins = planner or self.planner, plugins or self.plugins
+        self.workshop.try_all_again()
+        self.outlets.try_all_now()
+        for key in sorted(self._waiting | {live.key for live in self.units}):
+            live = self.live(key)
+            self.resume(live)
+            self._sum_up(live)
+
+    def complete(self, key: str) -> None:
+        """An operator says that this unit is whole as it is."""
+        self._settle(self.live(key), Told())
+
+    # --- telling ------------------------------------------------------------------------------------------------
+
+    def _sum_up(self, live: Live) -> None:
+        """Write the summary; let go of a unit that nothing is going on with."""
+        live.unit.write_summary(summarise(live))
+        if live.done or (live.no_plan is not None and not live.state.pending):
+            self.units.forget(live.key)
+
+    def _happened(self, kind: str, live: Live, **details: str) -> None:
+        self.spool.note(kind, unit=live.key[:8], **details)
+        self.plugins.event(Event(kind, live.key, wall_clock(), details))
+
+
+def _manifest(live: Live) -> Mapping[str, Any]:
+    """What the hidden manifest beside the files says of them."""
+    assert live.plan is not None
+    assert live.revision is not None
+    return {
+        "key": live.key,
+        "kind": live.unit.kind.value,
+        "study_uid": live.unit.study_uid,
+        "series_uids": list(live.unit.series_uids),
+        "identity": plain(live.plan.identity),
+        "verdict": live.revision.verdict.value,
+        "revision": live.plan.revision,
+    }
+
+
+def _renamed(name: str, stem: str) -> str:
+    """Makers call their files "out…": what follows is kept after the stem of the plan."""
+    return stem + name.removeprefix("out") if name.startswith("out") else f"{stem}_{name}"

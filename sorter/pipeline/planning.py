@@ -1,0 +1,170 @@
+"""What the plugins say of a revision, made into a plan: whose it is, where it goes, under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sorter.errors import PluginError, SorterError
+from sorter.model import (
+    DICOM,
+    Delivery,
+    Hold,
+    Identity,
+    Instance,
+    Name,
+    Only,
+    Plan,
+    Product,
+    Revision,
+    Series,
+    Skip,
+    UnitKind,
+    Value,
+)
+from sorter.naming import Pattern, file_name, folder_name, instance_names, values_of
+from sorter.plugins import Plugins
+from sorter.plugins.asking import matches
+from sorter.spool import Unit
+from sorter.spool.layout import now
+
+NOBODY = Identity()
+
+
+@dataclass(frozen=True, slots=True)
+class NoPlan:
+    """Nothing is delivered for now: "held" (a person or a plugin has to decide) or "kept" (nobody wants it)."""
+
+    state: str
+    why: str
+    identity: Identity = NOBODY
+
+
+class _Held(Exception):
+    """Inside planning: stop, and hold with this reason."""
+
+
+class Planner:
+    """Asks the plugins and writes down what they say. Touches no file."""
+
+    def __init__(self, plugins: Plugins, targets: Mapping[str, object], wanted: Mapping[str, Sequence[str]]) -> None:
+        """`targets` are the configured ones by name, `wanted` the products of those that do not want all."""
+        self._plugins, self._targets, self._wanted = plugins, targets, wanted
+        asked = plugins.products()
+        self.products: dict[str, Product] = {answer.value.name: answer.value for answer in asked.answers}
+        self.makers = {answer.value.name: answer.plugin for answer in asked.answers}
+
+    def plan(self, unit: Unit, revision: Revision, previous: Plan | None) -> Plan | NoPlan:
+        """The plan of a revision: what the plan before it says, grown; or a first one."""
+        series = view(unit, revision)
+        identity = Identity()
+        try:
+            if previous is not None:
+                return self._grow(unit, revision, previous)
+            identity, failures = self._plugins.identify(series)
+            _hold_on(failures)
+            series = view(unit, revision, identity)
+            targets = self._route(series, identity)
+            if isinstance(targets, NoPlan):
+                return targets
+            deliveries = [
+                self._delivery(unit, series, product, target)
+                for target in targets
+                for product in self._products(series, target)
+            ]
+        except _Held as held:
+            return NoPlan("held", str(held), identity)
+        return Plan(unit.key, revision.revision, now(), identity, tuple(deliveries))
+
+    def _route(self, series: Series, identity: Identity) -> Sequence[str] | NoPlan:
+        route, _, failures = self._plugins.route(series)
+        _hold_on(failures)
+        if isinstance(route, Hold):
+            return NoPlan("held", route.why, identity)
+        if isinstance(route, Skip):
+            return NoPlan("kept", route.why, identity)
+        if route is None or not route.targets:
+            lab = identity.lab
+            why = "no lab's match fits it" if lab is None else f"nothing says where series of lab {lab} go"
+            return NoPlan("kept", f"{why}; it stays in the store until a rule does", identity)
+        unknown = sorted(set(route.targets) - set(self._targets))
+        if unknown:
+            known = ", ".join(sorted(self._targets)) or "none"
+            kind = "only" if isinstance(route, Only) else "also"
+            raise _Held(f"it should {kind} go to {', '.join(unknown)}, which is no configured target (known: {known})")
+        return tuple(dict.fromkeys(route.targets))
+
+    def _products(self, series: Series, target: str) -> list[str]:
+        wanted = self._wanted.get(target)
+        fitting = [name for name, product in self.products.items() if fits(product, series)]
+        if wanted is None:
+            return [DICOM, *fitting]
+        return [name for name in wanted if name == DICOM or name in fitting]
+
+    def _delivery(self, unit: Unit, series: Series, product: str, target: str) -> Delivery:
+        name, _, failures = self._plugins.name(series, product, target)
+        _hold_on(failures)
+        if name is None:
+            raise _Held(f"no plugin names the product {product} for target {target}")
+        try:
+            return self._named(unit, series.identity, product, target, name)
+        except SorterError as error:
+            raise _Held(f"the names for {product} at {target} cannot be made: {error}") from None
+
+    def _named(self, unit: Unit, identity: Identity, product: str, target: str, name: Name) -> Delivery:
+        values = values_of(unit.base, identity)
+        folder = folder_name(Pattern(name.folder), values)
+        if product == DICOM:
+            names = instance_names(Pattern(name.file, file=True), _whole(unit), values, {})
+            return Delivery(product, target, folder, names=names, pattern=name)
+        return Delivery(product, target, folder, stem=file_name(Pattern(name.file, file=True), values), pattern=name)
+
+    def _grow(self, unit: Unit, revision: Revision, previous: Plan) -> Plan:
+        """Everything that was said stays; only the newcomers are named."""
+        values = values_of(unit.base, previous.identity)
+        grown = []
+        for each in previous.deliveries:
+            names = each.names
+            if each.product == DICOM:
+                names = instance_names(Pattern(each.pattern.file, file=True), _whole(unit), values, each.names)
+            grown.append(Delivery(each.product, each.target, each.folder, names, each.stem, each.pattern))
+        return Plan(unit.key, revision.revision, now(), previous.identity, tuple(grown))
+
+
+def _hold_on(failures: Iterable[PluginError]) -> None:
+    """What one plugin got wrong holds the series: an answer without it might send data to the wrong place."""
+    said = [str(failure) for failure in failures]
+    if said:
+        raise _Held("; ".join(said))
+
+
+def fits(product: Product, series: Series) -> bool:
+    """Is this product made of such a series?"""
+    return product.of is UnitKind.SERIES and matches(product, series)
+
+
+def _whole(unit: Unit) -> list[Instance]:
+    """The instances to deliver, each with all its header values."""
+    return [replace(each, header=unit.header(each)) for each in unit.deliverable]
+
+
+def view(unit: Unit, revision: Revision | None, identity: Identity = NOBODY) -> Series:
+    """What plugins see of a unit."""
+
+    def ask(keyword: str) -> tuple[Value, ...]:
+        found = (unit.header(each).get(keyword) for each in unit.deliverable)
+        return tuple(dict.fromkeys(value for value in found if value is not None))
+
+    return Series(
+        key=unit.key,
+        kind=unit.kind,
+        study_uid=unit.study_uid,
+        series_uids=unit.series_uids,
+        header=unit.base,
+        count=len(unit.deliverable),
+        sources=tuple(dict.fromkeys(replace(each.source, association="") for each in unit.instances.values())),
+        identity=identity,
+        verdict=revision.verdict if revision else None,
+        revision=revision.revision if revision else 0,
+        ask=ask,
+    )

@@ -1,0 +1,175 @@
+"""The units that something is going on with: loaded from their folders when needed, let go when all is done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from sorter.completion import Arrived, AssociationEnded, DropWhole, Published, State, Timing, step
+from sorter.model import DICOM, Instance, Plan, Receipt, Revision
+from sorter.pipeline.planning import NoPlan
+from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.unit import DeliveryState
+
+
+@dataclass(slots=True)
+class Live:
+    """One unit at work: its records, what completion knows, and what stands between it and its labs."""
+
+    unit: Unit
+    state: State = field(default_factory=State)
+    revision: Revision | None = None
+    plan: Plan | None = None
+    no_plan: NoPlan | None = None
+    receipts: dict[tuple[str, str], Receipt] = field(default_factory=dict)
+    troubles: dict[tuple[str, str], str] = field(default_factory=dict)  # (product, target) -> why it is not there yet
+
+    @property
+    def key(self) -> str:
+        return self.unit.key
+
+    @property
+    def owed(self) -> list[tuple[str, str]]:
+        """(product, target) of the deliveries whose receipt is missing or of an earlier revision."""
+        if self.plan is None:
+            return []
+        return [
+            (each.product, each.target)
+            for each in self.plan.deliveries
+            if (receipt := self.receipts.get((each.product, each.target))) is None
+            or receipt.revision < self.plan.revision
+        ]
+
+    @property
+    def unpublished(self) -> bool:
+        return content(self.unit.instances.values()) != content(self.revision.instances if self.revision else ())
+
+    @property
+    def done(self) -> bool:
+        return not self.state.pending and self.no_plan is None and not self.owed
+
+
+def content(instances: Iterable[Instance]) -> frozenset[tuple[str, str]]:
+    """What makes one revision differ from another: the copies that are delivered."""
+    return frozenset((each.file, each.standing) for each in instances if each.deliverable)
+
+
+class Units:
+    """The registry of live units."""
+
+    def __init__(self, spool: Spool, timing: Timing, adopt: Callable[[Unit], None]) -> None:
+        """`adopt` counts the images that a crash left in a unit's folder without a line of evidence."""
+        self._spool, self._adopt = spool, adopt
+        self._live: dict[str, Live] = {}
+        self.timing = timing
+
+    def __iter__(self) -> Iterator[Live]:
+        return iter(list(self._live.values()))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._live
+
+    def get(self, key: str, now: float) -> Live:
+        """The live unit of this key; read from its folder if it is not in memory."""
+        if key not in self._live:
+            unit = Unit.load(self._spool, key)
+            if unit.unmentioned:
+                self._adopt(unit)
+            self._live[key] = revive(unit, now)
+        return self._live[key]
+
+    def forget(self, key: str) -> None:
+        """Let go of what is in memory; the folder knows everything."""
+        self._live.pop(key, None)
+
+    def carried_by(self, association: str) -> list[Live]:
+        return [live for live in self if association in live.state.carrying]
+
+    def brought_by(self, drop: str) -> list[Live]:
+        return [live for live in self if drop in live.state.drops]
+
+
+def revive(unit: Unit, now: float) -> Live:
+    """A unit as its records say; waiting starts anew at `now`."""
+    live = Live(unit, revision=unit.latest_revision(), plan=unit.latest_plan(), receipts=unit.receipts())
+    if live.revision is not None:
+        live.state, _ = step(live.state, Published(live.revision.revision), now)
+    published = content(live.revision.instances if live.revision else ())
+    for instance in unit.deliverable:
+        if (instance.file, instance.standing) not in published:
+            live.state, _ = step(live.state, arrival(instance), now)
+    for association, how in unit.associations.items():
+        if how:
+            live.state, _ = step(live.state, AssociationEnded(association, how), now)
+    for drop in unit.whole_drops:
+        live.state, _ = step(live.state, DropWhole(drop), now)
+    if live.unpublished and not live.state.pending:  # a copy that was delivered no longer stands
+        live.state = dataclasses.replace(live.state, pending=True, last=now, by_network=True)
+    return live
+
+
+def arrival(instance: Instance) -> Arrived:
+    return Arrived(instance.source.association, instance.source.drop)
+
+
+def summarise(live: Live) -> UnitSummary:
+    """What `status` and `list` say of a unit."""
+    unit, base = live.unit, live.unit.base
+    identity = live.plan.identity if live.plan else live.no_plan.identity if live.no_plan else None
+    state, why = _standing(live)
+
+    def text(*keywords: str) -> str:
+        return next((str(base[keyword]) for keyword in keywords if base.get(keyword) not in (None, "")), "")
+
+    return UnitSummary(
+        key=unit.key,
+        kind=unit.kind,
+        study_uid=unit.study_uid,
+        series_uids=unit.series_uids,
+        state=state,
+        why=why,
+        lab=identity.lab if identity else None,
+        subject=identity.subject if identity and identity.subject else text("PatientID", "PatientName") or None,
+        session=identity.session if identity else None,
+        study_date=text("StudyDate"),
+        study_time=text("StudyTime"),
+        number=text("SeriesNumber"),
+        description=text("SeriesDescription", "ProtocolName", "SequenceName"),
+        modality=text("Modality"),
+        senders=tuple(dict.fromkeys(_sender(each) for each in unit.instances.values())),
+        images=len(unit.deliverable),
+        verdict=live.revision.verdict.value if live.revision else "",
+        revision=live.revision.revision if live.revision else 0,
+        deliveries=tuple(_deliveries(live)),
+        evidence=unit.evidence_size(),
+    )
+
+
+def _standing(live: Live) -> tuple[str, str]:
+    if live.state.pending:
+        return "open", "images may still come"
+    if live.no_plan is not None:
+        return live.no_plan.state, live.no_plan.why
+    if live.plan is None:
+        return "kept", "the plugins have not been asked yet"
+    owed = live.owed
+    return ("owed", live.troubles.get(owed[0], "on its way")) if owed else ("delivered", "")
+
+
+def _deliveries(live: Live) -> Iterator[DeliveryState]:
+    owed = live.owed
+    for each in live.plan.deliveries if live.plan else ():
+        where = (each.product, each.target)
+        receipt = live.receipts.get(where)
+        state = "owed" if where in owed else "nothing" if receipt and not receipt.files else "delivered"
+        if where in owed and each.product != DICOM and where in live.troubles:
+            state = "failed"
+        why = live.troubles.get(where, "") if where in owed else receipt.note if receipt else ""
+        yield DeliveryState(each.product, each.target, state, why, receipt.folder if receipt else each.folder)
+
+
+def _sender(instance: Instance) -> str:
+    if instance.source.dropped:
+        return "incoming/"
+    return f"{instance.source.calling}@{instance.source.address}" if instance.source.calling else "unknown"
