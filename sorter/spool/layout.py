@@ -95,13 +95,13 @@ class Spool:
 
     # --- quarantine ---------------------------------------------------------------------------------------------
 
-    def set_aside(self, path: Path, reason: str, origin: str, *, today: datetime.date) -> Path:
+    def set_aside(self, path: Path, reason: str, origin: str) -> Path:
         """Move a file of this file system into quarantine, with its reason beside it; returns where it lies now.
 
         `origin` says where it came from, relative to the spool; it is kept in the reason and decides the name, so that
         the same file set aside twice, after a crash in between, lies there once.
         """
-        folder = self.quarantine / today.isoformat()
+        folder = self.quarantine / datetime.date.today().isoformat()
         self.files.make_folders(folder)
         target = self._free_name(folder, path, origin)
         note = {"reason": reason, "origin": origin, "at": now()}
@@ -109,7 +109,7 @@ class Spool:
         try:
             self.files.link(path, target)
         except FileExistsError:
-            pass  # the same file: `_free_name` gives no other's
+            pass  # the same bytes: `_free_name` gives no other's
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
@@ -119,18 +119,24 @@ class Spool:
         return target
 
     def _free_name(self, folder: Path, path: Path, origin: str) -> Path:
-        inode = self.files.stat(path).st_ino
         base = (
             "".join(each if each.isalnum() or each in "._+-" else "_" for each in origin)[-100:].lstrip(".") or "file"
         )
         for number in range(1, 1_000_000):
             target = folder / (base if number == 1 else f"{number}-{base}")
-            if not self.files.exists(target):
-                if not self.files.exists(target.with_name(f"{target.name}.reason.json")):
-                    return target
-            elif self.files.stat(target).st_ino == inode:
+            if not self.files.exists(target) or self._equal(target, path):
                 return target
         raise SorterError(f"{folder} is full of files named {base}; look at them with `sorter quarantine`")
+
+    def _equal(self, one: Path, other: Path) -> bool:
+        """The same bytes."""
+        first, second = self.files.stat(one), self.files.stat(other)
+        if (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino):
+            return True
+        if first.st_size != second.st_size:
+            return False
+        with self.files.opened(one) as here, self.files.opened(other) as there:
+            return all(piece == self.files.read(there, len(piece)) for piece in self.files.chunks(here))
 
     def _copy(self, source: Path, target: Path) -> None:
         part = target.with_name(f"{target.name}{PART}")

@@ -14,6 +14,7 @@ same data set, changes nothing.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ from sorter.take.compare import header_change
 from sorter.take.header import Parsed, Truncated, examine, file_meta
 
 UNKNOWN = Source()
+
+_NOT_THAT_FILE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EACCES)
+"""Somebody removed it, or put something else in its place, since it was found."""
 
 
 class Rules(Protocol):
@@ -91,7 +95,9 @@ class _Batch:
 class Filing:
     """Takes files into the store. `unit` gives the one in-memory `Unit` of a key; `forget` drops it after a failure."""
 
-    def __init__(self, spool: Spool, rules: Rules, unit: Callable[[str], Unit], forget: Callable[[str], None]) -> None:
+    def __init__(
+        self, spool: Spool, rules: Rules, unit: Callable[[str], Unit], forget: Callable[[str], object]
+    ) -> None:
         self._spool, self._rules, self._unit, self._forget = spool, rules, unit, forget
         self._files: Files = spool.files
         self._copies = 0
@@ -132,8 +138,10 @@ class Filing:
             unfinished = isinstance(reason, Truncated) and not (candidate.own or candidate.final)
             outcome = "changed" if unfinished else "aside"
             batch.steps.append(_Step(candidate, file, Filed(candidate, outcome, why=str(reason))))
-        except FileNotFoundError:
-            batch.steps.append(_Step(candidate, file, Filed(candidate, "changed", why="it went away")))
+        except OSError as error:
+            if error.errno not in _NOT_THAT_FILE:
+                raise
+            batch.steps.append(_Step(candidate, file, Filed(candidate, "changed", why="it is not what it was")))
 
     def _decide(self, step: _Step, parsed: Parsed, batch: _Batch) -> _Step:
         source = step.candidate.source

@@ -1,0 +1,293 @@
+"""Taking files into the store: standing of copies, crashes between the steps, what others dropped."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, UID, ImplicitVRLittleEndian, MRImageStorage
+
+from sorter.durable import Files
+from sorter.model import Instance, Source, Standing
+from sorter.spool import Spool, Unit
+from sorter.take.filing import Candidate, Filed, Filing
+
+
+def image(
+    number: int = 1, *, pixels: bytes = b"\1\2\3\4", syntax: UID = ExplicitVRLittleEndian, **changes: Any
+) -> bytes:
+    """A small MR image as a file (PS3.10)."""
+    data = Dataset()
+    data.SOPClassUID = MRImageStorage
+    data.SOPInstanceUID = f"1.2.3.{number}"
+    data.StudyInstanceUID = "1.2.3"
+    data.SeriesInstanceUID = "1.2.3.0"
+    data.PatientID = "P1"
+    data.PatientName = "One^Patient"
+    data.SeriesNumber = 4
+    data.InstanceNumber = number
+    data.Modality = "MR"
+    data.Rows, data.Columns, data.BitsAllocated = 1, 2, 16
+    data.PixelData = pixels
+    for keyword, value in changes.items():
+        setattr(data, keyword, value)
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax
+    data["PixelData"].VR = "OW"
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+class Rules:
+    """The first sender may correct; nothing is grouped."""
+
+    def group(self, instance: Instance) -> str | None:
+        return None
+
+    def may_correct(self, first: Source, newer: Source) -> bool:
+        return not newer.dropped and newer.calling == first.calling
+
+
+class Bench:
+    """A spool with filing on it, as one life of the sorter sees it."""
+
+    def __init__(self, root: Path, files: Files | None = None) -> None:
+        self.spool = Spool(root, files or Files())
+        self.spool.create()
+        self.spool.clear_temporary()
+        self.units: dict[str, Unit] = {}
+        self.filing = Filing(self.spool, Rules(), self.unit, lambda key: self.units.pop(key, None))
+        self.count = len(list(self.spool.received.iterdir()))
+
+    def unit(self, key: str) -> Unit:
+        if key not in self.units:
+            unit = self.units[key] = Unit.load(self.spool, key)
+            if unit.unmentioned:
+                self.filing.adopt(unit)
+        return self.units[key]
+
+    def received(self, data: bytes, calling: str = "SCANNER") -> Candidate:
+        self.count += 1
+        path = self.spool.received / f"{self.count}.dcm"
+        path.write_bytes(data)
+        return Candidate(path, own=True, source=Source(calling, "SORTER", "10.0.0.1:104", association="a1"))
+
+    def dropped(self, data: bytes, name: str = "d/x") -> Candidate:
+        path = self.spool.incoming / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        info = path.stat()
+        identity = (info.st_size, info.st_mtime_ns, info.st_ino)
+        return Candidate(path, own=False, source=Source(uid=info.st_uid, drop="d"), identity=identity)
+
+    def take(self, *candidates: Candidate) -> list[Filed]:
+        return self.filing.take(candidates)
+
+    def standings(self) -> list[str]:
+        [key] = self.spool.keys()
+        return sorted(each.standing.value for each in Unit.load(self.spool, key).instances.values())
+
+    def stored(self) -> list[bytes]:
+        return sorted(path.read_bytes() for path in self.spool.store.rglob("*.dcm"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "spool")
+
+
+def test_a_received_file_moves_unchanged_and_its_evidence_says_who_sent_it(bench: Bench) -> None:
+    data = image()
+    [filed] = bench.take(bench.received(data))
+    assert filed.outcome == "new"
+    assert bench.stored() == [data]
+    assert not list(bench.spool.received.iterdir())
+    unit = Unit.load(bench.spool, filed.key)
+    [instance] = unit.instances.values()
+    assert instance.source.calling == "SCANNER"
+    assert unit.base["PatientID"] == "P1"
+
+
+def test_only_what_differs_from_the_first_header_is_kept_of_the_others(bench: Bench) -> None:
+    bench.take(
+        bench.received(image(1)), bench.received(image(2, EchoNumbers=2)), bench.received(image(3, PatientName=""))
+    )
+    [key] = bench.spool.keys()
+    unit = Unit.load(bench.spool, key)
+    first, second, third = unit.instances.values()
+    assert first.header == {}
+    assert second.header == {"InstanceNumber": 2, "EchoNumbers": 2}
+    assert unit.header(second)["PatientName"] == "One^Patient"
+    assert "PatientName" not in unit.header(third)
+
+
+def test_an_identical_resend_changes_nothing_whoever_sends_it(bench: Bench) -> None:
+    bench.take(bench.received(image()))
+    again = bench.take(bench.received(image(), calling="ELSE"), bench.dropped(image()))
+    assert [each.outcome for each in again] == ["same", "same"]
+    assert len(bench.stored()) == 1
+    assert not (bench.spool.incoming / "d" / "x").exists()
+
+
+def test_other_pixels_are_a_conflict_and_both_are_kept(bench: Bench) -> None:
+    bench.take(bench.received(image()), bench.received(image(pixels=b"\4\3\2\1")))
+    assert bench.standings() == ["conflict", "current"]
+    assert len(bench.stored()) == 2
+
+
+def test_a_corrected_patient_name_supersedes_only_if_its_sender_may(bench: Bench) -> None:
+    bench.take(bench.received(image()))
+    bench.take(bench.received(image(PatientName="Right^Name"), calling="ELSE"))
+    assert bench.standings() == ["current", "superseded"]
+    [filed] = bench.take(bench.received(image(PatientName="Other^Name"), calling="SCANNER"))
+    assert filed.instance is not None
+    assert filed.instance.standing is Standing.CURRENT
+    assert bench.standings() == ["current", "superseded", "superseded"]
+
+
+def test_a_header_that_changed_elsewhere_never_supersedes(bench: Bench) -> None:
+    bench.take(bench.received(image()))
+    [filed] = bench.take(bench.received(image(EchoTime=4.0)))
+    assert filed.instance is not None
+    assert filed.instance.standing is Standing.SUPERSEDED
+
+
+def test_another_transfer_syntax_is_no_conflict(bench: Bench) -> None:
+    bench.take(bench.received(image()), bench.received(image(syntax=ImplicitVRLittleEndian)))
+    assert bench.standings() == ["current", "transcoded"]
+
+
+def test_what_is_no_image_is_set_aside_with_its_reason_and_stops_nothing(bench: Bench) -> None:
+    outcomes = [each.outcome for each in bench.take(bench.dropped(b"dear diary, " * 20), bench.received(image()))]
+    assert outcomes == ["aside", "new"]
+    [(path, note)] = bench.spool.quarantined()
+    assert path.read_bytes() == b"dear diary, " * 20
+    assert "text" in note["reason"]
+    assert note["origin"] == "incoming/d/x"
+    assert not (bench.spool.incoming / "d" / "x").exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_looked_at_again(bench: Bench) -> None:
+    candidate = bench.dropped(image())
+    os.utime(candidate.path, ns=(1, 1))
+    [filed] = bench.take(candidate)
+    assert filed.outcome == "changed"
+    assert candidate.path.exists()
+    assert not list(bench.spool.keys())
+    assert not list(bench.spool.taking.iterdir())
+
+
+def test_a_truncated_drop_waits_and_is_set_aside_only_in_the_end(bench: Bench) -> None:
+    candidate = bench.dropped(image()[:-2])
+    assert [each.outcome for each in bench.take(candidate)] == ["changed"]
+    assert candidate.path.exists()
+    from dataclasses import replace
+
+    [filed] = bench.take(replace(candidate, final=True))
+    assert filed.outcome == "aside"
+    assert "truncated" in filed.why
+
+
+def test_no_link_is_followed_out_of_incoming(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(image())
+    link = bench.spool.incoming / "link"
+    link.symlink_to(tmp_path / "secret")
+    [filed] = bench.take(Candidate(link, own=False))
+    assert filed.outcome == "changed"
+    assert not list(bench.spool.keys())
+    assert (tmp_path / "secret").exists()
+
+
+def test_a_data_set_without_file_meta_gets_one(bench: Bench) -> None:
+    data = image(syntax=ImplicitVRLittleEndian)
+    bare = data[data.index(b"\x08\x00\x16\x00") :]
+    [filed] = bench.take(bench.dropped(bare))
+    assert filed.outcome == "new"
+    [stored] = bench.stored()
+    assert stored[128:132] == b"DICM"
+    assert stored.endswith(bare)
+
+
+class PowerCut(BaseException):
+    """The process ends here, whatever it was about to do."""
+
+
+def crashing(at: int, effects: tuple[str, ...]) -> tuple[Files, Callable[[], int]]:
+    """A file object that ends the process just before its `at`-th effect of these names."""
+    count = 0
+
+    def wrap(name: str) -> Callable[..., Any]:
+        def effect(self: Files, *args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                raise PowerCut
+            return getattr(Files, name)(self, *args, **kwargs)
+
+        return effect
+
+    kind = type("Crashing", (Files,), {name: wrap(name) for name in effects})
+    return kind(), lambda: count
+
+
+EFFECTS = ("link", "unlink", "write", "mkdir", "fsync", "rename", "sync_file_system")
+
+
+def test_a_crash_before_any_effect_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    """Received and dropped files, a conflict, a correction and junk; the process ends before each effect in turn."""
+    contents = [image(1), image(2), image(1, pixels=b"\4\3\2\1"), image(2, PatientName="Right^Name"), b"junk, " * 50]
+
+    def life(bench: Bench) -> None:
+        received = [Candidate(path, own=True) for path in sorted(bench.spool.received.iterdir())]
+        dropped = []
+        for path in sorted(bench.spool.incoming.rglob("*")):
+            if path.is_file():
+                info = path.stat()
+                identity = (info.st_size, info.st_mtime_ns, info.st_ino)
+                dropped.append(Candidate(path, own=False, source=Source(uid=0, drop="d"), identity=identity))
+        bench.take(*received, *dropped)
+
+    at, ended = 0, False
+    while not ended:
+        at += 1
+        root = tmp_path / str(at)
+        bench = Bench(root)
+        for data in contents[:3]:
+            bench.received(data)
+        for number, data in enumerate(contents[3:]):
+            bench.dropped(data, f"d/{number}")
+        files, _ = crashing(at, EFFECTS)
+        unlucky = Bench.__new__(Bench)
+        try:
+            unlucky.__init__(root, files)  # type: ignore[misc]
+            life(unlucky)
+            ended = True
+        except PowerCut:
+            pass
+        after = Bench(root)
+        life(after)
+        kept = after.stored() + [path.read_bytes() for path, _ in after.spool.quarantined()]
+        assert sorted(kept) == sorted(contents), f"after a crash before effect {at}"
+        assert not list(after.spool.received.iterdir())
+        assert not list(after.spool.taking.iterdir())
+        [key] = after.spool.keys()
+        assert len(Unit.load(after.spool, key).instances) == 4
+    assert at > 30
+
+
+def test_torn_evidence_is_read_as_far_as_it_is_whole(bench: Bench) -> None:
+    bench.take(bench.received(image(1)), bench.received(image(2)))
+    [key] = bench.spool.keys()
+    path = bench.spool.unit_folder(key) / "evidence.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:40])
+    after = Bench(bench.spool.root)
+    assert len(after.unit(key).instances) == 2
+    assert [json.loads(line) for line in path.read_bytes().splitlines() if line.endswith(b"}")]
