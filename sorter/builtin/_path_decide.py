@@ -1,0 +1,82 @@
+"""What becomes of one file at a target that the lab owns: pure decisions, and the names that go with them."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from sorter.builtin._path_folders import Look
+from sorter.deliver.target import Wanted
+from sorter.model import Delivered
+
+
+class Action(enum.Enum):
+    WRITE = "nothing has the name"
+    FINE = "it is there already"
+    OVER = "ours, unchanged since we wrote it: replace it"
+    BESIDE = "the lab edited it: ours goes beside"
+    KEPT = "the lab edited it, and ours lies beside already, or did"
+    REMOVED = "the lab removed it: do not bring it back"
+    CLASH = "somebody else's"
+
+
+def decide(wanted: Wanted, before: Delivered | None, ours: Collection[str], seen: Look | None) -> Action:
+    """`before`: what the receipt says of this name. `ours`: digests that we are known to have written under it."""
+    if seen is None:
+        return Action.WRITE if before is None else Action.REMOVED
+    if seen.sha256 == wanted.sha256:
+        return Action.FINE
+    if before is not None and seen.sha256 == before.sha256:
+        return Action.OVER
+    if seen.sha256 and seen.sha256 in ours:
+        return Action.OVER
+    if before is None:
+        return Action.CLASH
+    if before.state == "kept" and before.sha256 == wanted.sha256:
+        return Action.KEPT
+    return Action.BESIDE
+
+
+def with_suffix(name: str, suffix: str) -> str:
+    """`suffix` goes before the extension; `.nii.gz` and `.tar.gz` are one."""
+    for double in (".nii.gz", ".tar.gz"):
+        if name.lower().endswith(double):
+            cut = len(name) - len(double)
+            return f"{name[:cut]}{suffix}{name[cut:]}"
+    stem, extension = os.path.splitext(name)
+    return f"{stem}{suffix}{extension}"
+
+
+def suffixes(key: str) -> tuple[str, str, str]:
+    """What is tried, in this order, where a name is somebody else's."""
+    return ("", f"_{key[:6]}", f"_{key[:12]}")
+
+
+def distinct(files: Sequence[Wanted], before: Mapping[str, Delivered], fold: Callable[[str], str]) -> list[str]:
+    """A name for each file, no two of them one to the target: where two are, the newcomer gets a short hash.
+
+    `before` is what the receipt says, by the file it was made from.
+    """
+    names = [""] * len(files)
+    seen: set[str] = set()
+    order = sorted(range(len(files)), key=lambda index: files[index].file not in before)
+    for index in order:
+        file = files[index]
+        short = hashlib.sha256(file.file.encode(errors="surrogatepass")).hexdigest()[:6]
+        other = with_suffix(file.name, f"_{short}")
+        had = before.get(file.file)
+        was_other = had is not None and had.name != file.name and had.name.startswith(os.path.splitext(other)[0])
+        name = other if was_other or fold(file.name) in seen else file.name
+        seen.add(fold(name))
+        names[index] = name
+    return names
+
+
+def in_force(names: Sequence[str], before: Collection[str], key: str) -> str:
+    """The suffix this unit's files got here before, "" for none."""
+    for suffix in suffixes(key)[1:]:
+        if any(with_suffix(name, suffix) in before for name in names):
+            return suffix
+    return ""

@@ -1,0 +1,567 @@
+"""The target kind "path": a folder, local or mounted (NFS, SMB, sshfs), that belongs to a lab.
+
+The lab owns what lies below its root and may change any of it at any moment. So: nothing is delivered unless the
+marker `.sorter/id` says that the mount is there; no link is followed; a folder appears whole, by one rename; a file is
+replaced only while it still has the digest that we gave it; what the lab removed stays removed, what it edited stays,
+with ours beside it. A job that comes twice, because its receipt was lost, finds its work done and changes nothing.
+
+Each delivered folder holds `.sorter-<key>.<product>.json`, which says whose files these are, and by which a folder is
+found again that the lab moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import functools
+import grp
+import hashlib
+import json
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sorter.builtin._path_decide import Action, decide, distinct, in_force, suffixes, with_suffix
+from sorter.builtin._path_folders import (
+    MARKER,
+    Access,
+    Look,
+    Visit,
+    components,
+    file_name,
+    look,
+    remove_tree,
+    spoken,
+    unchanged,
+)
+from sorter.builtin._path_stage import Item, Stage
+from sorter.deliver.target import Done, Put, Removed, Source, Verified, Wanted
+from sorter.durable import PART, Files
+from sorter.errors import Held, SorterError, TryLater
+from sorter.model import DICOM, Delivered, Receipt, build, plain
+
+_MANIFEST = ".json"
+_MOST_MANIFEST = 64 << 20  # bytes read of one
+_FAMILIAR = 16  # files by which a folder is known again that has lost its manifest
+_SEARCH_FOLDERS = 20_000  # looked into for a folder that the lab moved,
+_SEARCH_ENTRIES = 200_000  # names seen there,
+_SEARCH_DEPTH = 8  # and levels below the root
+_CLOCKS = 2.0  # seconds that a server's clock may be ahead of ours before a write counts as the lab's
+
+
+def mark(root: str | os.PathLike[str], files: Files) -> str:
+    """Make the marker that says "this mount is really there"; returns its text. `root` itself has to exist."""
+    try:
+        with files.opened(root, os.O_RDONLY | os.O_DIRECTORY) as top:
+            with contextlib.suppress(FileExistsError):
+                files.mkdir(MARKER, 0o755, at=top)
+                files.fsync_folder(top)
+            with files.opened(MARKER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, at=top) as folder:
+                with contextlib.suppress(FileNotFoundError):
+                    return files.read_file("id", at=folder, limit=4096).decode(errors="replace").strip()
+                text = os.urandom(16).hex()
+                with files.opened("id", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, at=folder) as fd:
+                    files.write_all(fd, f"{text}\n".encode())
+                    files.fsync(fd)
+                files.fsync_folder(folder)
+                return text
+    except FileNotFoundError:
+        raise SorterError(f"{os.fspath(root)} is not there; mount it, or make it, first") from None
+    except OSError as error:
+        raise spoken(os.fspath(root), error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a put goes: an existing folder to grow in, or (`fd` None) a new one. `before` is the receipt that holds
+    there; `manifest` what our own hidden manifest in it says."""
+
+    folder: str
+    fd: int | None
+    before: Receipt | None
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _History:
+    """What is known of names in a folder: by the receipt, by our own manifest, and by those of other units."""
+
+    before: Mapping[str, Delivered]  # by folded name
+    known: Mapping[str, frozenset[str]]  # digests that our manifest says we wrote, by folded name
+    claimed: Callable[[], frozenset[str]]  # folded names; read when first asked for
+    fold: Callable[[str], str]
+
+
+@dataclass(slots=True)
+class _Step:
+    """One wanted file: the name it gets, what is to be done, and what was seen under that name."""
+
+    index: int
+    wanted: Wanted
+    name: str
+    action: Action
+    seen: Look | None
+    before: Delivered | None
+    beside: str = ""
+
+    @property
+    def copied(self) -> bool:
+        return self.action in (Action.WRITE, Action.OVER) or (self.action is Action.BESIDE and self.seen is not None)
+
+    def delivered(self) -> Delivered:
+        want = self.wanted
+        state = {Action.BESIDE: "kept", Action.KEPT: "kept", Action.REMOVED: "removed"}.get(self.action, "written")
+        return Delivered(self.name, want.sha256, want.size, want.file, state, self.beside)
+
+
+class PathTarget:
+    """Settings: `root`, an absolute path; `group`, a name or number (files 0640, folders 02750); `umask`, for where
+    there is no group (022: files 0644, folders 0755); `threads`, how many files are synced at once."""
+
+    def __init__(self, settings: Mapping[str, Any], files: Files | None = None) -> None:
+        self._files = files or Files()
+        self._root = str(settings.get("root") or "")
+        if not os.path.isabs(self._root):
+            raise Held(f"a path target needs an absolute `root`, not {self._root!r}")
+        self._access = _access(settings)
+        self._threads = int(settings.get("threads") or 8)
+
+    # --- the four methods of a target ---------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Create, sync, rename, read back and delete a small file below `.sorter/`, as a delivery would."""
+        with self._visit() as visit, visit.passing((MARKER,)) as folder:
+            if folder is None:
+                raise TryLater(f"{self._root}: .sorter cannot be opened")
+            stage = Stage(visit, folder, f"check{PART}", self._threads)
+            content = os.urandom(4096)
+            with stage.opened():
+                stage.put_bytes("first", content)
+                stage.move_new("first", stage.fd, "second")
+                seen = look(self._files, "second", stage.fd)
+                self._files.unlink("second", at=stage.fd)
+                if seen is None or seen.sha256 != hashlib.sha256(content).hexdigest():
+                    raise TryLater(f"{self._root} does not give back what was written to it")
+                stage.end()
+
+    def put(self, job: Put, source: Source) -> Done:
+        for wanted in job.files:
+            file_name(wanted.name)
+        file_name(f"{job.key}.{job.product}")
+        with self._visit() as visit:
+            place = self._place(visit, job)
+            if place.fd is None:
+                return self._whole(visit, place, job, source)
+            return self._grow(visit, place, job, source)
+
+    def verify(self, receipt: Receipt, *, deep: bool = True) -> Verified:
+        with self._visit() as visit:
+            folder, fd = self._locate(visit, receipt)
+            found: dict[str, list[str]] = {"same": [], "missing": [], "changed": [], "damaged": []}
+            since = _seconds(receipt.verified)
+            for each in receipt.files:
+                if each.state != "removed":
+                    seen = None if fd is None else look(self._files, each.beside or each.name, fd, read=deep)
+                    found[_standing(each, seen, since, deep)].append(each.name)
+            said = "" if folder == receipt.folder else "the lab moved the folder"
+            by_state = {state: tuple(names) for state, names in found.items()}
+            return Verified(folder, note=said, **by_state)
+
+    def remove(self, receipt: Receipt) -> Removed:
+        with self._visit() as visit:
+            folder, fd = self._locate(visit, receipt)
+            if fd is None:
+                return Removed(folder, note="its folder is not there any more")
+            removed, left = self._unlink(fd, receipt.files)
+            name = self._manifest_name(fd, receipt.key, receipt.product)
+            if self._files.exists(name, at=fd):
+                self._files.unlink(name, at=fd)
+            remove_tree(self._files, _stage_name(receipt.key, receipt.product), fd)
+            self._files.fsync_folder(fd)
+            self._prune(visit, folder)
+            said = f"{len(left)} files were left: they are not as they were delivered" if left else ""
+            return Removed(folder, tuple(removed), tuple(left), said)
+
+    # --- where --------------------------------------------------------------------------------------------------
+
+    def _place(self, visit: Visit, job: Put) -> _Place:
+        if job.previous is not None:
+            folder, fd = self._locate(visit, job.previous)
+            if fd is not None and not self._foreign(fd, job):
+                if folder != job.previous.folder:
+                    visit.note("the lab moved the folder; the new files went to where it is now")
+                return _Place(folder, fd, job.previous, self._manifest(fd, job.key, job.product))
+            visit.note("the folder delivered before is gone; the whole revision was delivered anew")
+        for suffix in suffixes(job.key):
+            folder = f"{job.folder}{suffix}" if suffix else job.folder
+            fd = visit.walk(folder)
+            if fd is None:
+                return _Place(folder, None, None, {})
+            if not self._foreign(fd, job):
+                return _Place(folder, fd, None, self._manifest(fd, job.key, job.product))
+        raise Held(f"{job.key[:8]}: every folder name for it belongs to another series; change the naming pattern")
+
+    def _foreign(self, fd: int, job: Put) -> bool:
+        """Does this folder belong to another unit's images? Folders of made products are shared."""
+        if job.product != DICOM or job.shared or self._manifest(fd, job.key, job.product):
+            return False
+        return any(self._others(fd, job.key, job.product, only=DICOM))
+
+    def _locate(self, visit: Visit, receipt: Receipt) -> tuple[str, int | None]:
+        """The folder of a receipt: at its place, or wherever the lab moved it to."""
+        try:
+            fd = visit.walk(receipt.folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            fd = None  # a link or a file took its place: perhaps the folder is elsewhere
+        if fd is not None and (self._manifest(fd, receipt.key, receipt.product) or self._familiar(fd, receipt)):
+            return receipt.folder, fd
+        moved = self._search(visit, receipt)
+        if moved is not None:
+            return moved, visit.walk(moved)
+        return receipt.folder, fd
+
+    def _familiar(self, fd: int, receipt: Receipt) -> bool:
+        """Without our manifest: does the folder hold our files, by name and size, and no other unit's images?"""
+        if receipt.product == DICOM and any(self._others(fd, receipt.key, receipt.product, only=DICOM)):
+            return False
+        for each in [each for each in receipt.files if each.state == "written"][:_FAMILIAR]:
+            seen = look(self._files, each.name, fd, read=False)
+            if seen is not None and seen.size == each.size:
+                return True
+        return False
+
+    def _search(self, visit: Visit, receipt: Receipt) -> str | None:
+        """Look for our manifest below the root, nearest first, within bounds."""
+        parts = components(receipt.folder)
+        starts = [parts[:count] for count in range(len(parts) - 1, -1, -1)]
+        waiting, seen, entries = deque(starts), set[tuple[int, int]](), 0
+        while waiting and len(seen) < _SEARCH_FOLDERS and entries < _SEARCH_ENTRIES:
+            here = waiting.popleft()
+            with visit.passing(here) as fd:
+                if fd is None:
+                    continue
+                info = self._files.stat(fd)
+                if (info.st_dev, info.st_ino) in seen:
+                    continue
+                seen.add((info.st_dev, info.st_ino))
+                if self._manifest(fd, receipt.key, receipt.product):
+                    return "/".join(here)
+                listed = self._files.scan(fd)
+            entries += len(listed)
+            below = [name for name, info in listed if stat.S_ISDIR(info.st_mode) and not name.startswith(MARKER)]
+            if len(here) < _SEARCH_DEPTH:
+                # What lies below a near ancestor comes before the next ancestor's.
+                waiting.extendleft((*here, name) for name in reversed(below))
+        return None
+
+    # --- a folder that is not there yet -------------------------------------------------------------------------
+
+    def _whole(self, visit: Visit, place: _Place, job: Put, source: Source) -> Done:
+        parts = components(place.folder)
+        if not job.files:
+            return Done(place.folder, (), "; ".join(visit.notes))
+        above = visit.make("/".join(parts[:-1]))
+        names = distinct(job.files, {}, self._fold(visit))
+        files = tuple(
+            Delivered(name, want.sha256, want.size, want.file) for name, want in zip(names, job.files, strict=True)
+        )
+        stage = Stage(visit, above, _stage_name(job.key, job.product), self._threads)
+        with stage.opened():
+            stage.fill([Item(index, name, job.files[index]) for index, name in enumerate(names)], source)
+            manifest = self._manifest_name(stage.fd, job.key, job.product)
+            stage.put_bytes(manifest, _manifest_text(job, files))
+            stage.become(parts[-1], manifest)
+        visit.settle("/".join(parts[:-1]))
+        return Done(place.folder, files, "; ".join(visit.notes))
+
+    # --- a folder that is there ---------------------------------------------------------------------------------
+
+    def _grow(self, visit: Visit, place: _Place, job: Put, source: Source) -> Done:
+        assert place.fd is not None
+        fd = place.fd
+        steps = self._steps(visit, place, job)
+        for step in steps:
+            self._name_beside(fd, step, job)
+        files = tuple(step.delivered() for step in steps)
+        self._clear_above(visit, place, job)
+        stage = Stage(visit, fd, _stage_name(job.key, job.product), self._threads)
+        manifest = self._manifest_name(fd, job.key, job.product)
+        copied = [step for step in steps if step.copied]
+        with stage.opened():
+            stage.fill([Item(step.index, step.name, step.wanted) for step in copied], source)
+            if copied:
+                # First what is about to be: should we die in between, the next revision knows these digests as ours.
+                stage.put_bytes(manifest, _manifest_text(job, files, _earlier(place.manifest)))
+                stage.move_over(manifest, fd, manifest)
+                self._files.fsync_folder(fd)
+            for step in copied:
+                self._move(stage, fd, step)
+            self._supersede(visit, place, steps)
+            stage.put_bytes(manifest, _manifest_text(job, files))
+            stage.move_over(manifest, fd, manifest)
+            stage.end()
+        if place.before is None:  # perhaps a dead worker made these folders and never synced them
+            visit.settle(place.folder)
+        else:
+            self._files.fsync_folder(fd)
+        self._tell(visit, steps)
+        return Done(place.folder, files, "; ".join(visit.notes))
+
+    def _steps(self, visit: Visit, place: _Place, job: Put) -> list[_Step]:
+        assert place.fd is not None
+        receipt = place.before.files if place.before else ()
+        history = self._history(visit, place, job)
+        names = distinct(job.files, {each.file: each for each in receipt}, history.fold)
+        force = in_force(names, {each.name for each in receipt} or set(history.known), job.key)
+        for suffix in (force,) if force or receipt else suffixes(job.key):
+            steps = [
+                self._step(place.fd, index, job.files[index], with_suffix(name, suffix), history)
+                for index, name in enumerate(names)
+            ]
+            if not any(step.action is Action.CLASH for step in steps):
+                return steps
+        if receipt:  # only the newcomers get another name: what is there keeps the one it has
+            return [self._renamed(place.fd, job, step, history) for step in steps]
+        raise Held(f"{job.key[:8]}: every name for its files is somebody else's there; change the naming pattern")
+
+    def _history(self, visit: Visit, place: _Place, job: Put) -> _History:
+        fd, fold = place.fd, self._fold(visit)
+        assert fd is not None
+
+        @functools.cache
+        def claimed() -> frozenset[str]:
+            others = self._others(fd, job.key, job.product)
+            return frozenset(
+                fold(each.name) for other in others for each in _manifest_files(other) if each.state != "removed"
+            )
+
+        receipt = place.before.files if place.before else ()
+        known = {fold(name): frozenset(digests) for name, digests in _earlier(place.manifest).items()}
+        return _History({fold(each.name): each for each in receipt}, known, claimed, fold)
+
+    def _step(self, fd: int, index: int, wanted: Wanted, name: str, history: _History) -> _Step:
+        folded = history.fold(name)
+        had, ours = history.before.get(folded), history.known.get(folded, frozenset())
+        seen = look(self._files, name, fd, settle=had is None)
+        action = decide(wanted, had, ours, seen)
+        if seen is not None and had is None and not ours and folded in history.claimed():
+            action = Action.CLASH
+        return _Step(index, wanted, name, action, seen, had)
+
+    def _renamed(self, fd: int, job: Put, step: _Step, history: _History) -> _Step:
+        for suffix in suffixes(job.key)[1:]:
+            if step.action is not Action.CLASH:
+                return step
+            step = self._step(fd, step.index, step.wanted, with_suffix(step.wanted.name, suffix), history)
+        if step.action is Action.CLASH:
+            raise Held(f"{job.key[:8]}: every name for one of its files is somebody else's; change the naming pattern")
+        return step
+
+    def _name_beside(self, fd: int, step: _Step, job: Put) -> None:
+        """Where ours lies when the lab edited what had its name."""
+        if step.action is Action.KEPT and step.before is not None:
+            step.beside = step.before.beside
+        if step.action is not Action.BESIDE:
+            return
+        plain_name = f"{step.name}.new-rev{job.revision}"
+        for suffix in suffixes(job.key):
+            step.beside = f"{plain_name}{suffix}"
+            seen = look(self._files, step.beside, fd)
+            if seen is None:
+                return
+            if seen.sha256 == step.wanted.sha256:  # an earlier attempt's
+                step.seen = None
+                return
+        raise Held(f"{job.key[:8]}: every name beside an edited file is taken; tidy its folder, then `sorter retry`")
+
+    def _move(self, stage: Stage, fd: int, step: _Step) -> None:
+        if step.action is Action.OVER and step.seen is not None:
+            if not unchanged(self._files, step.name, fd, step.seen):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))  # edited just now: decide anew, later
+            stage.move_over(step.name, fd, step.name)
+        else:
+            stage.move_new(step.name, fd, step.beside or step.name)
+
+    def _supersede(self, visit: Visit, place: _Place, steps: Sequence[_Step]) -> None:
+        """Remove what the receipt names and this revision does not, as long as it is as we left it."""
+        if place.before is None or place.fd is None:
+            return
+        fold = self._fold(visit)
+        names = {fold(name) for step in steps for name in (step.name, step.beside) if name}
+        gone = [each for each in place.before.files if each.state != "removed" and fold(each.name) not in names]
+        beside = [each for each in place.before.files if each.beside and fold(each.beside) not in names]
+        _, left = self._unlink(place.fd, [*gone, *(each for each in beside if each not in gone)])
+        if left:
+            visit.note(f"{len(left)} files of an earlier revision were left: the lab edited them")
+
+    def _unlink(self, fd: int, files: Sequence[Delivered]) -> tuple[list[str], list[str]]:
+        """Remove those that still equal what was delivered; (removed, left), names that are gone in neither."""
+        removed, left = [], []
+        for each in files:
+            if each.state == "removed" or (each.state == "kept" and not each.beside):
+                continue
+            name = each.beside or each.name
+            seen = look(self._files, name, fd)
+            if seen is None:
+                continue
+            if seen.sha256 == each.sha256 and unchanged(self._files, name, fd, seen):
+                self._files.unlink(name, at=fd)
+                removed.append(name)
+            else:
+                left.append(name)
+        return removed, left
+
+    def _clear_above(self, visit: Visit, place: _Place, job: Put) -> None:
+        """A stage beside the folder is what a dead worker left when the folder was not there yet."""
+        parts = components(place.folder)
+        if parts:
+            above = visit.walk("/".join(parts[:-1]))
+            if above is not None:
+                remove_tree(self._files, _stage_name(job.key, job.product), above)
+
+    def _tell(self, visit: Visit, steps: Sequence[_Step]) -> None:
+        kept = sum(step.action in (Action.BESIDE, Action.KEPT) for step in steps)
+        gone = sum(step.action is Action.REMOVED for step in steps)
+        if kept:
+            visit.note(f"{kept} files that the lab edited were kept")
+        if gone:
+            visit.note(f"{gone} files that the lab removed were not brought back")
+
+    def _prune(self, visit: Visit, folder: str) -> None:
+        """Remove the folder, and those above it, as far as they are empty now."""
+        parts = components(folder)
+        for count in range(len(parts), 0, -1):
+            above = visit.walk("/".join(parts[: count - 1]))
+            assert above is not None
+            try:
+                self._files.rmdir(parts[count - 1], at=above)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    return
+                raise
+            self._files.fsync_folder(above)
+
+    # --- manifests ----------------------------------------------------------------------------------------------
+
+    def _manifest_name(self, fd: int, key: str, product: str) -> str:
+        """The name ours has, or will have, in this folder; longer where the short one is another unit's."""
+        short = f"{MARKER}-{key[:8]}.{product}{_MANIFEST}"
+        found = self._read_manifest(fd, short)
+        if found and found.get("key") != key:
+            return f"{MARKER}-{key}.{product}{_MANIFEST}"
+        return short
+
+    def _manifest(self, fd: int, key: str, product: str) -> Mapping[str, Any]:
+        """Our own manifest in this folder; empty where there is none that can be read."""
+        found = self._read_manifest(fd, self._manifest_name(fd, key, product))
+        return found if (found.get("key"), found.get("product")) == (key, product) else {}
+
+    def _others(self, fd: int, key: str, product: str, only: str = "") -> Iterator[Mapping[str, Any]]:
+        """The manifests of other units and products in this folder."""
+        for name in self._files.names(fd):
+            if not name.startswith(f"{MARKER}-") or not name.endswith(f".{only}{_MANIFEST}" if only else _MANIFEST):
+                continue
+            found = self._read_manifest(fd, name)
+            if found and (found.get("key"), found.get("product")) != (key, product):
+                yield found
+
+    def _read_manifest(self, fd: int, name: str) -> Mapping[str, Any]:
+        try:
+            if not stat.S_ISREG(self._files.stat(name, at=fd).st_mode):
+                return {}
+            found = json.loads(self._files.read_file(name, at=fd, limit=_MOST_MANIFEST))
+        except (ValueError, RecursionError):
+            return {}
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP, errno.EFBIG, errno.EACCES, errno.ENAMETOOLONG):
+                return {}
+            raise
+        return found if isinstance(found, dict) else {}
+
+    # --- small things -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _visit(self) -> Iterator[Visit]:
+        try:
+            with Visit(self._files, self._root, self._access) as visit:
+                yield visit
+        except OSError as error:
+            raise spoken(self._root, error) from error
+
+    def _fold(self, visit: Visit) -> Callable[[str], str]:
+        return str.casefold if visit.folds() else str
+
+
+def _stage_name(key: str, product: str) -> str:
+    return f"{MARKER}-{key[:8]}-{product}{PART}"
+
+
+def _manifest_text(job: Put, files: Sequence[Delivered], earlier: Mapping[str, Sequence[str]] | None = None) -> bytes:
+    content = {
+        **job.manifest,
+        "key": job.key,
+        "product": job.product,
+        "revision": job.revision,
+        "files": [plain(each) for each in files],
+    }
+    if earlier:
+        content["earlier"] = earlier
+    return json.dumps(plain(content), sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def _earlier(manifest: Mapping[str, Any]) -> dict[str, list[str]]:
+    """All digests that our manifest says we wrote under each name, those of unfinished attempts included."""
+    found: dict[str, list[str]] = {}
+    for each in _manifest_files(manifest):
+        found.setdefault(each.name, []).append(each.sha256)
+    listed = manifest.get("earlier")
+    for name, digests in listed.items() if isinstance(listed, dict) else ():
+        if isinstance(digests, list):
+            found.setdefault(name, []).extend(each for each in digests if isinstance(each, str))
+    return {name: sorted(set(digests)) for name, digests in found.items()}
+
+
+def _manifest_files(manifest: Mapping[str, Any]) -> tuple[Delivered, ...]:
+    """What a manifest says of its files; nothing where the lab wrote nonsense into it."""
+    listed = manifest.get("files")
+    try:
+        return tuple(build(Delivered, each) for each in listed) if isinstance(listed, list) else ()
+    except ValueError:
+        return ()
+
+
+def _standing(each: Delivered, seen: Look | None, since: float, deep: bool) -> str:
+    if each.state == "kept" and not each.beside:
+        return "changed"
+    if seen is None:
+        return "changed" if each.state == "kept" else "missing"
+    if seen.sha256 == each.sha256 or (not deep and seen.size == each.size):
+        return "same"
+    return "changed" if seen.changed > since + _CLOCKS else "damaged"
+
+
+def _seconds(verified: str) -> float:
+    """Seconds since 1970 of a receipt's time; 0, so that everything counts as edited later, where it has none."""
+    try:
+        return datetime.datetime.fromisoformat(verified).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _access(settings: Mapping[str, Any]) -> Access:
+    group = settings.get("group")
+    if group in (None, ""):
+        umask = settings.get("umask", 0o022)
+        mask = int(str(umask), 8) if isinstance(umask, str) else int(umask)
+        return Access(None, 0o666 & ~mask, 0o777 & ~mask)
+    try:
+        gid = int(group) if str(group).isdigit() else grp.getgrnam(str(group)).gr_gid
+    except KeyError:
+        raise Held(f"there is no group {group!r} on this machine; make it, or give the target another") from None
+    return Access(gid, 0o640, 0o2750)

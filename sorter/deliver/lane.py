@@ -1,0 +1,313 @@
+"""One target's lane in `sort`: its queue, its worker process, and the patience with both.
+
+`sort` never touches a mount. Each target has one thread here and, while there is work, one worker process; what hangs,
+fills or dies delays only its own lane. Nothing here is remembered over a restart: what is owed stands in the spool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sorter.deliver.target import Done, Later, Put, Refused, Removed, Result, Verified, Wanted
+from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError, close_all
+from sorter.errors import Held, SorterError
+from sorter.model import Receipt, build, plain
+
+log = logging.getLogger("sorter.deliver")
+
+OpenInput: TypeAlias = Callable[[Put, Wanted], int]
+"""A read-only descriptor of one file in the spool, which the lane closes. SorterError or OSError when there is none."""
+
+Report: TypeAlias = Callable[[Put, Result], None]
+
+_GRACE = 5.0  # seconds for a process to end after its socket was closed, or after SIGKILL
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """In seconds. `idle`: how long a worker without work stays; None for as long as the lane. `silence`: how long a
+    worker at work may make no progress before it is ended."""
+
+    idle: float | None = 60.0
+    silence: float = 300.0
+
+
+@dataclass(slots=True)
+class _Task:
+    """One job for the worker: the frame that starts it, the type of a good answer, and whom to tell."""
+
+    frame: Mapping[str, Any]
+    good: type | None
+    tell: Callable[[Any], None]
+    put: Put | None = None
+
+
+class Lane:
+    """Deliveries to one target, one after another, in a worker process of its own.
+
+    `code` ("module:Class") and `settings` are the target's; `open_input` and `report` are called on the lane's thread.
+    Every put submitted is reported once, unless a newer revision took its place while it waited or the lane stopped.
+    """
+
+    def __init__(
+        self, target: str, code: str, settings: Mapping[str, Any], open_input: OpenInput, report: Report,
+        *, patience: Patience | None = None, stay: bool = False,
+    ) -> None:  # fmt: skip
+        self.target = target
+        self._hello = {"target": target, "code": code, "settings": dict(settings)}
+        self._open_input, self._report = open_input, report
+        patience = patience or Patience()
+        self._idle = None if stay else patience.idle
+        self._silence = patience.silence
+        self._waiting: dict[tuple[str, ...], _Task] = {}
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._worker: _Worker | None = None
+        self._stuck: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._run, name=f"lane {target}", daemon=True)
+        self._thread.start()
+
+    # --- from any thread ----------------------------------------------------------------------------------------
+
+    def submit(self, put: Put) -> None:
+        """Deliver `put`. One of the same unit and product that still waits is replaced, unless it is newer."""
+        task = _Task({"do": "put", "job": plain(put)}, Done, lambda result: self._report(put, result), put)
+        place = ("put", put.key, put.product)
+        with self._changed:
+            waiting = self._waiting.get(place)
+            if waiting is None or waiting.put is None or waiting.put.revision <= put.revision:
+                self._waiting[place] = task
+            self._changed.notify_all()
+
+    def remove(self, receipt: Receipt, tell: Callable[[Removed | Later | Refused], None]) -> None:
+        """Remove from the target what still equals `receipt`."""
+        self._add(
+            ("remove", receipt.key, receipt.product), _Task({"do": "remove", "job": plain(receipt)}, Removed, tell)
+        )
+
+    def verify(
+        self, receipt: Receipt, tell: Callable[[Verified | Later | Refused], None], *, deep: bool = True
+    ) -> None:
+        """Compare `receipt` with what is at the target."""
+        frame = {"do": "verify", "job": plain(receipt), "deep": deep}
+        self._add(("verify", receipt.key, receipt.product), _Task(frame, Verified, tell))
+
+    def check(self, tell: Callable[[Later | Refused | None], None]) -> None:
+        """Could a delivery be made now? None says yes."""
+        self._add(("check",), _Task({"do": "check"}, None, tell))
+
+    def waiting(self) -> int:
+        with self._changed:
+            return len(self._waiting)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the worker process, while there is one."""
+        worker = self._worker
+        return worker.process.pid if worker else None
+
+    def stop(self, timeout: float) -> bool:
+        """Finish the job at hand, but end it after `timeout` seconds; forget what waits. True once the thread ended."""
+        with self._changed:
+            self._stopping = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            worker = self._worker
+            if worker:
+                worker.kill()
+            self._thread.join(2 * _GRACE)
+        return not self._thread.is_alive()
+
+    def _add(self, place: tuple[str, ...], task: _Task) -> None:
+        with self._changed:
+            self._waiting[place] = task
+            self._changed.notify_all()
+
+    # --- on the lane's own thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            task = self._next()
+            if task is None:
+                self._end_worker()
+                if self._stopping:
+                    return
+                continue
+            self._settle(task)
+
+    def _settle(self, task: _Task) -> None:
+        """Do one job and tell its result; no mistake on this side may end the lane."""
+        try:
+            result = self._serve(task)
+        except Exception:
+            log.exception("target %s: a job could not be given to its worker", self.target)
+            self._end_worker(kill=True)
+            result = Later(f"target {self.target}: sorter itself failed, see its log")
+        if self._stopping and isinstance(result, Later):
+            return  # it was cut short by the stop: still owed, and no failure
+        try:
+            task.tell(result)
+        except Exception:
+            log.exception("target %s: a result could not be taken", self.target)
+
+    def _next(self) -> _Task | None:
+        """The job that waits longest; None after the idle time, or at the stop."""
+        until = None if self._idle is None else time.monotonic() + self._idle
+        with self._changed:
+            while not self._waiting and not self._stopping:
+                left = None
+                if self._worker is not None and until is not None:
+                    left = until - time.monotonic()
+                    if left <= 0:
+                        return None
+                self._changed.wait(left)
+            if self._stopping:
+                return None
+            return self._waiting.pop(next(iter(self._waiting)))
+
+    def _serve(self, task: _Task) -> Any:
+        if self._worker is not None and self._worker.process.poll() is not None:
+            self._end_worker()  # it died while nobody was looking: nothing of this job has happened
+        try:
+            failed = self._start()
+            if failed is not None:
+                return failed
+            assert self._worker is not None
+            return self._converse(self._worker.channel, task)
+        except TimeoutError:
+            self._end_worker(kill=True)
+            return Later(
+                f"target {self.target} did not move for {self._silence:g} s, its worker was ended: does its mount hang?"
+            )
+        except EOFError:
+            return Later(f"the worker of target {self.target} ended {self._end_worker()}")
+        except (WireError, ValueError) as error:
+            self._end_worker(kill=True)
+            return Later(f"the worker of target {self.target} was ended because it spoke nonsense: {error}")
+        except OSError as error:
+            self._end_worker(kill=True)
+            return Later(f"the worker of target {self.target} cannot be reached: {error.strerror}")
+
+    def _start(self) -> Later | Refused | None:
+        if self._worker is not None:
+            return None
+        if self._stuck is not None and self._stuck.poll() is None:
+            return Later(f"target {self.target} still holds a worker that was ended: its mount hangs")
+        self._stuck = None
+        self._worker = _Worker(self._silence)
+        channel = self._worker.channel
+        channel.send(self._hello)
+        answer, _ = channel.receive()
+        if "ready" in answer:
+            return None
+        self._end_worker()
+        failed: Later | Refused | None = _answer(answer, None)
+        return failed
+
+    def _converse(self, channel: Channel, task: _Task) -> Any:
+        channel.send(task.frame)
+        while True:
+            answer, _ = channel.receive()
+            if "need" in answer:
+                self._hand_over(channel, task.put, answer["need"])
+            elif "alive" not in answer:
+                return _answer(answer, task.good)
+
+    def _hand_over(self, channel: Channel, put: Put | None, asked: Any) -> None:
+        if put is None or not isinstance(asked, list) or not 0 < len(asked) <= MOST_DESCRIPTORS:
+            raise WireError("files were asked for that nobody offered")
+        if not all(type(index) is int and 0 <= index < len(put.files) for index in asked):
+            raise WireError("files were asked for that the job does not have")
+        descriptors: list[int] = []
+        try:
+            refusal = self._open(put, asked, descriptors)
+            if refusal:
+                channel.send(refusal)
+            else:
+                channel.send({"files": asked}, descriptors)
+        finally:
+            close_all(descriptors)
+
+    def _open(self, put: Put, asked: list[int], descriptors: list[int]) -> Mapping[str, Any]:
+        """Open what was asked for, into `descriptors`; what to answer instead where that fails."""
+        try:
+            for index in asked:
+                descriptors.append(self._open_input(put, put.files[index]))
+                if fcntl.fcntl(descriptors[-1], fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+                    raise AssertionError("a worker is only ever given read-only descriptors")
+        except SorterError as error:
+            return {"cannot": str(error), "held": isinstance(error, Held)}
+        except FileNotFoundError:
+            return {"cannot": f"{put.key[:8]}: a file to deliver is not in the store any more; run `sorter verify`"}
+        except OSError as error:
+            return {"cannot": f"{put.key[:8]}: the store cannot be read: {error.strerror}"}
+        return {}
+
+    def _end_worker(self, *, kill: bool = False) -> str:
+        """End the process, if there is one; returns how it went, for people."""
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return ""
+        how = worker.end(kill=kill)
+        if how is None:  # not even SIGKILL ends what waits inside the kernel for a mount
+            self._stuck = worker.process
+            return "but hangs in the kernel"
+        return how
+
+
+class _Worker:
+    """A process and this side's end of its socket."""
+
+    def __init__(self, silence: float) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "sorter.deliver.worker", "--fd", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/",
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,  # a library's words may name a patient
+                )  # fmt: skip
+            except BaseException:
+                ours.close()
+                raise
+        self.channel = Channel(ours, silence)
+
+    def kill(self) -> None:
+        with contextlib.suppress(OSError):
+            self.process.send_signal(signal.SIGKILL)
+
+    def end(self, *, kill: bool = False) -> str | None:
+        self.channel.close()
+        for force in (kill, True):
+            if force:
+                self.kill()
+            try:
+                code = self.process.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                continue
+            return f"by signal {-code}" if code < 0 else f"with status {code}"
+        return None
+
+
+def _answer(answer: Mapping[str, Any], good: type | None) -> Any:
+    if "later" in answer:
+        return Later(str(answer["later"]))
+    if "refused" in answer:
+        return Refused(str(answer["refused"]))
+    if "done" in answer:
+        return None if good is None else build(good, answer["done"])
+    raise WireError("an answer that says nothing came")

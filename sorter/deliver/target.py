@@ -1,0 +1,144 @@
+"""What a target is: the contract between sorter and a place that images are delivered to.
+
+A target kind names a class (`TargetKind.code`, "module:Class") that is loaded only inside the worker process of one
+target, as `Class(settings, files)`: its own table of the configuration, and the object through which it touches files.
+The class has the four methods of `Target`. It is given plain values and read-only descriptors, never a path into the
+spool; it returns what it did, or raises:
+
+* `TryLater` for what may pass (a mount that is away, a full disk): the same job comes again after a while;
+* `Held` for what a person has to decide first.
+
+A job may come twice, because a power cut between the work and its receipt is told apart from neither: what is already
+there and right is left as it is. This module is all of `sorter.deliver` that a target may import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from sorter.model import Delivered, Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One file that should be at the target: its name there, SHA-256 in hex, size in bytes, and what it is made from.
+
+    `file` is the instance file or product file in the store; a target only hands it back in `Delivered.file`.
+    """
+
+    name: str
+    sha256: str
+    size: int
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """One revision of one product of one unit, for one target.
+
+    `folder` is relative to the target's root, "/" between safe components. `previous` is the receipt of the revision
+    delivered before, if any. `manifest` (key, kind, study_uid, series_uids, identity, verdict, revision …) is written
+    beside the files for whoever finds them. `shared` says that the plan means several units to lie in one folder
+    although each brings its images; folders of made products may always be shared.
+    """
+
+    id: str
+    key: str
+    product: str
+    revision: int
+    folder: str
+    files: tuple[Wanted, ...]
+    previous: Receipt | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Delivered: every file named here was read back from the target. `folder` is where they really are."""
+
+    folder: str
+    files: tuple[Delivered, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Not now; `why` is a sentence without patient data."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not until a person decides; `why` is a sentence without patient data that says what to do next."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a receipt's files are like now, by name.
+
+    `same`: ours, byte for byte (for a file the lab keeps edited: the one that lies beside it). `missing`: gone.
+    `changed`: written to since the receipt, so the lab's now. `damaged`: other content although nobody wrote to it.
+    Files that the receipt says the lab removed are in none of them.
+    """
+
+    folder: str
+    same: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def whole(self) -> bool:
+        return not (self.missing or self.changed or self.damaged)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What was removed because it still equalled its receipt, and what was left because it did not."""
+
+    folder: str
+    removed: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    note: str = ""
+
+
+Result: TypeAlias = Done | Later | Refused
+
+
+class Source(Protocol):
+    """The files of one put, as read-only descriptors."""
+
+    def __call__(self, index: int) -> int:
+        """A descriptor of `Put.files[index]`, good until the next call; the worker closes it. TryLater, Held."""
+        ...
+
+    def will_need(self, indices: Sequence[int]) -> None:
+        """These will be asked for, in this order: they may be fetched many at a time. Never has to be called."""
+        ...
+
+
+class Target(Protocol):
+    """A place to deliver to. Made as `Class(settings, files)` inside the worker of one target."""
+
+    def check(self) -> None:
+        """Could a delivery be made now, by this process? Raises the sentence that a delivery would. TryLater, Held."""
+        ...
+
+    def put(self, job: Put, source: Source) -> Done:
+        """Deliver. Returns only what would survive a power cut there and was read back. TryLater, Held."""
+        ...
+
+    def verify(self, receipt: Receipt, *, deep: bool = True) -> Verified:
+        """Compare a receipt with what is there: bytes, or where not `deep` presence and size. TryLater, Held."""
+        ...
+
+    def remove(self, receipt: Receipt) -> Removed:
+        """Remove what still equals its receipt, and leave everything else. TryLater, Held."""
+        ...

@@ -1,0 +1,201 @@
+"""The process that touches one target, so that a mount that hangs, fills or lies can hurt nothing else.
+
+    python -m sorter.deliver.worker --fd N        one end of a socket pair, inherited from `sort`
+    python -m sorter.deliver.worker --unix PATH   `sort`'s socket: the worker runs under an account of its own
+
+It is given everything over that socket: first the target's name, code and settings, then one job after another. It
+looks at the target first and asks only for the files that are really needed; they come as read-only descriptors. It
+stays small (neither pydantic nor pydicom is imported) and ends when the other side has gone.
+
+Frames to it:     {target, code, settings} · {do: put|verify|remove|check, job} · {files: [n …]} · {cannot, held}
+Frames from it:   {ready} · {need: [n …]} · {alive} · {done} · {later} · {refused}
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from sorter.deliver.target import Put, Target
+from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError
+from sorter.durable import Buffer, Files
+from sorter.errors import Held, SorterError, TryLater
+from sorter.model import Receipt, build, plain
+
+BATCH = 64
+"""Descriptors asked for at once: many enough to save messages, few enough for several workers below 1,024."""
+
+_BEAT = 2.0  # seconds between two signs of life
+
+
+class Beating(Files):
+    """Files that tell `sort` of progress: a large copy is told apart from a mount that hangs."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel, self._last = channel, time.monotonic()
+
+    def beat(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= _BEAT:
+            self._last = now
+            self._channel.send({"alive": True})
+
+    def write(self, fd: int, data: Buffer) -> int:
+        self.beat()
+        return super().write(fd, data)
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        self.beat()
+        return super().pread(fd, size, offset)
+
+    def fsync(self, fd: int) -> None:
+        super().fsync(fd)
+        self.beat()
+
+
+class Pulled:
+    """A put's files, fetched from `sort` when the target asks: one, or what it said it will need, a batch at a time."""
+
+    def __init__(self, channel: Channel, count: int) -> None:
+        self._channel, self._count = channel, count
+        self._ahead: deque[int] = deque()
+        self._waiting: dict[int, int] = {}
+        self._given: int | None = None
+
+    def will_need(self, indices: Sequence[int]) -> None:
+        self._ahead = deque(indices)
+
+    def __call__(self, index: int) -> int:
+        if not 0 <= index < self._count:
+            raise ValueError(f"a put of {self._count} files has no number {index}")
+        self._release()
+        if index not in self._waiting:
+            self._fetch(index)
+        self._given = self._waiting.pop(index)
+        return self._given
+
+    def close(self) -> None:
+        self._release()
+        while self._waiting:
+            os.close(self._waiting.popitem()[1])
+
+    def _release(self) -> None:
+        if self._given is not None:
+            os.close(self._given)
+            self._given = None
+
+    def _fetch(self, index: int) -> None:
+        while self._ahead and self._ahead[0] in {index, *self._waiting}:
+            self._ahead.popleft()
+        asked = [index]
+        while self._ahead and len(asked) + len(self._waiting) < BATCH:
+            asked.append(self._ahead.popleft())
+        self._channel.send({"need": asked})
+        answer, descriptors = self._channel.receive(MOST_DESCRIPTORS)
+        if "cannot" in answer:
+            raise (Held if answer.get("held") else TryLater)(str(answer["cannot"]))
+        if answer.get("files") != asked or len(descriptors) != len(asked):
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise WireError("other files came than were asked for")
+        self._waiting.update(zip(asked, descriptors, strict=True))
+
+
+def serve(channel: Channel) -> None:
+    """Load the target, then do one job after another until the other side has gone."""
+    hello, _ = channel.receive()
+    try:
+        target = load(str(hello["code"]), hello["settings"], Beating(channel))
+    except Exception as error:  # noqa: BLE001 - a target's own code
+        channel.send(_failure(error))
+        return
+    channel.send({"ready": True})
+    while True:
+        message, _ = channel.receive()
+        try:
+            answer: dict[str, Any] = {"done": plain(_do(target, message, channel))}
+        except (EOFError, WireError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the worker's loop
+            answer = _failure(error)
+        channel.send(answer)
+
+
+def load(code: str, settings: Mapping[str, Any], files: Files) -> Target:
+    """The target that `code` ("module:Class") names. Held when there is none."""
+    module, _, name = code.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise Held(f"the target's code {code!r} cannot be loaded ({error}); is its plugin installed?") from error
+    return cast(Target, found(settings, files))
+
+
+def _do(target: Target, message: Mapping[str, Any], channel: Channel) -> Any:
+    what, job = message.get("do"), message.get("job")
+    if what == "put":
+        put = build(Put, job)
+        source = Pulled(channel, len(put.files))
+        try:
+            return target.put(put, source)
+        finally:
+            source.close()
+    if what == "verify":
+        return target.verify(build(Receipt, job), deep=bool(message.get("deep", True)))
+    if what == "remove":
+        return target.remove(build(Receipt, job))
+    if what == "check":
+        target.check()
+        return {}
+    raise WireError(f"{what!r} is no job")
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if isinstance(error, TryLater):
+        return {"later": str(error)}
+    if isinstance(error, SorterError):
+        return {"refused": str(error)}
+    # The text of an error that nobody foresaw may hold a path below a lab: only its kind and its place are told.
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    kind = f"{type(error).__name__} [Errno {error.errno}]" if isinstance(error, OSError) else type(error).__name__
+    return {"later": f"the target failed in a way it should not ({kind}{where}); please report this"}
+
+
+def _connect(arguments: Sequence[str]) -> socket.socket:
+    match arguments:
+        case ["--fd", number]:
+            # Whoever stops the whole group lets `sort` decide when this process ends: by closing the socket.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            return socket.socket(fileno=int(number))
+        case ["--unix", path]:
+            connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connected.connect(path)
+            return connected
+    raise SystemExit("usage: python -m sorter.deliver.worker --fd N | --unix PATH")
+
+
+def main(arguments: Sequence[str]) -> int:
+    channel = Channel(_connect(arguments))
+    try:
+        serve(channel)
+    except EOFError:
+        return 0
+    except WireError:
+        return 1
+    finally:
+        channel.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,808 @@
+"""The path target on real folders: what a lab, a full disk or a power cut may do to it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sorter.builtin.path_target import PathTarget, mark
+from sorter.deliver.target import Done, Put, Wanted
+from sorter.durable import Files
+from sorter.errors import Held, SorterError, TryLater
+from sorter.model import Delivered, Receipt
+
+KEY = "aaaaaaaa11112222333344445555ffff"
+OTHER = "bbbbbbbb11112222333344445555ffff"
+FOLDER = "S1/20260102_0900/004_T1"
+
+
+class Bytes:
+    """A `Source` of files written to a folder; remembers what was asked for."""
+
+    def __init__(self, folder: Path, contents: Sequence[bytes]) -> None:
+        self.paths = []
+        for number, content in enumerate(contents):
+            path = folder / f"{number}-{hashlib.sha256(content).hexdigest()}"
+            path.write_bytes(content)
+            self.paths.append(path)
+        self.asked: list[int] = []
+        self._fd: int | None = None
+
+    def will_need(self, indices: Sequence[int]) -> None:
+        pass
+
+    def __call__(self, index: int) -> int:
+        self.close()
+        self.asked.append(index)
+        self._fd = os.open(self.paths[index], os.O_RDONLY)
+        return self._fd
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class World:
+    """A root with its marker, and short words for what a test does to it."""
+
+    def __init__(self, base: Path) -> None:
+        self.root, self.store = base / "root", base / "store"
+        self.root.mkdir()
+        self.store.mkdir()
+        mark(self.root, Files())
+
+    def target(self, files: Files | None = None, **settings: Any) -> PathTarget:
+        return PathTarget({"root": str(self.root), "threads": 1, **settings}, files)
+
+    def job(self, contents: dict[str, bytes], **changes: Any) -> tuple[Put, Bytes]:
+        wanted = tuple(
+            Wanted(name, hashlib.sha256(content).hexdigest(), len(content), f"src/{name}")
+            for name, content in contents.items()
+        )
+        given = {"id": "1", "key": KEY, "product": "dicom", "revision": 1, "folder": FOLDER, "files": wanted, **changes}
+        given.setdefault("manifest", {"key": given["key"], "kind": "series", "study_uid": "1.2"})
+        return Put(**given), Bytes(self.store, list(contents.values()))
+
+    def put(self, contents: dict[str, bytes], *, files: Files | None = None, **changes: Any) -> Done:
+        job, source = self.job(contents, **changes)
+        try:
+            return self.target(files).put(job, source)
+        finally:
+            source.close()
+
+    def grow(self, before: Receipt, contents: dict[str, bytes], **changes: Any) -> Done:
+        given = {"key": before.key, "product": before.product, "revision": before.revision + 1, "previous": before}
+        return self.put(contents, **{**given, **changes})
+
+    def tree(self) -> dict[str, bytes]:
+        """What a person sees below the root, and hidden stages, but neither the marker nor manifests."""
+        found = {}
+        for path in sorted(self.root.rglob("*")):
+            name = path.relative_to(self.root).as_posix()
+            manifest = path.name.startswith(".sorter-") and path.name.endswith(".json")
+            if path.is_symlink():
+                found[name] = b"-> " + os.fsencode(os.readlink(path))
+            elif path.is_file() and not manifest and not name.startswith(".sorter/"):
+                found[name] = path.read_bytes()
+            elif path.is_dir() and path.name.endswith(".part"):
+                found[name] = b"a stage"
+        return found
+
+    def manifest(self, folder: str = FOLDER, key: str = KEY, product: str = "dicom") -> dict[str, Any]:
+        loaded = json.loads((self.root / folder / f".sorter-{key[:8]}.{product}.json").read_text())
+        assert isinstance(loaded, dict)
+        return loaded
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def receipt(done: Done, job_key: str = KEY, product: str = "dicom", revision: int = 1) -> Receipt:
+    return Receipt(job_key, product, "lab", revision, done.folder, done.files, "2026-01-02T03:04:05+00:00", done.note)
+
+
+def below(contents: dict[str, bytes], folder: str = FOLDER) -> dict[str, bytes]:
+    return {f"{folder}/{name}": content for name, content in contents.items()}
+
+
+TWO = {"001.dcm": b"one" * 1000, "002.dcm": b"two" * 1000}
+
+
+# --- the first delivery ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_appears_whole_with_its_manifest(world: World) -> None:
+    done = world.put(TWO)
+    assert done == Done(FOLDER, tuple(
+        Delivered(name, hashlib.sha256(data).hexdigest(), len(data), f"src/{name}") for name, data in TWO.items()
+    ))  # fmt: skip
+    assert world.tree() == below(TWO)
+    manifest = world.manifest()
+    assert (manifest["key"], manifest["product"], manifest["revision"], manifest["study_uid"]) == (
+        KEY,
+        "dicom",
+        1,
+        "1.2",
+    )
+    assert [each["name"] for each in manifest["files"]] == list(TWO)
+    assert stat.S_IMODE((world.root / FOLDER).stat().st_mode) & 0o777 == 0o755
+    assert stat.S_IMODE((world.root / FOLDER / "001.dcm").stat().st_mode) == 0o644
+
+
+def test_the_final_name_is_never_seen_half_full(world: World) -> None:
+    seen: list[list[str]] = []
+
+    class Looking(Files):
+        def fsync(self, fd: int) -> None:
+            seen.append(os.listdir(world.root / FOLDER) if (world.root / FOLDER).exists() else [])
+            super().fsync(fd)
+
+    world.put(TWO, files=Looking())
+    assert {len(names) for names in seen} == {0, 3}
+
+
+def test_a_job_that_comes_twice_changes_nothing(world: World) -> None:
+    first = world.put(TWO)
+    before = {path: path.stat().st_ino for path in world.root.rglob("*.dcm")}
+    job, source = world.job(TWO)
+    assert world.target().put(job, source).files == first.files
+    assert source.asked == []
+    assert {path: path.stat().st_ino for path in world.root.rglob("*.dcm")} == before
+    assert world.tree() == below(TWO)
+
+
+def test_group_and_modes(world: World) -> None:
+    job, source = world.job(TWO)
+    world.target(group=str(os.getgid())).put(job, source)
+    assert stat.S_IMODE((world.root / FOLDER / "001.dcm").stat().st_mode) == 0o640
+    assert stat.S_IMODE((world.root / FOLDER).stat().st_mode) == 0o2750
+    assert stat.S_IMODE((world.root / "S1").stat().st_mode) == 0o2750
+
+
+def test_a_group_that_cannot_be_given_is_said_once(world: World) -> None:
+    class Rooted(Files):
+        def chown(self, path: Any, uid: int, gid: int) -> None:
+            raise PermissionError(errno.EPERM, "no")
+
+    job, source = world.job(TWO)
+    done = world.target(Rooted(), group=str(os.getgid() + 1)).put(job, source)
+    assert done.note == "the group of the files could not be set"
+
+
+def test_umask(world: World) -> None:
+    job, source = world.job(TWO)
+    world.target(umask="027").put(job, source)
+    assert stat.S_IMODE((world.root / FOLDER / "001.dcm").stat().st_mode) == 0o640
+    assert stat.S_IMODE((world.root / FOLDER).stat().st_mode) & 0o777 == 0o750
+
+
+# --- is the mount really there? -------------------------------------------------------------------------------------
+
+
+def test_no_marker_means_later_and_makes_nothing(world: World) -> None:
+    (world.root / ".sorter" / "id").unlink()
+    with pytest.raises(TryLater, match=r"the marker \.sorter/id is missing"):
+        world.put(TWO)
+    assert world.tree() == {}
+    assert not (world.root / ".sorter" / "id").exists()
+
+
+def test_no_root_means_later(tmp_path: Path, world: World) -> None:
+    job, source = world.job(TWO)
+    with pytest.raises(TryLater, match="is not there"):
+        PathTarget({"root": str(tmp_path / "away")}).put(job, source)
+
+
+def test_a_root_that_is_a_file_is_held(tmp_path: Path, world: World) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(Held, match="is a file, not a folder"):
+        PathTarget({"root": str(tmp_path / "file")}).check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"root": "here"}, "absolute"), ({}, "absolute"), ({"root": "/x", "group": "no-such-group"}, "there is no group")],
+)
+def test_settings_that_cannot_be(settings: dict[str, str], says: str) -> None:
+    with pytest.raises(Held, match=says):
+        PathTarget(settings)
+
+
+def test_mark_is_made_once_and_never_through_a_link(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    root.mkdir()
+    elsewhere.mkdir()
+    assert mark(root, Files()) == mark(root, Files()) != ""
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / ".sorter").symlink_to(elsewhere)
+    with pytest.raises(SorterError, match="link"):
+        mark(tmp_path / "linked", Files())
+    with pytest.raises(SorterError, match="is not there"):
+        mark(tmp_path / "nothing", Files())
+    assert os.listdir(elsewhere) == []
+
+
+def test_check_leaves_nothing_and_finds_what_a_delivery_would(world: World) -> None:
+    world.target().check()
+    assert os.listdir(world.root / ".sorter") == ["id"]
+
+    class ReadOnly(Files):
+        def mkdir(self, path: Any, mode: int = 0o700, *, at: int | None = None) -> None:
+            raise OSError(errno.EROFS, "read-only")
+
+    with pytest.raises(TryLater, match="mounted read-only"):
+        world.target(ReadOnly()).check()
+
+
+def test_a_second_writer_waits(world: World) -> None:
+    with (world.root / ".sorter" / "id").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(TryLater, match="another sorter is delivering"):
+            world.put(TWO)
+    world.put(TWO)
+
+
+# --- nothing leads out of the root ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["../out", "a/../../out", "/etc", "a/./b", "a/\0"])
+def test_folders_that_lead_out(world: World, folder: str) -> None:
+    with pytest.raises(Held, match="leads out"):
+        world.put(TWO, folder=folder)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0b", ".sorter-x"])
+def test_names_that_lead_out(world: World, name: str) -> None:
+    with pytest.raises(Held, match="file name"):
+        world.put({name: b"x"})
+
+
+def test_a_link_in_the_way_is_never_followed(world: World, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (world.root / "S1").symlink_to(outside)
+    with pytest.raises(Held, match="a file or a link where a folder belongs"):
+        world.put(TWO)
+    assert os.listdir(outside) == []
+
+
+def test_a_link_swapped_in_for_a_file_is_the_labs_edit(world: World, tmp_path: Path) -> None:
+    done = world.put(TWO)
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    (world.root / FOLDER / "001.dcm").unlink()
+    (world.root / FOLDER / "001.dcm").symlink_to(secret)
+    world.grow(receipt(done), {**TWO, "001.dcm": b"newer"})
+    assert secret.read_bytes() == b"secret"
+    assert world.tree()[f"{FOLDER}/001.dcm.new-rev2"] == b"newer"
+
+
+def test_a_folder_swapped_for_a_link_in_mid_delivery(world: World, tmp_path: Path) -> None:
+    """The lab moves the parent away and puts a link there while files are being staged."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+
+    class Swapping(Files):
+        swapped = False
+
+        def fsync(self, fd: int) -> None:
+            super().fsync(fd)
+            if not self.swapped:
+                self.swapped = True
+                (world.root / "S1").rename(world.root / "moved")
+                (world.root / "S1").symlink_to(outside)
+
+    world.put(TWO, files=Swapping())
+    assert os.listdir(outside) == []
+    assert world.tree()["moved/20260102_0900/004_T1/001.dcm"] == TWO["001.dcm"]
+
+
+def test_a_named_pipe_or_a_folder_in_a_files_place_does_not_hang(world: World) -> None:
+    done = world.put(TWO)
+    for name in TWO:
+        (world.root / FOLDER / name).unlink()
+    os.mkfifo(world.root / FOLDER / "001.dcm")
+    (world.root / FOLDER / "002.dcm").mkdir()
+    again = world.grow(receipt(done), TWO)
+    assert [each.state for each in again.files] == ["kept", "kept"]
+
+
+# --- growth is polite -----------------------------------------------------------------------------------------------
+
+
+def test_late_images_join_the_same_folder(world: World) -> None:
+    done = world.put(TWO)
+    three = {**TWO, "003.dcm": b"three"}
+    job, source = world.job(three, revision=2, previous=receipt(done))
+    grown = world.target().put(job, source)
+    assert source.asked == [2]
+    assert world.tree() == below(three)
+    assert grown.folder == FOLDER
+    assert world.manifest()["revision"] == 2
+    assert "earlier" not in world.manifest()
+
+
+def test_ours_unchanged_is_replaced_and_the_superseded_name_goes(world: World) -> None:
+    done = world.put(TWO)
+    grown = world.grow(receipt(done), {"001.dcm": b"corrected", "005.dcm": b"five"})
+    assert world.tree() == below({"001.dcm": b"corrected", "005.dcm": b"five"})
+    assert grown.note == ""
+
+
+def test_what_the_lab_removed_is_not_brought_back(world: World) -> None:
+    done = world.put(TWO)
+    (world.root / FOLDER / "001.dcm").unlink()
+    grown = world.grow(receipt(done), {**TWO, "003.dcm": b"three"})
+    assert world.tree() == below({"002.dcm": TWO["002.dcm"], "003.dcm": b"three"})
+    assert [each.state for each in grown.files] == ["removed", "written", "written"]
+    assert grown.note == "1 files that the lab removed were not brought back"
+    again = world.grow(receipt(grown, revision=2), {**TWO, "003.dcm": b"three", "001.dcm": b"other"})
+    assert "001.dcm" not in os.listdir(world.root / FOLDER)
+    assert again.files[0].state == "removed"
+
+
+def test_what_the_lab_edited_stays_and_ours_lies_beside(world: World) -> None:
+    done = world.put(TWO)
+    edited = world.root / FOLDER / "001.dcm"
+    edited.write_bytes(b"the lab's own")
+    second = world.grow(receipt(done), {**TWO, "001.dcm": b"rev 2"})
+    assert edited.read_bytes() == b"the lab's own"
+    assert world.tree()[f"{FOLDER}/001.dcm.new-rev2"] == b"rev 2"
+    assert (second.files[0].state, second.files[0].beside) == ("kept", "001.dcm.new-rev2")
+    third = world.grow(receipt(second, revision=2), {**TWO, "001.dcm": b"rev 2"})
+    assert third.files[0] == second.files[0]  # nothing new: nothing more beside it
+    fourth = world.grow(receipt(third, revision=3), {**TWO, "001.dcm": b"rev 4"})
+    assert world.tree() == below({"001.dcm": b"the lab's own", "001.dcm.new-rev4": b"rev 4", "002.dcm": TWO["002.dcm"]})
+    edited.write_bytes(b"rev 4")  # the lab takes ours
+    fifth = world.grow(receipt(fourth, revision=4), {**TWO, "001.dcm": b"rev 4"})
+    assert world.tree() == below({**TWO, "001.dcm": b"rev 4"})
+    assert fifth.files[0].state == "written"
+
+
+def test_a_superseded_file_that_the_lab_edited_is_left(world: World) -> None:
+    done = world.put(TWO)
+    (world.root / FOLDER / "002.dcm").write_bytes(b"mine")
+    grown = world.grow(receipt(done), {"001.dcm": TWO["001.dcm"]})
+    assert world.tree()[f"{FOLDER}/002.dcm"] == b"mine"
+    assert grown.note == "1 files of an earlier revision were left: the lab edited them"
+
+
+def test_an_edit_at_the_last_moment_is_not_overwritten(world: World) -> None:
+    done = world.put(TWO)
+    edited = world.root / FOLDER / "001.dcm"
+
+    class Editing(Files):
+        def write(self, fd: int, data: Any) -> int:
+            edited.write_bytes(b"just now")
+            return super().write(fd, data)
+
+    with pytest.raises(TryLater, match="changed while"):
+        world.grow(receipt(done), {**TWO, "001.dcm": b"rev 2"}, files=Editing())
+    assert edited.read_bytes() == b"just now"
+    world.grow(receipt(done), {**TWO, "001.dcm": b"rev 2"})
+    assert world.tree() == below({**TWO, "001.dcm": b"just now", "001.dcm.new-rev2": b"rev 2"})
+
+
+def test_a_moved_folder_is_found_and_grows_where_it_is(world: World) -> None:
+    done = world.put(TWO)
+    (world.root / "analysis" / "mine").mkdir(parents=True)
+    (world.root / FOLDER).rename(world.root / "analysis" / "mine" / "anatomy")
+    grown = world.grow(receipt(done), {**TWO, "003.dcm": b"three"})
+    assert grown.folder == "analysis/mine/anatomy"
+    assert grown.note == "the lab moved the folder; the new files went to where it is now"
+    assert world.tree() == below({**TWO, "003.dcm": b"three"}, "analysis/mine/anatomy")
+    world.grow(receipt(grown, revision=2), {**TWO, "003.dcm": b"three", "004.dcm": b"four"})
+    assert len(world.tree()) == 4
+
+
+def test_a_moved_folder_is_not_mistaken_for_its_successor(world: World) -> None:
+    """The lab moved ours away, and another unit was delivered to the name that became free."""
+    done = world.put(TWO)
+    (world.root / FOLDER).rename(world.root / "moved")
+    world.put({"001.dcm": b"of another"}, key=OTHER)
+    grown = world.grow(receipt(done), {**TWO, "003.dcm": b"three"})
+    assert grown.folder == "moved"
+    assert world.tree() == {**below({"001.dcm": b"of another"}), **below({**TWO, "003.dcm": b"three"}, "moved")}
+
+
+def test_a_vanished_folder_comes_whole_and_says_so(world: World) -> None:
+    done = world.put(TWO)
+    (world.root / FOLDER).rename(world.root.parent / "taken out of the root")
+    grown = world.grow(receipt(done), {**TWO, "003.dcm": b"three"})
+    assert grown.folder == FOLDER
+    assert "delivered anew" in grown.note
+    assert world.tree() == below({**TWO, "003.dcm": b"three"})
+
+
+def test_growth_without_the_manifest(world: World) -> None:
+    done = world.put(TWO)
+    (world.root / FOLDER / f".sorter-{KEY[:8]}.dicom.json").unlink()
+    (world.root / FOLDER / "001.dcm").unlink()
+    world.grow(receipt(done), {**TWO, "003.dcm": b"three"})
+    assert world.tree() == below({"002.dcm": TWO["002.dcm"], "003.dcm": b"three"})
+    assert world.manifest()["revision"] == 2
+
+
+def test_a_manifest_full_of_nonsense_stops_nothing(world: World) -> None:
+    done = world.put(TWO)
+    path = world.root / FOLDER / f".sorter-{KEY[:8]}.dicom.json"
+    for nonsense in ('{"key": ', "[]", "[" * 100_000, json.dumps({"key": KEY, "product": "dicom", "files": [1]})):
+        path.write_text(nonsense)
+        world.grow(receipt(done), {**TWO, "003.dcm": b"three"})
+        assert world.tree() == below({**TWO, "003.dcm": b"three"})
+
+
+# --- clashes and shared folders -------------------------------------------------------------------------------------
+
+
+def nifti(world: World, key: str, content: bytes, **changes: Any) -> Done:
+    files = {"004_T1.nii.gz": content, "004_T1.json": b"{}" + content}
+    return world.put(files, **{"key": key, "product": "nifti", "folder": "S1/nifti", **changes})
+
+
+def test_units_share_a_folder_and_a_clash_goes_to_the_newcomer(world: World) -> None:
+    first = nifti(world, KEY, b"first")
+    second = nifti(world, OTHER, b"second")
+    assert [each.name for each in first.files] == ["004_T1.nii.gz", "004_T1.json"]
+    assert [each.name for each in second.files] == ["004_T1_bbbbbb.nii.gz", "004_T1_bbbbbb.json"]
+    assert len(world.tree()) == 4
+    again = nifti(world, OTHER, b"second")
+    assert again.files == second.files
+    grown = nifti(world, OTHER, b"second, newer", revision=2, previous=receipt(second, OTHER, "nifti"))
+    assert [each.name for each in grown.files] == [each.name for each in second.files]
+    assert len(world.tree()) == 4
+    assert world.tree()["S1/nifti/004_T1.nii.gz"] == b"first"
+
+
+def test_equal_bytes_of_another_unit_are_still_its_own(world: World) -> None:
+    nifti(world, KEY, b"same")
+    second = nifti(world, OTHER, b"same")
+    world.target().remove(receipt(second, OTHER, "nifti"))
+    assert world.tree() == {"S1/nifti/004_T1.nii.gz": b"same", "S1/nifti/004_T1.json": b"{}same"}
+
+
+def test_a_labs_own_file_of_that_name_is_never_touched(world: World) -> None:
+    (world.root / "S1" / "nifti").mkdir(parents=True)
+    (world.root / "S1" / "nifti" / "004_T1.json").write_bytes(b"the lab's")
+    done = nifti(world, KEY, b"ours")
+    assert [each.name for each in done.files] == ["004_T1_aaaaaa.nii.gz", "004_T1_aaaaaa.json"]
+    assert world.tree()["S1/nifti/004_T1.json"] == b"the lab's"
+
+
+def test_only_the_newcomer_of_a_growth_gives_way(world: World) -> None:
+    first = nifti(world, KEY, b"first")
+    (world.root / "S1" / "nifti" / "004_T1.bval").write_bytes(b"the lab's")
+    files = {"004_T1.nii.gz": b"first", "004_T1.json": b"{}first", "004_T1.bval": b"ours"}
+    grown = world.put(files, product="nifti", folder="S1/nifti", revision=2, previous=receipt(first, product="nifti"))
+    assert [each.name for each in grown.files] == ["004_T1.nii.gz", "004_T1.json", "004_T1_aaaaaa.bval"]
+
+
+def test_images_never_join_another_units_folder(world: World) -> None:
+    world.put(TWO)
+    done = world.put({"001.dcm": b"other"}, key=OTHER)
+    assert done.folder == f"{FOLDER}_bbbbbb"
+    assert world.put({"001.dcm": b"other"}, key=OTHER).folder == done.folder
+    assert world.tree() == {**below(TWO), f"{FOLDER}_bbbbbb/001.dcm": b"other"}
+
+
+def test_images_share_a_folder_where_the_plan_means_it(world: World) -> None:
+    world.put(TWO)
+    done = world.put({"101.dcm": b"other"}, key=OTHER, shared=True)
+    assert done.folder == FOLDER
+    assert world.tree() == below({**TWO, "101.dcm": b"other"})
+
+
+class Folding(Files):
+    """A mount that takes `A` and `a` for one name, as SMB does: each name is looked up as it stands in the folder."""
+
+    def _seen(self, path: Any, at: int | None) -> Any:
+        if not isinstance(path, str) or "/" in path:
+            return path
+        return next((name for name in os.listdir(at) if name.casefold() == path.casefold()), path)
+
+    def open(self, path: Any, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+        return super().open(self._seen(path, at), flags, mode, at=at)
+
+    def stat(self, path: Any, *, at: int | None = None) -> os.stat_result:
+        return super().stat(path if isinstance(path, int) else self._seen(path, at), at=at)
+
+    def rename_new(self, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+        super().rename_new(self._seen(old, at), self._seen(new, to), at=at, to=to)
+
+
+def test_names_are_compared_as_the_file_system_does(world: World) -> None:
+    both = {"a.dcm": b"lower", "A.dcm": b"upper"}
+    assert [each.name for each in world.put(both).files] == ["a.dcm", "A.dcm"]
+    done = world.put(both, files=Folding(), folder="smb")
+    names = [each.name for each in done.files]
+    assert names[0] == "a.dcm"
+    assert len({name.casefold() for name in names}) == 2
+    more = {**both, "b.dcm": b"b"}
+    grown = world.put(more, files=Folding(), folder="smb", revision=2, previous=receipt(done))
+    assert [each.name for each in grown.files][:2] == names
+    assert set(world.tree().values()) == {b"lower", b"upper", b"b"}
+
+
+def test_one_name_twice_never_loses_a_file(world: World) -> None:
+    job, _ = world.job({"a.dcm": b"first"})
+    twice = (job.files[0], Wanted("a.dcm", hashlib.sha256(b"second").hexdigest(), 6, "src/second"))
+    source = Bytes(world.store, [b"first", b"second"])
+    done = world.target().put(Put("1", KEY, "dicom", 1, FOLDER, twice), source)
+    source.close()
+    assert len({each.name for each in done.files}) == 2
+    assert sorted(world.tree().values()) == [b"first", b"second"]
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------
+
+
+class Failing(Files):
+    """The n-th changing call, counted from 0, fails with `code`; with `after`, although it was done (a lost reply)."""
+
+    def __init__(self, nth: int, code: int, *, after: bool = False, forever: bool = False) -> None:
+        self.left, self.code, self.after, self.forever = nth, code, after, forever
+        self.fired = False
+
+    def _count(self, effect: Callable[[], Any]) -> Any:
+        self.left -= 1
+        if self.left == -1 or (self.forever and self.left < 0):
+            self.fired = True
+            if self.after:
+                effect()
+            raise OSError(self.code, os.strerror(self.code))
+        return effect()
+
+    def open(self, path: Any, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+        if flags & os.O_CREAT:
+            if self.after:
+                return super().open(path, flags, mode, at=at)
+            return int(self._count(lambda: super(Failing, self).open(path, flags, mode, at=at)))
+        return super().open(path, flags, mode, at=at)
+
+    def write(self, fd: int, data: Any) -> int:
+        return int(self._count(lambda: super(Failing, self).write(fd, data)))
+
+    def fsync(self, fd: int) -> None:
+        self._count(lambda: super(Failing, self).fsync(fd))
+
+    def mkdir(self, path: Any, mode: int = 0o700, *, at: int | None = None) -> None:
+        self._count(lambda: super(Failing, self).mkdir(path, mode, at=at))
+
+    def rmdir(self, path: Any, *, at: int | None = None) -> None:
+        self._count(lambda: super(Failing, self).rmdir(path, at=at))
+
+    def unlink(self, path: Any, *, at: int | None = None) -> None:
+        self._count(lambda: super(Failing, self).unlink(path, at=at))
+
+    def chmod(self, path: Any, mode: int) -> None:
+        self._count(lambda: super(Failing, self).chmod(path, mode))
+
+    def rename(self, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+        self._count(lambda: super(Failing, self).rename(old, new, at=at, to=to))
+
+    def rename_new(self, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+        self._count(lambda: super(Failing, self).rename_new(old, new, at=at, to=to))
+
+    def link(self, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+        self._count(lambda: super(Failing, self).link(old, new, at=at, to=to))
+
+
+class Oldest(Failing):
+    """Failing, on a mount that knows neither RENAME_NOREPLACE nor links."""
+
+    def rename_new(self, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+        raise OSError(errno.EINVAL, "no RENAME_NOREPLACE")
+
+    def link(self, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+        raise OSError(errno.EPERM, "no links")
+
+
+class Linking(Failing):
+    """Failing, on a mount that has links but not RENAME_NOREPLACE."""
+
+    def rename_new(self, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+        raise OSError(errno.EINVAL, "no RENAME_NOREPLACE")
+
+
+REV1 = {"001.dcm": b"one", "002.dcm": b"two", "003.dcm": b"three"}
+REV2 = {"001.dcm": b"one, corrected", "002.dcm": b"two", "004.dcm": b"four"}
+
+
+def scenario(base: Path, files: Files) -> tuple[World, int]:
+    """Two revisions, each tried again without faults after `files` failed it; returns how many attempts failed."""
+    world, said = World(base), list[str]()
+    before: Receipt | None = None
+    for number, contents in enumerate((REV1, REV2), 1):
+        done = None
+        for attempt in (files, Files()):
+            try:
+                done = world.put(contents, files=attempt, revision=number, previous=before)
+                break
+            except (TryLater, Held) as error:
+                said.append(str(error))
+        assert done is not None
+        before = receipt(done, revision=number)
+        assert {each.state for each in done.files} == {"written"}
+    assert all(str(world.root) in sentence and "T1" not in sentence for sentence in said)
+    return world, len(said)
+
+
+def every_fault(tmp_path: Path, make: Callable[[int], Failing]) -> Iterator[tuple[World, int]]:
+    for nth in range(1000):
+        files = make(nth)
+        base = tmp_path / str(nth)
+        base.mkdir()
+        result = scenario(base, files)
+        if not files.fired:
+            assert nth > 15
+            return
+        yield result
+    raise AssertionError("no end of effects")
+
+
+@pytest.mark.parametrize("kind", [Failing, Linking, Oldest])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES])
+def test_a_fault_at_every_effect(tmp_path: Path, kind: type[Failing], code: int) -> None:
+    for world, failed in every_fault(tmp_path, lambda nth: kind(nth, code)):
+        assert failed == 1 or code == errno.EACCES  # permissions that cannot be set are only said
+        assert world.tree() == below(REV2)
+        assert world.manifest()["revision"] == 2
+
+
+@pytest.mark.parametrize("kind", [Failing, Linking, Oldest])
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EIO])
+def test_a_lost_reply_at_every_effect(tmp_path: Path, kind: type[Failing], code: int) -> None:
+    for world, _ in every_fault(tmp_path, lambda nth: kind(nth, code, after=True)):
+        assert world.tree() == below(REV2)
+
+
+def test_an_outage_from_every_effect_on(tmp_path: Path) -> None:
+    """The target stays away, so nothing can be cleared either; the next put finds what was left."""
+    for world, _ in every_fault(tmp_path, lambda nth: Failing(nth, errno.EIO, forever=True)):
+        assert world.tree() == below(REV2)
+
+
+class Dies(BaseException):
+    """kill -9, or a power cut: nothing after it runs."""
+
+
+class Dead(Failing):
+    def _count(self, effect: Callable[[], Any]) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            self.fired = True
+            raise Dies
+        return effect()
+
+
+def test_death_at_every_effect_then_a_newer_revision(tmp_path: Path) -> None:
+    """No receipt of the attempt that died, and what comes next is not even the same revision."""
+    rev3 = {**REV2, "001.dcm": b"one, corrected twice", "004.dcm": b"four, newer"}
+    for nth in range(1000):
+        base = tmp_path / str(nth)
+        base.mkdir()
+        world = World(base)
+        first = receipt(world.put(REV1))
+        dead = Dead(nth, 0)
+        try:
+            world.put(REV2, files=dead, revision=2, previous=first)
+        except Dies:
+            pass
+        else:
+            assert not dead.fired
+            assert nth > 15
+            return
+        done = world.put(rev3, revision=3, previous=first)
+        assert {each.state for each in done.files} == {"written"}
+        assert world.tree() == below(rev3), nth
+
+
+def test_short_writes(world: World) -> None:
+    class Short(Files):
+        def write(self, fd: int, data: Any) -> int:
+            return super().write(fd, memoryview(data)[:7])
+
+        def reflink(self, source: int, target: int) -> bool:
+            return False
+
+    world.put(TWO, files=Short())
+    assert world.tree() == below(TWO)
+
+
+def test_a_target_that_flips_a_byte_after_fsync_gets_no_receipt(world: World) -> None:
+    class Flipping(Files):
+        def fsync(self, fd: int) -> None:
+            super().fsync(fd)
+            if stat.S_ISREG(os.fstat(fd).st_mode) and os.fstat(fd).st_size == len(TWO["002.dcm"]):
+                os.pwrite(fd, b"X", 17)
+
+    with pytest.raises(TryLater, match="other bytes than were written"):
+        world.put(TWO, files=Flipping())
+    assert world.tree() == {}
+    world.put(TWO)
+    assert world.tree() == below(TWO)
+
+
+def test_a_damaged_store_is_told_from_a_damaged_target(world: World) -> None:
+    job, source = world.job(TWO)
+    source.paths[1].write_bytes(b"rot" * 1000)
+    with pytest.raises(Held, match="store"):
+        world.target().put(job, source)
+    source.close()
+    assert world.tree() == {}
+
+
+def test_a_dead_workers_stage_is_used_again(world: World) -> None:
+    stage = world.root / "S1/20260102_0900" / f".sorter-{KEY[:8]}-dicom.part"
+    (stage / "deep" / "er").mkdir(parents=True)
+    (stage / "001.dcm").write_bytes(TWO["001.dcm"])
+    (stage / "002.dcm").write_bytes(b"half")
+    (stage / "stranger").symlink_to("/etc/passwd")
+    job, source = world.job(TWO)
+    world.target().put(job, source)
+    source.close()
+    assert source.asked == [1]
+    assert world.tree() == below(TWO)
+
+
+def test_a_fault_is_a_sentence_of_its_own(world: World) -> None:
+    for code, says in ((errno.ENOSPC, "is full"), (errno.EDQUOT, "quota"), (errno.ENOTCONN, "is away")):
+        with pytest.raises(TryLater, match=says):
+            world.put(TWO, files=Failing(3, code))
+    with pytest.raises(Held, match="names this long"):
+        world.put({"x" * 300: b""})
+
+
+# --- verify and remove ----------------------------------------------------------------------------------------------
+
+
+def test_verify_tells_edited_removed_and_damaged_apart(world: World) -> None:
+    contents = {f"{number}.dcm": b"x%d" % number * 100 for number in range(5)}
+    held = Receipt(KEY, "dicom", "lab", 1, FOLDER, world.put(contents).files, "2026-01-02T03:04:05+00:00")
+    folder = world.root / FOLDER
+    for name in contents:
+        os.utime(folder / name, (1, 1))
+    assert world.target().verify(held).whole
+    (folder / "1.dcm").unlink()
+    (folder / "2.dcm").write_bytes(b"edited")
+    (folder / "3.dcm").write_bytes(b"y3" * 100)
+    os.utime(folder / "3.dcm", (1, 1))
+    found = world.target().verify(held)
+    assert (found.same, found.missing, found.changed, found.damaged) == (
+        ("0.dcm", "4.dcm"), ("1.dcm",), ("2.dcm",), ("3.dcm",)
+    )  # fmt: skip
+    assert not found.whole
+    quick = world.target().verify(held, deep=False)
+    assert (quick.missing, quick.changed) == (("1.dcm",), ("2.dcm",))
+    assert "3.dcm" in quick.same
+    folder.rename(world.root / "moved")
+    assert world.target().verify(held).folder == "moved"
+
+
+def test_remove_takes_only_what_equals_its_receipt(world: World) -> None:
+    held = receipt(world.put(TWO))
+    (world.root / FOLDER / "001.dcm").write_bytes(b"the lab's")
+    gone = world.target().remove(held)
+    assert (gone.removed, gone.left) == (("002.dcm",), ("001.dcm",))
+    assert "1 files were left" in gone.note
+    assert world.tree() == below({"001.dcm": b"the lab's"})
+    assert os.listdir(world.root / FOLDER) == ["001.dcm"]
+
+
+def test_remove_takes_the_empty_folders_too_and_may_come_twice(world: World) -> None:
+    held = receipt(world.put(TWO))
+    world.target().remove(held)
+    assert os.listdir(world.root) == [".sorter"]
+    assert world.target().remove(held).note == "its folder is not there any more"
