@@ -155,7 +155,7 @@ class Lane:
             result = self._serve(task)
         except Exception:
             log.exception("target %s: a job could not be given to its worker", self.target)
-            self._end_worker(kill=True)
+            self._end_worker()
             result = Later(f"target {self.target}: sorter itself failed, see its log")
         if self._stopping and isinstance(result, Later):
             return  # it was cut short by the stop: still owed, and no failure
@@ -180,14 +180,8 @@ class Lane:
             return self._waiting.pop(next(iter(self._waiting)))
 
     def _serve(self, task: _Task) -> Any:
-        if self._worker is not None and self._worker.process.poll() is not None:
-            self._end_worker()  # it died while nobody was looking: nothing of this job has happened
         try:
-            failed = self._start()
-            if failed is not None:
-                return failed
-            assert self._worker is not None
-            return self._converse(self._worker.channel, task)
+            return self._try(task)
         except TimeoutError:
             self._end_worker(kill=True)
             return Later(
@@ -201,6 +195,22 @@ class Lane:
         except OSError as error:
             self._end_worker(kill=True)
             return Later(f"the worker of target {self.target} cannot be reached: {error.strerror}")
+
+    def _try(self, task: _Task) -> Any:
+        old = self._worker
+        for again in (old is not None, False):
+            failed = self._start()
+            if failed is not None:
+                return failed
+            assert self._worker is not None
+            try:
+                return self._converse(self._worker, task)
+            except EOFError:
+                # A worker that ended while it had nothing to do is nobody's failure: the job goes to a new one.
+                if not again or self._worker.heard:
+                    raise
+                self._end_worker()
+        raise AssertionError("unreachable: the second attempt returns or raises")
 
     def _start(self) -> Later | Refused | None:
         if self._worker is not None:
@@ -218,10 +228,12 @@ class Lane:
         failed: Later | Refused | None = _answer(answer, None)
         return failed
 
-    def _converse(self, channel: Channel, task: _Task) -> Any:
+    def _converse(self, worker: _Worker, task: _Task) -> Any:
+        channel, worker.heard = worker.channel, False
         channel.send(task.frame)
         while True:
             answer, _ = channel.receive()
+            worker.heard = True
             if "need" in answer:
                 self._hand_over(channel, task.put, answer["need"])
             elif "alive" not in answer:
@@ -285,6 +297,7 @@ class _Worker:
                 ours.close()
                 raise
         self.channel = Channel(ours, silence)
+        self.heard = False  # anything about the job at hand
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):

@@ -134,7 +134,7 @@ def load(code: str, settings: Mapping[str, Any], files: Files) -> Target:
     module, _, name = code.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise Held(f"the target's code {code!r} cannot be loaded ({error}); is its plugin installed?") from error
     return cast(Target, found(settings, files))
 
