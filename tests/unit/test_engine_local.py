@@ -1,0 +1,452 @@
+"""The local engine: what a job is given, how it may end, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sorter.durable import Files
+from sorter.engine.local import LocalEngine
+from sorter.engine.work import Limits, Outcome, Work
+from sorter.model import Product
+from sorter.testing.waiting import wait_until
+
+MAKERS = """
+import ctypes, json, os, signal, subprocess, sys
+from pathlib import Path
+
+def good(job):
+    folder = Path(job.inputs["dicom"])
+    Path(job.scratch, "out.txt").write_text(" ".join(sorted(each.name for each in folder.iterdir())))
+    Path(job.scratch, "sub").mkdir()
+    Path(job.scratch, "sub", "out_2.bin").write_bytes((folder / "a").read_bytes())
+    print("said so")
+
+def what_i_see(job):
+    seen = {"environment": dict(os.environ), "cwd": os.getcwd(), "argv": sys.argv, "path": sys.path,
+            "cmdline": Path("/proc/self/cmdline").read_bytes().decode(),
+            "stdin": sys.stdin.read(), "fds": sorted(os.listdir("/proc/self/fd")),
+            "header": dict(job.header), "settings": dict(job.settings), "product": job.product, "cpus": job.cpus,
+            "mode": [oct(each.stat().st_mode) for each in Path("in/dicom").rglob("[ab]")]}
+    Path(job.scratch, "out.json").write_text(json.dumps(seen))
+
+def nothing(job): return "nothing"
+def wrong(job): return 7
+def no_file(job): pass
+def raises(job): raise ValueError("no\\x1b[31m good")
+def exits(job): sys.exit("gone")
+def exits_hard(job): os._exit(7)
+def segfault(job): ctypes.string_at(0)
+def hangs(job):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True: signal.pause()
+def spins(job):
+    while True: pass
+def memory(job): bytearray(1 << 40)
+def big_log(job):
+    line = b"x" * (1 << 16)
+    for _ in range(500): os.write(1, line)
+    os.write(2, b"\\nthe end\\n"); Path(job.scratch, "out").write_text("")
+def big_file(job):
+    with open("out/out", "wb") as file: file.write(bytes(2000))
+def many_files(job):
+    for number in range(8): Path(job.scratch, f"out{number}").write_text("")
+def much_together(job):
+    for number in range(3): Path(job.scratch, f"out{number}").write_bytes(bytes(500))
+def link(job): os.symlink("/etc/passwd", "out/out.txt")
+def link_folder(job): os.symlink("/etc", "out/sub")
+def replaces_out(job):
+    os.rmdir("out"); os.symlink("/etc", "out")
+def removes_out(job): os.rmdir("out")
+def hard_link(job): os.link("in/dicom/a", "out/out.txt")
+def fifo(job): os.mkfifo("out/out.txt")
+def hidden(job): Path("out/.hidden").write_text("")
+def odd_name(job): Path("out/a\\nb").write_text("")
+def locked(job):
+    Path("out/sub").mkdir(); Path("out/sub/out.txt").write_text("x")
+    os.chmod("out/sub/out.txt", 0); os.chmod("out/sub", 0)
+def deep(job):
+    for _ in range(1500):
+        os.mkdir("d" * 50); os.chdir("d" * 50)
+def deletes_inputs(job):
+    for each in list(Path("in/dicom").rglob("[ab]")):
+        each.chmod(0o600); each.write_text("spoilt"); each.unlink()
+    Path("out/out").write_text("")
+def kills_supervisor(job):
+    _daemon(); os.kill(os.getppid(), signal.SIGKILL); signal.pause()
+def daemon(job):
+    _daemon(); Path("out/out").write_text("")
+def _daemon():
+    code = ("import os, signal; os.setsid(); open('pid', 'w').write(str(os.getpid()));"
+            "print(1, flush=True); signal.pause()")
+    shell = subprocess.Popen([sys.executable, "-c",
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE); "
+        "p.stdout.readline()", code], stdin=subprocess.DEVNULL)
+    shell.wait()
+    pid = Path("pid").read_text()
+    Path(os.environ["TMPDIR"], "../../../pid").write_text(pid)
+def waits(job):
+    Path("../../started-" + job.settings["name"]).write_text(str(os.getpid()))
+    with open("../../go-" + job.settings["name"]): pass
+    Path("out/out").write_text("")
+"""
+
+
+@pytest.fixture
+def makers(tmp_path: Path) -> Path:
+    path = tmp_path / "makers.py"
+    path.write_text(textwrap.dedent(MAKERS))
+    (tmp_path / "a").write_bytes(b"image a")
+    (tmp_path / "b").write_bytes(b"image b")
+    return path
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., LocalEngine]]:
+    engines: list[LocalEngine] = []
+
+    def new(jobs: int = 2, files: Files | None = None, limits: Limits = Limits(), **more: Any) -> LocalEngine:  # noqa: B008
+        engines.append(LocalEngine(jobs, tmp_path / "scratch", files or Files(), limits, **more))
+        return engines[-1]
+
+    yield new
+    for engine in engines:
+        engine.stop()
+
+
+def work(makers: Path, maker: str, job: str = "j1", timeout: int = 20, **settings: Any) -> Work:
+    product = Product("text", f"{makers}:{maker}", timeout=timeout, memory=1024)
+    inputs = {"dicom": [(makers.parent / "a", "a"), (makers.parent / "b", "x/b")]}
+    return Work(job, product, inputs, settings, {"PatientName": "Canary^Kim", "ImageType": ("A", "B")})
+
+
+def ended(engine: LocalEngine) -> Outcome:
+    found: list[Outcome] = []
+    wait_until(lambda: found.extend(engine.finished()) or found, 30, "a job to end")
+    assert len(found) == 1
+    return found[0]
+
+
+def gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_a_job_makes_files_that_are_adopted(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    woken = threading.Event()
+    engine = start(wake=woken.set)
+    engine.submit(work(makers, "good"))
+    assert woken.wait(30)
+    outcome = ended(engine)
+    assert (outcome.state, outcome.why, outcome.log) == ("made", "", "said so\n")
+    assert [(made.name, made.size) for made in outcome.files] == [("out.txt", 3), ("sub/out_2.bin", 7)]
+    assert outcome.files[1].sha256 == hashlib.sha256(b"image a").hexdigest()
+
+    into = tmp_path / "store" / "k" / "products" / "text-1"
+    assert engine.adopt("j1", into) == outcome.files
+    assert (into / "out.txt").read_text() == "a x"
+    assert (into / "sub" / "out_2.bin").read_bytes() == b"image a"
+    assert os.listdir(tmp_path / "scratch") == []
+    with pytest.raises(KeyError):
+        engine.adopt("j1", into)
+
+    engine.submit(work(makers, "good"))  # the same again, over what is there
+    again = ended(engine)
+    engine.adopt("j1", into)
+    assert again.files == outcome.files
+    assert sorted(os.listdir(into)) == ["out.txt", "sub"]
+
+
+def test_what_a_job_is_given(
+    makers: Path, start: Callable[..., LocalEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    monkeypatch.setenv("SECRET_TOKEN", "canary-secret")
+    engine = start()
+    engine.submit(work(makers, "what_i_see", level=3))
+    outcome = ended(engine)
+    engine.adopt("j1", tmp_path / "p")
+    seen = json.loads((tmp_path / "p" / "out.json").read_text())
+    folder = str(tmp_path / "scratch" / "j1")
+    assert seen["cwd"] == folder
+    assert seen["environment"]["TMPDIR"] == seen["environment"]["HOME"] == f"{folder}/tmp"
+    allowed = {"PATH", "LD_LIBRARY_PATH", "TZ", "PYTHONPATH", "LANG", "LC_ALL", "LC_CTYPE", "HOME", "TMPDIR"}
+    assert {name for name in seen["environment"] if not name.endswith("_NUM_THREADS")} <= allowed
+    assert "Canary" not in json.dumps([seen["argv"], seen["cmdline"], seen["environment"]])
+    assert str(makers.parent / "a") not in json.dumps([seen["cmdline"], seen["environment"]])
+    assert (seen["product"], seen["cpus"], seen["settings"]) == ("text", 1, {"level": 3})
+    assert seen["header"] == {"PatientName": "Canary^Kim", "ImageType": ["A", "B"]}
+    assert seen["stdin"] == ""
+    assert "" not in seen["path"]
+    assert folder not in seen["path"]
+    assert seen["mode"] == ["0o100400"] * 2
+    assert len(seen["fds"]) <= 5  # 0, 1, 2, the result, and the listing itself
+    assert outcome.state == "made"
+
+
+@pytest.mark.parametrize(
+    ("maker", "state", "why"),
+    [
+        ("nothing", "nothing", "there is nothing to make of it"),
+        ("wrong", "failed", "answered int; a maker answers None"),
+        ("no_file", "failed", "it made no file"),
+        ("raises", "failed", "ValueError: no?[31m good"),
+        ("exits", "failed", "SystemExit: gone"),
+        ("exits_hard", "failed", "making text ended early with exit code 7"),
+        ("segfault", "failed", "making text was ended: SIGSEGV"),
+        ("memory", "failed", "more than 1024 MiB of memory"),
+        ("link", "failed", "'out.txt' is no regular file"),
+        ("link_folder", "failed", "'sub' is no regular file"),
+        ("replaces_out", "failed", "it removed or replaced its folder"),
+        ("removes_out", "failed", "it removed or replaced its folder"),
+        ("hard_link", "failed", "'out.txt' is a hard link"),
+        ("fifo", "failed", "'out.txt' is no regular file"),
+        ("hidden", "failed", "a name that is not safe: '.hidden'"),
+        ("odd_name", "failed", "a name that is not safe: 'a\\nb'"),
+        ("deep", "failed", "it made no file"),
+        ("no_such_function", "failed", "AttributeError"),
+        ("big_file", "failed", "OSError: [Errno 27] File too large"),
+        ("many_files", "failed", "more than 5 files or 0 MiB"),
+        ("much_together", "failed", "more than 5 files or 0 MiB"),
+    ],
+)
+def test_how_a_job_may_end(
+    makers: Path, start: Callable[..., LocalEngine], tmp_path: Path, maker: str, state: str, why: str
+) -> None:
+    engine = start(limits=Limits(files=5, bytes=1000))
+    engine.submit(work(makers, maker))
+    outcome = ended(engine)
+    assert outcome.state == state
+    assert why in outcome.why
+    assert outcome.files == ()
+    assert not outcome.later
+    with pytest.raises(ValueError, match="made nothing"):
+        engine.adopt("j1", tmp_path / "p")
+    engine.drop("j1")
+    assert os.listdir(tmp_path / "scratch") == []
+    assert (tmp_path / "a").read_bytes() == b"image a"
+
+
+def test_a_raised_error_leaves_its_traceback_in_the_log(makers: Path, start: Callable[..., LocalEngine]) -> None:
+    engine = start()
+    engine.submit(work(makers, "raises"))
+    log = ended(engine).log
+    assert "Traceback" in log
+    assert "\x1b" not in log
+
+
+@pytest.mark.parametrize(("maker", "why"), [("hangs", "took longer than 1 s"), ("spins", "1 s")])
+def test_time_is_over(makers: Path, start: Callable[..., LocalEngine], maker: str, why: str) -> None:
+    engine = start()
+    engine.submit(work(makers, maker, timeout=1))
+    outcome = ended(engine)
+    assert outcome.state == "failed"
+    assert why in outcome.why
+
+
+def test_a_daemon_is_ended_with_its_job(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    engine = start()
+    engine.submit(work(makers, "daemon"))
+    assert ended(engine).state == "made"
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_job_that_kills_its_supervisor(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    engine = start()
+    engine.submit(work(makers, "kills_supervisor"))
+    outcome = ended(engine)
+    assert (outcome.state, outcome.later) == ("failed", True)
+    assert "ended from outside (SIGKILL)" in outcome.why
+    wait_until(lambda: gone(int((tmp_path / "pid").read_text())), 5, "the daemon to go")
+
+
+def test_a_job_cannot_spoil_the_inputs(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    engine = start()
+    engine.submit(work(makers, "deletes_inputs"))
+    assert ended(engine).state == "made"
+    assert (tmp_path / "a").read_bytes() == b"image a"
+    assert (tmp_path / "b").read_bytes() == b"image b"
+
+
+def test_a_long_log_keeps_its_ends(makers: Path, start: Callable[..., LocalEngine]) -> None:
+    engine = start(limits=Limits(log=1000))
+    engine.submit(work(makers, "big_log"))
+    outcome = ended(engine)
+    assert outcome.state == "made"
+    assert outcome.log.startswith("xxx")
+    assert "bytes left out" in outcome.log
+    assert outcome.log.endswith("\nthe end\n")
+    assert len(outcome.log) < 1100
+
+
+def test_modes_that_a_job_took_away(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    engine = start()
+    engine.submit(work(makers, "locked"))
+    assert [made.name for made in ended(engine).files] == ["sub/out.txt"]
+    engine.adopt("j1", tmp_path / "p")
+    assert (tmp_path / "p" / "sub" / "out.txt").stat().st_mode & 0o777 == 0o600
+
+
+def test_so_many_at_a_time_and_in_order(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    engine = start(jobs=2)
+    for name in "abc":
+        os.mkfifo(tmp_path / f"go-{name}")
+        engine.submit(work(makers, "waits", name, name=name))
+    wait_until(lambda: (tmp_path / "started-a").exists() and (tmp_path / "started-b").exists(), 20, "two to start")
+    assert engine.busy() == (2, 1)
+    assert not (tmp_path / "started-c").exists()
+    (tmp_path / "go-b").write_text("")
+    assert ended(engine).id == "b"
+    wait_until((tmp_path / "started-c").exists, 20, "the third to start")
+    assert engine.busy() == (2, 0)
+    for name in "ac":
+        (tmp_path / f"go-{name}").write_text("")
+        assert ended(engine).id == name
+
+
+def test_a_cancelled_job_has_no_outcome(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    engine = start(jobs=1)
+    os.mkfifo(tmp_path / "go-a")
+    engine.submit(work(makers, "waits", "a", name="a"))
+    engine.submit(work(makers, "good", "b"))
+    engine.submit(work(makers, "good", "c"))
+    wait_until((tmp_path / "started-a").exists, 20, "the job to start")
+    with pytest.raises(ValueError, match="there is a job b already"):
+        engine.submit(work(makers, "good", "b"))
+    engine.cancel("b")
+    engine.cancel("a")
+    engine.cancel("unknown")
+    assert ended(engine).id == "c"
+    assert gone(int((tmp_path / "started-a").read_text() or 0))
+    engine.cancel("c")
+    assert os.listdir(tmp_path / "scratch") == []
+
+
+def test_stop_ends_what_runs(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    engine = start()
+    os.mkfifo(tmp_path / "go-a")
+    engine.submit(work(makers, "waits", "a", name="a"))
+    pid = wait_until(lambda: (tmp_path / "started-a").exists() and (tmp_path / "started-a").read_text(), 20, "a start")
+    engine.stop()
+    assert gone(int(pid))
+    assert engine.finished() == []
+
+
+def test_a_missing_input_is_tried_later(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    (tmp_path / "b").unlink()
+    engine = start()
+    engine.submit(work(makers, "good"))
+    outcome = ended(engine)
+    assert (outcome.state, outcome.why, outcome.later) == ("failed", "an input is gone", True)
+
+
+class Full(Files):
+    def copy(self, source: int, target: int) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_tried_later(makers: Path, start: Callable[..., LocalEngine]) -> None:
+    engine = start(files=Full())
+    engine.submit(work(makers, "good"))
+    outcome = ended(engine)
+    assert (outcome.why, outcome.later) == ("the job could not be started: No space left on device", True)
+
+
+class Recorder(Files):
+    """Remembers the order of what makes an adoption durable."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+
+    def fsync(self, fd: int) -> None:
+        self.did.append("fsync " + Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        super().fsync(fd)
+
+    def rename(self, old: Any, new: Any, **more: Any) -> None:
+        self.did.append(f"rename {Path(old).name} {Path(new).name}")
+        super().rename(old, new, **more)
+
+
+def test_adoption_is_durable_before_it_is_said(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    files = Recorder()
+    engine = start(files=files)
+    engine.submit(work(makers, "good"))
+    ended(engine)
+    (tmp_path / "products").mkdir()
+    files.did.clear()
+    engine.adopt("j1", tmp_path / "products" / "text-1")
+    assert files.did[:6] == [
+        "fsync out.txt", "fsync out_2.bin", "fsync out", "fsync sub", "rename out text-1", "fsync products"
+    ]  # fmt: skip
+
+
+def test_a_file_that_changed_since_is_not_adopted(
+    makers: Path, start: Callable[..., LocalEngine], tmp_path: Path
+) -> None:
+    engine = start()
+    engine.submit(work(makers, "good"))
+    ended(engine)
+    (tmp_path / "scratch" / "j1" / "out" / "out.txt").write_text("more than there was")
+    with pytest.raises(OSError, match="has changed"):
+        engine.adopt("j1", tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "product", "name"),
+    [("../x", "dicom", "a"), ("", "dicom", "a"), ("j", "../x", "a"), ("j", "dicom", "../a"), ("j", "dicom", "/a"),
+     ("j", "dicom", "a//b"), ("j", "dicom", "")],
+)  # fmt: skip
+def test_names_that_lead_out_are_refused(
+    start: Callable[..., LocalEngine], tmp_path: Path, job: str, product: str, name: str
+) -> None:
+    with pytest.raises(ValueError, match=r"cannot be|no plain"):
+        start().submit(Work(job, Product("p", "a:b"), {product: [(tmp_path, name)]}))
+
+
+HOST = """
+import sys, pathlib
+from sorter.durable import Files
+from sorter.engine.local import LocalEngine
+from sorter.engine.work import Work
+from sorter.model import Product
+root = pathlib.Path(sys.argv[1])
+engine = LocalEngine(2, root / "scratch", Files())
+for job, maker in (("a", "waits"), ("b", "daemon_waits")):
+    product = Product("text", f"{root / 'makers.py'}:{maker}")
+    engine.submit(Work(job, product, {"dicom": []}, {"name": job}))
+sys.stdin.read()
+"""
+
+
+def test_a_dead_daemon_leaves_no_process_and_the_next_one_clears_its_scratch(
+    makers: Path, start: Callable[..., LocalEngine], tmp_path: Path
+) -> None:
+    makers.write_text(makers.read_text() + "\ndef daemon_waits(job):\n    _daemon(); waits(job)\n")
+    for name in "ab":
+        os.mkfifo(tmp_path / f"go-{name}")
+    host = subprocess.Popen([sys.executable, "-c", HOST, str(tmp_path)], stdin=subprocess.PIPE)
+    try:
+        wait_until(lambda: all((tmp_path / f"started-{name}").exists() for name in "ab"), 30, "both to start")
+        pids = wait_until(
+            lambda: [text for name in ("pid", "started-a", "started-b") if (text := (tmp_path / name).read_text())],
+            5, "their process ids",
+        )  # fmt: skip
+        assert not any(gone(int(pid)) for pid in pids)
+    finally:
+        host.send_signal(signal.SIGKILL)
+        host.communicate()
+    wait_until(lambda: all(gone(int(pid)) for pid in pids), 10, "every process of it to go")
+    assert sorted(os.listdir(tmp_path / "scratch")) == ["a", "b"]
+    start()
+    assert os.listdir(tmp_path / "scratch") == []
