@@ -1,0 +1,11 @@
+"""The embedded storage SCP: what is sent to it is durable under received/ before it says Success.
+
+A connection waits in the `lobby` until it has asked; its `association` gets a thread, agrees on presentation contexts
+(`negotiation`), and runs an `exchange` of messages; an instance passes as `incoming` into the segments of `arrivals`.
+`upper_layer` and `dimse` hold the encodings, `server` the life cycle.
+"""
+
+from sorter.receive.server import Receiver, listen, run
+from sorter.receive.settings import ReceiveSettings
+
+__all__ = ["ReceiveSettings", "Receiver", "listen", "run"]

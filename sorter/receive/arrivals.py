@@ -1,0 +1,294 @@
+"""Segments: where received files lie until they are sorted, and the file that says how they came.
+
+`received/<worker>/<segment>/` holds parts (being written), finished files, and `arrivals.jsonl`: one JSON object a
+line, only ever appended to, its flock held for as long as the segment is open.
+
+    {"event":"opened","association":ID,"calling":...,"called":...,"address":...,"at":...}
+    {"event":"stored","association":ID,"file":NAME,"at":...}     its bytes and name are durable; not answered yet
+    {"event":"released"|"aborted"|"lost","association":ID,"at":...}
+    {"event":"closed","at":...}                                   the last line
+
+A free lock without "closed" means that the process died: its associations are lost. A segment is followed by another
+after so many files or so much time; associations still open are opened again in the new one, marked "continued":true.
+Files are named by association and count, never by anything received.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import itertools
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sorter.durable import PART, Buffer, Files
+from sorter.receive.file_meta import Route
+from sorter.receive.settings import ReceiveSettings
+
+ARRIVALS = "arrivals.jsonl"
+_MOST_BUFFERS = 512  # of one writev; Linux takes 1,024
+_MOST_UNWRITTEN = 1 << 20  # bytes of lines kept for later while the disk is full
+
+
+class Segment:
+    """One folder and its arrivals file. Not for use without the lock of its `Arrivals`."""
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self.path, self._files = path, files
+        self.begun = time.monotonic()
+        self.given = 0  # file names given out
+        self.in_flight = 0  # parts that are neither stored nor dropped yet
+        self.over = False  # another has followed
+        self._unwritten = b""
+        files.mkdir(path)
+        try:
+            files.fsync_folder(path.parent)  # before anything in it is acknowledged
+            self.folder, self._log = self._opened()
+        except OSError:
+            files.remove_tree(path)
+            raise
+
+    def _opened(self) -> tuple[int, int]:
+        folder = self._files.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW
+        try:
+            log = self._files.open(ARRIVALS, flags, at=folder)
+        except OSError:
+            self._files.close(folder)
+            raise
+        self._files.lock(log)  # free: nobody else takes the lock of an empty one
+        return folder, log
+
+    def write(self, event: str, **details: Any) -> None:
+        """Append a line. On OSError it is not written, or torn and ended by the next."""
+        self._append(_line(event, details))
+
+    def write_or_keep(self, event: str, **details: Any) -> None:
+        """Append a line now, or with the next one that can be written."""
+        line = _line(event, details)
+        try:
+            self._append(line)
+        except OSError:
+            if len(self._unwritten) < _MOST_UNWRITTEN:
+                self._unwritten += line
+
+    def _append(self, line: bytes) -> None:
+        try:
+            self._files.write_all(self._log, self._unwritten + line)
+        except OSError:
+            self._unwritten = b"\n" + self._unwritten.lstrip(b"\n")
+            raise
+        self._unwritten = b""
+
+    def close(self) -> None:
+        self.write_or_keep("closed")
+        self._files.close(self._log)
+        self._files.close(self.folder)
+
+
+class Part:
+    """A file being received: bytes go in, then it is either made durable under its final name, or gone."""
+
+    def __init__(self, files: Files, segment: Segment, association: str, name: str) -> None:
+        self.segment, self.association, self.name = segment, association, name
+        self._files = files
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        self.fd = files.open(self.part, flags, at=segment.folder)
+
+    @property
+    def part(self) -> str:
+        return self.name + PART
+
+    def write(self, buffers: list[Buffer]) -> None:
+        """All of `buffers`, with as few system calls as may be."""
+        views = [memoryview(buffer) for buffer in buffers]
+        at = 0
+        while at < len(views):
+            done = self._files.writev(self.fd, views[at : at + _MOST_BUFFERS])
+            while at < len(views) and done >= len(views[at]):
+                done -= len(views[at])
+                at += 1
+            if done:
+                views[at] = views[at][done:]
+
+    def close(self) -> None:
+        """Give the descriptor back; harmless when done before."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            self._files.close(fd)
+
+
+class Commit:
+    """Makes parts durable: bytes, then name (PS3.4 B.2.3: Success only when both survive a power cut).
+
+    `store` returns when that is so, or raises OSError, after which the part must be dropped. An fsync that failed is
+    never tried again: the kernel has marked the pages clean. Called from many threads at once.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def store(self, part: Part) -> None:
+        folder = part.segment.folder
+        self._files.fsync(part.fd)
+        self._files.rename(part.part, part.name, at=folder, to=folder)
+        self._files.fsync_folder(folder)
+
+
+class Arrivals:
+    """The segments of one receiving process, for all its associations. Every method may be called from any thread."""
+
+    def __init__(self, received: Path, worker: str, files: Files, settings: ReceiveSettings) -> None:
+        self._folder, self._files, self._settings = received / worker, files, settings
+        self._commit = Commit(files)
+        self._lock = threading.Lock()
+        self._segment: Segment | None = None
+        self._open: dict[str, Route] = {}
+        self._ids = (f"{worker}-{time.time_ns() // 1000:x}{secrets.token_hex(2)}-{n:x}" for n in itertools.count(1))
+
+    def begin(self) -> None:
+        """Make the worker's folder, and remove the parts that a process of this worker left when it died."""
+        self._files.make_folders(self._folder)
+        for name in self._files.names(self._folder):
+            if self._files.is_folder(self._folder / name):
+                self._sweep(self._folder / name)
+
+    def opened(self, route: Route) -> str:
+        """An association begins; its identifier. OSError where that cannot be written down: then it must not begin."""
+        with self._lock:
+            association = next(self._ids)
+            segment = self._current()
+            segment.write("opened", association=association, **_who(route))
+            self._open[association] = route
+            return association
+
+    def ended(self, association: str, how: str) -> None:
+        """An association was "released", "aborted" by the peer, or "lost". Written now, or once that is possible."""
+        with self._lock:
+            del self._open[association]
+            if self._segment is not None:
+                self._segment.write_or_keep(how, association=association)
+
+    def part(self, association: str, count: int) -> Part:
+        """A new part for the association's `count`-th instance. OSError where there can be none."""
+        with self._lock:
+            segment = self._current()
+            segment.given += 1
+            segment.in_flight += 1
+        try:
+            return Part(self._files, segment, association, f"{association}-{count}.dcm")
+        except OSError:
+            self._landed(segment)
+            raise
+
+    def store(self, part: Part) -> None:
+        """Make `part` durable under its name and write that down. On OSError nothing is left of it."""
+        try:
+            self._commit.store(part)
+            with self._lock:
+                part.segment.write("stored", association=part.association, file=part.name)
+        except BaseException:
+            self._remove(part.segment, part.name)
+            self.drop(part)
+            raise
+        part.close()
+        self._landed(part.segment)
+
+    def drop(self, part: Part) -> None:
+        """Remove a part that will not be finished. What cannot be removed now goes with the next start."""
+        part.close()
+        self._remove(part.segment, part.part)
+        self._landed(part.segment)
+
+    def tick(self) -> None:
+        """To be called now and then: ends a segment whose time is over and that nothing uses."""
+        with self._lock:
+            if self._segment is not None and not self._open and self._is_full(self._segment):
+                self._follow(self._segment)
+
+    def close(self) -> None:
+        """The end of this process. A segment with parts in flight stays unclosed: its lock says the rest."""
+        with self._lock:
+            if self._segment is not None:
+                self._follow(self._segment)
+
+    def _current(self) -> Segment:
+        if self._segment is not None and self._is_full(self._segment):
+            self._follow(self._segment)
+        if self._segment is None:
+            segment = self._new()
+            for association, route in self._open.items():
+                segment.write_or_keep("opened", association=association, **_who(route), continued=True)
+            self._segment = segment
+        return self._segment
+
+    def _new(self) -> Segment:
+        for name in _segment_names():
+            try:
+                return Segment(self._folder / name, self._files)
+            except FileExistsError:
+                continue
+        raise OSError(errno.EEXIST, "no name for a new segment", os.fspath(self._folder))
+
+    def _is_full(self, segment: Segment) -> bool:
+        age = time.monotonic() - segment.begun
+        return segment.given >= self._settings.segment_files or age >= self._settings.segment_age
+
+    def _follow(self, segment: Segment) -> None:
+        self._segment = None
+        segment.over = True
+        if not segment.in_flight:
+            segment.close()
+
+    def _landed(self, segment: Segment) -> None:
+        with self._lock:
+            segment.in_flight -= 1
+            if segment.over and not segment.in_flight:
+                segment.close()
+
+    def _remove(self, segment: Segment, name: str) -> None:
+        with contextlib.suppress(OSError):  # gone already, or a disk that fails here too: parts go at the next start
+            self._files.unlink(name, at=segment.folder)
+
+    def _sweep(self, segment: Path) -> None:
+        if not self._files.exists(segment / ARRIVALS):  # a power cut took it, or came before it was made
+            self._remove_parts(segment)
+            if not self._files.names(segment):
+                self._files.rmdir(segment)
+            return
+        with self._files.opened(segment / ARRIVALS, os.O_RDWR | os.O_NOFOLLOW) as log:
+            if not self._files.lock(log):
+                return  # another process of this worker lives
+            self._remove_parts(segment)
+            empty = self._files.stat(log).st_size == 0  # it died before its first line: nobody else would remove it
+            if empty and self._files.names(segment) == [ARRIVALS]:
+                self._files.remove_tree(segment)
+
+    def _remove_parts(self, segment: Path) -> None:
+        for name in self._files.names(segment):
+            if name.endswith(PART):
+                self._files.unlink(segment / name)
+
+
+def _who(route: Route) -> dict[str, str]:
+    return {"calling": route.calling, "called": route.called, "address": route.address}
+
+
+def _segment_names() -> Iterator[str]:
+    now = datetime.datetime.now().strftime("%Y%m%dT%H%M%S")
+    return (f"{now}-{n:04x}" for n in range(1 << 16))
+
+
+def _line(event: str, details: dict[str, Any]) -> bytes:
+    return json.dumps({"event": event, **details, "at": _now()}, separators=(",", ":")).encode() + b"\n"
+
+
+def _now() -> str:
+    return datetime.datetime.now().isoformat(timespec="milliseconds")

@@ -1,0 +1,109 @@
+"""One association, from its request to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+
+from sorter.receive import upper_layer
+from sorter.receive.arrivals import Arrivals
+from sorter.receive.exchange import Exchange
+from sorter.receive.file_meta import Route
+from sorter.receive.incoming import Intake
+from sorter.receive.negotiation import Agreement, negotiate
+from sorter.receive.settings import ReceiveSettings
+from sorter.receive.upper_layer import (
+    Aborted,
+    AbortReason,
+    Lost,
+    Patience,
+    ProtocolError,
+    Rejection,
+    Released,
+    Request,
+    Stopping,
+    Wire,
+)
+
+log = logging.getLogger("sorter.receive")
+
+_RELEASE_PATIENCE = 2.0  # seconds a peer has to agree when this process ends
+_LINGER = 1.0  # seconds to let a refused peer read why before the connection is cut
+
+
+class Association:
+    """Serves one peer on its connection until the association ends. `run` never raises."""
+
+    def __init__(self, sock: socket.socket, arrivals: Arrivals, settings: ReceiveSettings, patience: Patience) -> None:
+        self._socket, self._arrivals, self._settings, self._patience = sock, arrivals, settings, patience
+
+    def run(self, body: bytes, peer: tuple[str, int]) -> None:
+        """`body` is the A-ASSOCIATE-RQ without type and length. The connection is closed at the end."""
+        try:
+            self._serve(body, peer)
+        except ProtocolError as error:
+            log.warning("%s broke the protocol: %s", peer[0], error)
+            say_last(self._socket, upper_layer.encode_abort(error.reason))
+        except Rejection as error:
+            log.warning("%s: association %s", peer[0], error)
+            say_last(self._socket, error.pdu)
+        except Exception:  # a bug ends this association, never the receiver
+            log.exception("an association with %s ended by a fault of ours", peer[0])
+            say_last(self._socket, upper_layer.encode_abort(AbortReason.NOT_SPECIFIED))
+        finally:
+            self._socket.close()
+
+    def _serve(self, body: bytes, peer: tuple[str, int]) -> None:
+        request = upper_layer.decode_request(body)
+        agreement = negotiate(request, self._settings.max_pdu)
+        route = Route(request.calling, request.called, *peer)
+        try:
+            association = self._arrivals.opened(route)
+        except OSError as error:
+            log.error("an association cannot be written down: %s", error.strerror)
+            raise Rejection(*upper_layer.TEMPORARY_CONGESTION) from error
+        log.info("association %s: %s calls %s from %s", association, route.calling, route.called, route.address)
+        intake, how = Intake(self._arrivals, association, route), "lost"
+        try:
+            how = self._established(request, agreement, intake)
+        finally:
+            self._arrivals.ended(association, how)
+            log.info("association %s %s: %d of %d stored", association, how, intake.stored, intake.begun)
+
+    def _established(self, request: Request, agreement: Agreement, intake: Intake) -> str:
+        """How it ended: "released", "aborted" or "lost"."""
+        try:
+            wire = Wire(self._socket, self._settings.max_pdu, self._patience)
+            wire.send(upper_layer.encode_accept(request.titles, agreement.answers))
+            try:
+                Exchange(wire, agreement, intake, self._settings).run()
+            except Stopping:
+                wire.release(_RELEASE_PATIENCE)
+        except Released:
+            say(self._socket, upper_layer.RELEASE_REPLY)
+        except Aborted:
+            return "aborted"
+        except Lost as error:
+            log.info("association %s: %s", intake.association, error)
+            say(self._socket, upper_layer.encode_abort(AbortReason.NOT_SPECIFIED))
+            return "lost"
+        return "released"
+
+
+def say(sock: socket.socket, pdu: bytes) -> None:
+    """Send a last PDU to a peer that may be gone."""
+    with contextlib.suppress(OSError):
+        sock.settimeout(_LINGER)
+        sock.sendall(pdu)
+
+
+def say_last(sock: socket.socket, pdu: bytes) -> None:
+    """Send a last PDU and let the peer read it: closing with its bytes unread would reset the connection first."""
+    say(sock, pdu)
+    deadline = time.monotonic() + _LINGER
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+        while time.monotonic() < deadline and sock.recv(1 << 16):
+            pass

@@ -1,0 +1,103 @@
+"""DIMSE command sets (PS3.7): the few requests we answer, decoded by hand; responses built as bytes."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from sorter.receive.upper_layer import ProtocolError
+
+C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ = 0x0001, 0x0030, 0x0FFF
+RESPONSE = 0x8000
+NO_DATA_SET = 0x0101
+
+_GROUP_LENGTH, _CLASS_UID, _FIELD, _MESSAGE_ID, _RESPONDED_ID = 0x0000, 0x0002, 0x0100, 0x0110, 0x0120
+_DATA_SET_TYPE, _STATUS, _COMMENT, _INSTANCE_UID = 0x0800, 0x0900, 0x0902, 0x1000
+_REQUESTED_CLASS_UID = 0x0003  # of N-services; answered as the affected one
+
+_ELEMENT = struct.Struct("<HHI")
+_US = struct.Struct("<HHIH")
+
+
+class Status:
+    """Statuses we answer with (PS3.4 B.2.3, PS3.7 annex C)."""
+
+    SUCCESS = 0x0000
+    INVALID_INSTANCE = 0x0117
+    CLASS_NOT_SUPPORTED = 0x0122
+    UNRECOGNIZED_OPERATION = 0x0211
+    OUT_OF_RESOURCES = 0xA700
+    CANNOT_UNDERSTAND = 0xC000
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A decoded request. The UIDs are as sent, without padding, and may be anything: see `negotiation.is_uid`."""
+
+    field: int
+    message_id: int
+    class_uid: str
+    instance_uid: str
+    has_data_set: bool
+
+
+def decode_command(data: bytes) -> Command:
+    """The command set (PS3.7 6.3, implicit VR little endian). ProtocolError where it has no answerable request."""
+    elements = _elements(data)
+    return Command(
+        field=_number(elements, _FIELD),
+        message_id=_number(elements, _MESSAGE_ID),
+        class_uid=_text(elements.get(_CLASS_UID) or elements.get(_REQUESTED_CLASS_UID)),
+        instance_uid=_text(elements.get(_INSTANCE_UID)),
+        has_data_set=_number(elements, _DATA_SET_TYPE) != NO_DATA_SET,
+    )
+
+
+def encode_response(command: Command, status: int, comment: str = "") -> bytes:
+    """The response to `command`, without a data set. `comment` (LO, 64 characters) goes with failures."""
+    body = b""
+    if command.class_uid:
+        body += _uid_element(_CLASS_UID, command.class_uid)
+    body += _US.pack(0, _FIELD, 2, command.field | RESPONSE)
+    body += _US.pack(0, _RESPONDED_ID, 2, command.message_id)
+    body += _US.pack(0, _DATA_SET_TYPE, 2, NO_DATA_SET)
+    body += _US.pack(0, _STATUS, 2, status)
+    if comment:
+        body += _value_element(_COMMENT, comment[:64].encode("ascii", "replace"), b" ")
+    if command.instance_uid:
+        body += _uid_element(_INSTANCE_UID, command.instance_uid)
+    return _ELEMENT.pack(0, _GROUP_LENGTH, 4) + len(body).to_bytes(4, "little") + body
+
+
+def _elements(data: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    at, end = 0, len(data)
+    while at < end:
+        if at + 8 > end:
+            raise ProtocolError("a command element is cut short")
+        group, element, length = _ELEMENT.unpack_from(data, at)
+        at += 8 + length
+        if group != 0 or at > end:
+            raise ProtocolError("a command set holds what is no command element")
+        found[element] = data[at - length : at]
+    return found
+
+
+def _number(elements: dict[int, bytes], element: int) -> int:
+    value = elements.get(element, b"")
+    if len(value) != 2:
+        raise ProtocolError(f"a command set without (0000,{element:04X})")
+    return int.from_bytes(value, "little")
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").rstrip(b"\0 ").decode("ascii", "replace")
+
+
+def _uid_element(element: int, uid: str) -> bytes:
+    return _value_element(element, uid[:64].encode("ascii", "replace"), b"\0")
+
+
+def _value_element(element: int, value: bytes, pad: bytes) -> bytes:
+    value += pad * (len(value) % 2)
+    return _ELEMENT.pack(0, element, len(value)) + value

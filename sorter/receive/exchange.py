@@ -1,0 +1,134 @@
+"""The messages of an established association: one at a time, each answered before the next is read (PS3.7 8.2)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sorter.receive import dimse, upper_layer
+from sorter.receive.dimse import Command, Status
+from sorter.receive.incoming import Incoming, Intake
+from sorter.receive.negotiation import VERIFICATION, Agreement, Context, is_storage, is_uid
+from sorter.receive.settings import ReceiveSettings
+from sorter.receive.upper_layer import AbortReason, ProtocolError, Wire
+
+log = logging.getLogger("sorter.receive")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A status (PS3.7 annex C) and, for failures, a comment that names no patient."""
+
+    status: int
+    comment: str = ""
+
+
+_SUCCESS = Outcome(Status.SUCCESS)
+_UNKNOWN_OPERATION = Outcome(Status.UNRECOGNIZED_OPERATION, "only C-STORE and C-ECHO are served here")
+_NO_DATA_SET = Outcome(Status.CANNOT_UNDERSTAND, "C-STORE without a data set")
+_WRONG_CLASS = Outcome(Status.CLASS_NOT_SUPPORTED, "Affected SOP Class UID missing or not a storage class")
+_WRONG_INSTANCE = Outcome(Status.INVALID_INSTANCE, "Affected SOP Instance UID missing or not a UID")
+
+
+class Exchange:
+    """Reads requests from `wire`, answers them, and hands instances to `intake`."""
+
+    def __init__(self, wire: Wire, agreement: Agreement, intake: Intake, settings: ReceiveSettings) -> None:
+        self._wire, self._intake, self._settings = wire, intake, settings
+        self._contexts: Mapping[int, Context] = agreement.contexts
+        self._max_length = agreement.max_length
+
+    def run(self) -> None:
+        """Until the association ends, which raises: Released, Aborted, Lost, Stopping or ProtocolError."""
+        while True:
+            context, command = self._request()
+            if command.field == dimse.C_STORE_RQ:
+                outcome = self._store(command, context)
+            else:
+                outcome = self._other(command, context)
+            if command.field != dimse.C_CANCEL_RQ:
+                answer = dimse.encode_response(command, outcome.status, outcome.comment)
+                self._wire.send(upper_layer.encode_data(context.number, answer, self._max_length))
+            self._wire.message_done()
+
+    def _request(self) -> tuple[Context, Command]:
+        wire = self._wire
+        piece = wire.piece()
+        wire.in_message = True
+        context = self._contexts.get(piece.context)
+        if context is None:
+            raise ProtocolError("a message in a presentation context that was not accepted")
+        data = bytearray()
+        while True:
+            if not piece.command or piece.context != context.number:
+                raise ProtocolError("a data set without its command", AbortReason.UNEXPECTED_PARAMETER)
+            data += piece.data
+            if len(data) > self._settings.max_command:
+                raise ProtocolError(f"a command set of more than {self._settings.max_command} bytes")
+            if piece.last:
+                return context, dimse.decode_command(bytes(data))
+            piece = wire.piece()
+
+    def _other(self, command: Command, context: Context) -> Outcome:
+        if command.field & dimse.RESPONSE:
+            raise ProtocolError("a response to nothing we asked", AbortReason.UNEXPECTED_PARAMETER)
+        if command.has_data_set:
+            self._data_set(context, None)
+        return _SUCCESS if command.field == dimse.C_ECHO_RQ else _UNKNOWN_OPERATION
+
+    def _store(self, command: Command, context: Context) -> Outcome:
+        """PS3.4 B.2.3. Whatever is refused, its data set is read to the end first."""
+        if not command.has_data_set:
+            return _NO_DATA_SET
+        refusal = self._refusal(command, context)
+        if refusal is not None:
+            self._data_set(context, None)
+            return refusal
+        try:
+            incoming = self._intake.receive(command, context)
+        except OSError as error:
+            self._data_set(context, None)
+            return self._no_room(error)
+        return self._take(incoming, context)
+
+    def _refusal(self, command: Command, context: Context) -> Outcome | None:
+        if context.abstract == VERIFICATION or not is_storage(command.class_uid):
+            return _WRONG_CLASS
+        return None if is_uid(command.instance_uid) else _WRONG_INSTANCE
+
+    def _take(self, incoming: Incoming, context: Context) -> Outcome:
+        self._wire.before_reuse = incoming.write
+        try:
+            if not self._data_set(context, incoming):
+                return _NO_DATA_SET
+            incoming.store()
+        finally:
+            self._wire.before_reuse = None
+            incoming.drop()
+        if incoming.failure is not None:
+            return self._no_room(incoming.failure)
+        self._intake.stored += 1
+        return _SUCCESS
+
+    def _data_set(self, context: Context, incoming: Incoming | None) -> int:
+        """Read a data set to its end, into `incoming` or into nothing; its size in bytes."""
+        size, most = 0, self._settings.max_instance
+        while True:
+            piece = self._wire.piece()
+            if piece.command or piece.context != context.number:
+                raise ProtocolError("a command inside a data set", AbortReason.UNEXPECTED_PARAMETER)
+            size += len(piece.data)
+            if size > most:
+                raise ProtocolError(f"an instance of more than {most} bytes")
+            if incoming is not None:
+                incoming.add(piece.data)
+            if piece.last:
+                return size
+
+    def _no_room(self, error: OSError) -> Outcome:
+        log.error("association %s: an instance could not be stored: %s", self._intake.association, error.strerror)
+        return Outcome(Status.OUT_OF_RESOURCES, "disk full" if error.errno in _FULL else "cannot be stored now")

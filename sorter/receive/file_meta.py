@@ -1,0 +1,69 @@
+"""The head of a stored file: preamble, prefix and file meta information (PS3.10 7.1)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from sorter.receive.upper_layer import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+_SHORT = struct.Struct("<HH2sH")
+_LONG = struct.Struct("<HH2sHI")
+_PREFIX = bytes(128) + b"DICM"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How an association's images came: AE titles as the peer gave them, and its address."""
+
+    calling: str
+    called: str
+    address: str  # "192.0.2.1" or "2001:db8::1"
+    port: int
+
+    @property
+    def uri(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"dicom://{host}:{self.port}"
+
+
+def tail_of_meta(route: Route) -> bytes:
+    """The elements that are the same for all images of an association."""
+    calling, called, uri = route.calling.encode(), route.called.encode(), route.uri.encode()
+    return (
+        _short(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode())
+        + _short(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode())
+        + _short(0x0016, b"AE", calling)  # Source Application Entity Title
+        + _short(0x0017, b"AE", calling)  # Sending
+        + _short(0x0018, b"AE", called)  # Receiving
+        + _long(0x0026, b"UR", uri)  # Source Presentation Address
+        + _long(0x0027, b"UR", uri)  # Sending
+    )
+
+
+def file_head(class_uid: str, instance_uid: str, transfer: str, tail: bytes) -> bytes:
+    """What stands in a file before the data set. `tail` is `tail_of_meta` of the association."""
+    elements = (
+        _long(0x0001, b"OB", b"\0\1")
+        + _short(0x0002, b"UI", class_uid.encode())
+        + _short(0x0003, b"UI", instance_uid.encode())
+        + _short(0x0010, b"UI", transfer.encode())
+        + tail
+    )
+    return _PREFIX + _short(0x0000, b"UL", len(elements).to_bytes(4, "little")) + elements
+
+
+def _short(element: int, vr: bytes, value: bytes) -> bytes:
+    value += _padding(vr, value)
+    return _SHORT.pack(2, element, vr, len(value)) + value
+
+
+def _long(element: int, vr: bytes, value: bytes) -> bytes:
+    value += _padding(vr, value)
+    return _LONG.pack(2, element, vr, 0, len(value)) + value
+
+
+def _padding(vr: bytes, value: bytes) -> bytes:
+    if len(value) % 2 == 0:
+        return b""
+    return b"\0" if vr in (b"UI", b"OB") else b" "

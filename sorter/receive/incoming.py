@@ -1,0 +1,73 @@
+"""One instance on its way from the wire into a durable file."""
+
+from __future__ import annotations
+
+from sorter.durable import Buffer
+from sorter.receive.arrivals import Arrivals, Part
+from sorter.receive.dimse import Command
+from sorter.receive.file_meta import Route, file_head, tail_of_meta
+from sorter.receive.negotiation import Context
+
+_MOST_PIECES = 256  # collected before they are written; a peer may send them of one byte each
+
+
+class Incoming:
+    """Takes the data set in pieces. An OSError on the way leaves nothing of it, and is kept as `failure`."""
+
+    def __init__(self, arrivals: Arrivals, part: Part, head: bytes) -> None:
+        self._arrivals = arrivals
+        self._part: Part | None = part
+        self._pieces: list[Buffer] = [head]
+        self.failure: OSError | None = None
+
+    def add(self, data: memoryview) -> None:
+        """`data` must hold until the next `write`."""
+        if self._part is not None:
+            self._pieces.append(data)
+            if len(self._pieces) >= _MOST_PIECES:
+                self.write()
+
+    def write(self) -> None:
+        """Write what was collected: the pieces are about to be overwritten."""
+        if self._part is not None and self._pieces:
+            try:
+                self._part.write(self._pieces)
+            except OSError as error:
+                self.failure = error
+                self.drop()
+        self._pieces.clear()
+
+    def store(self) -> None:
+        """It is durable under its name when this returns without a `failure`."""
+        self.write()
+        if self._part is None:
+            return
+        part, self._part = self._part, None
+        try:
+            self._arrivals.store(part)
+        except OSError as error:
+            self.failure = error
+
+    def drop(self) -> None:
+        """Leave nothing; harmless when it was stored or dropped before."""
+        if self._part is not None:
+            part, self._part = self._part, None
+            self._arrivals.drop(part)
+
+
+class Intake:
+    """Where the instances of one association go."""
+
+    def __init__(self, arrivals: Arrivals, association: str, route: Route) -> None:
+        self._arrivals, self.association = arrivals, association
+        self._tail = tail_of_meta(route)
+        self.begun = 0
+        self.stored = 0
+
+    def receive(self, command: Command, context: Context) -> Incoming:
+        """A place for the instance that `command` announces. OSError where there is none."""
+        self.begun += 1
+        part = self._arrivals.part(self.association, self.begun)
+        return Incoming(
+            self._arrivals, part, file_head(command.class_uid, command.instance_uid, context.transfer, self._tail)
+        )

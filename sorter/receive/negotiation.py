@@ -1,0 +1,121 @@
+"""Which presentation contexts are accepted, and with which transfer syntax (PS3.8 9.3.3, PS3.4 B)."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+from pydicom._uid_dict import UID_dictionary
+from pynetdicom import sop_class
+
+from sorter.receive import upper_layer
+from sorter.receive.upper_layer import Proposal, Rejection, Request
+
+VERIFICATION = "1.2.840.10008.1.1"
+
+ACCEPTED, ABSTRACT_NOT_SUPPORTED, TRANSFER_NOT_SUPPORTED = 0, 3, 4
+_NO_TRANSFER = "1.2.840.10008.1.2"  # not significant where a context is refused, but must be a UID
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
+
+_STORAGE = frozenset(sop_class._STORAGE_CLASSES.values()) | frozenset(sop_class._NON_PATIENT_OBJECT_CLASSES.values())
+_OTHER_SERVICES = frozenset(
+    uid
+    for name, group in vars(sop_class).items()
+    if name.endswith("_CLASSES") and name.startswith("_") and name not in ("_STORAGE_CLASSES", "_SERVICE_CLASSES")
+    for uid in group.values()
+) - frozenset(sop_class._NON_PATIENT_OBJECT_CLASSES.values())
+
+_REFERENCED = ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.204", "1.2.840.10008.1.2.4.205")
+"""JPIP: the pixels stay at the sender. Taken only when the sender offers nothing else."""
+
+_NOT_FOR_STORAGE = ("1.2.840.10008.1.2.6.", "1.2.840.10008.1.2.7.")
+"""MIME and XML encodings, and live video (PS3.22): not how a data set is sent by C-STORE."""
+
+_CACHED_ITEMS = 32 << 10  # bytes of a proposal that may be remembered
+
+
+def is_uid(text: str) -> bool:
+    """True for what may stand as a UID: digits and dots, 64 at most. Leading zeros, frequent in the field, pass."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
+@functools.lru_cache(maxsize=1024)
+def is_storage(uid: str) -> bool:
+    """Whether objects of this SOP class may be stored: yes for whatever is not known to be something else.
+
+    Private classes and those younger than our tables cannot be listed, and refusing them loses images. So the tables
+    are asked what a UID is *not*: pynetdicom's other services (verification, query, worklist, print, ...), and what
+    pydicom's dictionary of the standard knows by a name without "Storage" (retired print and management classes, meta
+    classes, service classes, transfer syntaxes).
+    """
+    if not is_uid(uid) or uid in _OTHER_SERVICES:
+        return False
+    if uid in _STORAGE or uid not in UID_dictionary:
+        return True
+    name, kind = UID_dictionary[uid][:2]
+    return kind == "SOP Class" and (not name or "Storage" in name) and "Storage Commitment" not in name
+
+
+def choose_transfer_syntax(offered: tuple[str, ...]) -> str | None:
+    """The first the sender lists that carries a whole data set; None when there is none. Private ones are taken."""
+    usable = [uid for uid in offered if _is_transfer_syntax(uid)]
+    whole = [uid for uid in usable if uid not in _REFERENCED]
+    return next(iter(whole or usable), None)
+
+
+def _is_transfer_syntax(uid: str) -> bool:
+    if not is_uid(uid) or uid.startswith(_NOT_FOR_STORAGE):
+        return False
+    return uid not in UID_dictionary or UID_dictionary[uid][1] == "Transfer Syntax"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """An accepted presentation context."""
+
+    number: int
+    abstract: str
+    transfer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What an association request leads to: accepted contexts by number, our encoded answer, the peer's limit."""
+
+    contexts: dict[int, Context]
+    answers: bytes
+    max_length: int  # bytes of the longest P-DATA-TF the peer takes, 0 for any
+
+
+def negotiate(request: Request, max_pdu: int) -> Agreement:
+    """Raises Rejection where the association cannot be, ProtocolError where the request does not parse."""
+    if not request.version & 1:
+        raise Rejection(*upper_layer.VERSION_NOT_SUPPORTED)
+    if len(request.items) > _CACHED_ITEMS:
+        return _agree.__wrapped__(request.items, max_pdu)
+    return _agree(request.items, max_pdu)
+
+
+@functools.lru_cache(maxsize=64)
+def _agree(items: bytes, max_pdu: int) -> Agreement:
+    """A scanner proposes the same thing each time, some for each image: the answer is remembered."""
+    asked = upper_layer.decode_items(items)
+    if asked.application_context != upper_layer.APPLICATION_CONTEXT:
+        raise Rejection(*upper_layer.APPLICATION_CONTEXT_NOT_SUPPORTED)
+    results: dict[int, tuple[int, str]] = {}
+    contexts: dict[int, Context] = {}
+    for proposal in asked.proposals:
+        result, transfer = _answer(proposal)
+        results[proposal.number] = (result, transfer)
+        if result == ACCEPTED:
+            contexts[proposal.number] = Context(proposal.number, proposal.abstract, transfer)
+    return Agreement(contexts, upper_layer.encode_answers(results, max_pdu), asked.max_length)
+
+
+def _answer(proposal: Proposal) -> tuple[int, str]:
+    if proposal.abstract != VERIFICATION and not is_storage(proposal.abstract):
+        return ABSTRACT_NOT_SUPPORTED, _NO_TRANSFER
+    transfer = choose_transfer_syntax(proposal.transfers)
+    return (TRANSFER_NOT_SUPPORTED, _NO_TRANSFER) if transfer is None else (ACCEPTED, transfer)
