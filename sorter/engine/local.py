@@ -21,7 +21,7 @@ from typing import Any
 
 from sorter.durable import Files
 from sorter.engine import scratch
-from sorter.engine.processes import descendants, kill, started_in
+from sorter.engine.processes import descendants, end, kill, started_in
 from sorter.engine.work import Limits, Made, Outcome, Work, check_relative
 from sorter.model import Job, plain
 from sorter.naming import safe_component
@@ -80,17 +80,23 @@ class LocalEngine:
 
     def _clear_leftovers(self) -> None:
         self.files.make_folders(self.scratch)
-        for pid in started_in(self.scratch):
-            kill(pid)
+        end(started_in(self.scratch))
         for name, _ in self.files.scan(self.scratch):
             scratch.clear(self.scratch / name, self.files)
 
     # --- for the caller -----------------------------------------------------------------------------------------
 
     def submit(self, work: Work) -> None:
-        """Queue a job. ValueError where its names are not plain, or its id is in use."""
+        """Queue a job. ValueError where its names are not plain, or its id is in use.
+
+        A finished job of the same id that was not adopted, perhaps because that failed, is dropped for the new one.
+        """
         work.check()
         state = self._state
+        with state.lock:
+            finished = work.id in state.done
+        if finished:
+            self.drop(work.id)
         with state.lock:
             if self._known(work.id):
                 raise ValueError(f"there is a job {work.id} already")
@@ -292,8 +298,7 @@ class LocalEngine:
         os.close(running.ended)
         folder = self.scratch / running.work.id
         if code != 0:
-            for pid in started_in(folder):
-                kill(pid)
+            end(started_in(folder))
         with self._state.lock:
             del self._state.running[running.work.id]
         if running.cancelled:

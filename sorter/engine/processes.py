@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 from pathlib import Path
 
@@ -66,6 +67,20 @@ def _reap_dead() -> bool:
             return False
         if pid == 0:
             return True
+
+
+def end(pids: list[int], patience: float = 5.0) -> None:
+    """Kill these processes and wait until they are gone, `patience` seconds at most for each."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fd = os.pidfd_open(pid)
+            try:
+                kill(pid)
+                poll = select.poll()
+                poll.register(fd, select.POLLIN)
+                poll.poll(patience * 1000)
+            finally:
+                os.close(fd)
 
 
 def kill(pid: int, sign: signal.Signals = signal.SIGKILL) -> None:

@@ -323,6 +323,8 @@ def test_a_cancelled_job_has_no_outcome(makers: Path, start: Callable[..., Local
     wait_until((tmp_path / "started-a").exists, 20, "the job to start")
     with pytest.raises(ValueError, match="there is a job b already"):
         engine.submit(work(makers, "good", "b"))
+    with pytest.raises(ValueError, match="there is a job a already"):
+        engine.submit(work(makers, "good", "a"))
     engine.cancel("b")
     engine.cancel("a")
     engine.cancel("unknown")
@@ -400,6 +402,10 @@ def test_a_file_that_changed_since_is_not_adopted(
     with pytest.raises(OSError, match="has changed"):
         engine.adopt("j1", tmp_path / "p")
     assert not (tmp_path / "p").exists()
+    engine.submit(work(makers, "good"))  # it may be made again under the same id
+    ended(engine)
+    engine.adopt("j1", tmp_path / "p")
+    assert (tmp_path / "p" / "out.txt").read_text() == "a x"
 
 
 @pytest.mark.parametrize(
