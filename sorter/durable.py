@@ -22,6 +22,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import stat as stat_module
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
@@ -171,6 +172,22 @@ class Files:
 
     def unlock(self, fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
+
+    def has_writer(self, fd: int) -> bool | None:
+        """Does anyone hold the regular file open for writing? None where the kernel does not say.
+
+        It says so where the file is ours, or we have CAP_LEASE, on a local file system: a read lease (fcntl F_SETLEASE)
+        is refused while there is a writer. `fd` must be open for reading only.
+        """
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # by default the breaking of a lease would end the process
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return None
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        return False
 
     # --- made of them -------------------------------------------------------------------------------------------
 

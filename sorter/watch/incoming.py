@@ -1,0 +1,549 @@
+"""incoming/: where people and other programs leave files. Everything is found by looking; events only say when to look.
+
+A file is ready when its size, times and inode stood still between two looks at least `STILL` seconds apart, nobody is
+known to hold it open for writing, and its name is not that of something unfinished. Whether it is an image, whole to
+its end, is seen when it is taken. Nothing is followed, nothing is opened that is no regular file, nothing blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections import deque
+from pathlib import Path
+
+from sorter.durable import Files
+from sorter.watch import names
+from sorter.watch.state import Drop, File, Folder, Look, Ready, State, facts
+from sorter.watch.whole import came_whole
+from sorter.watch.writers import open_for_writing
+
+STILL = 2.0
+"""Seconds between the two looks between which a file must not change."""
+
+FINAL_AFTER = 600.0
+"""Seconds without change after which a file that was given back by `not_yet` is offered for the last time."""
+
+POLL = 2.0
+"""Seconds between looks without a hint."""
+
+MOST_OFFERED = 512
+"""Files that the caller has at a time: so one image that comes beside 100,000 others need not wait for them."""
+
+DEEPEST = 64
+"""Folders within folders."""
+
+_GAP = 0.5  # seconds between scans at least; more where a scan takes long
+_SELDOM = 60.0  # seconds between looks at what is not expected to change
+_TEMPORARY_FOR = 3600.0  # seconds after which a temporary name is reported
+_STANDING = 86400.0  # seconds after which an emptied folder of a drop that was not whole may go
+_LISTED_AFTER = 2.0  # seconds: the coarsest clock of a file system's times
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class Incoming:
+    """Follows one folder tree. Every `now` is in seconds of one monotonic clock; not for use by several threads."""
+
+    def __init__(self, folder: Path, files: Files) -> None:
+        self.folder, self._files = folder, files
+        self._now = 0.0
+        self._scanned: float | None = None
+        self._cost = 0.0
+        self._soonest = 0.0
+        self._fresh = 0
+        self._strange: list[tuple[str, str]] = []
+        self._root: Folder | None = None
+        self._device = 0
+        self._drops: dict[str, Drop] = {}
+        self._past: dict[str, Drop] = {}  # drops whose folder went away: a late .done may still come
+        self._queues: dict[Drop, deque[File]] = {}
+        self._offered: dict[str, File] = {}
+        self._finishing: dict[Drop, None] = {}  # told to be whole when the last of their files is gone
+        self._done_names: set[str] = set()  # top entries called NAME.done
+        self._touched: dict[Drop, None] = {}
+        self._swept = 0.0
+        self._writers: frozenset[str] | None = None
+
+    # --- what the caller does -----------------------------------------------------------------------------------
+
+    def look(self, now: float) -> Look:
+        """What is new since the last look. Cheap: the folders are read at most every half second, and less often where
+        that takes long. OSError: incoming/ cannot be read at all.
+        """
+        self._now = now
+        if self._scanned is None or now - self._scanned >= max(_GAP, min(4 * self._cost, POLL)):
+            self._scan()
+        ready = self._offer()
+        strange, self._strange = tuple(self._strange), []
+        fresh, self._fresh = self._fresh, 0
+        return Look(ready, self._told_whole(), strange, self._emptied(), fresh, self._next())
+
+    def not_yet(self, ready: Ready) -> None:
+        """It is not whole, or changed: offer it again when it has changed, or `final` when it stood still for long."""
+        file = self._offered.pop(ready.path, None)
+        if file is not None and file.state is State.OFFERED:
+            if file.final:
+                file.since = self._now
+            file.final = False
+            self._await(file, State.WAITING, self._now + STILL)
+
+    def again(self, ready: Ready) -> None:
+        """It could not be taken, and not for a fault of its own: offer it again soon."""
+        file = self._offered.pop(ready.path, None)
+        if file is not None and file.state is State.OFFERED:
+            self._await(file, State.WATCHED, self._now + STILL)
+
+    def gone(self, ready: Ready) -> None:
+        """It was taken or set aside. If it is still there it is reported once, and left alone until it changes."""
+        file = self._offered.pop(ready.path, None)
+        if file is not None and file.state is State.OFFERED:
+            self._await(file, State.GONE, self._now)
+
+    def open(self, ready: Ready) -> int:
+        """A descriptor for reading, of the file that was found ready; no symbolic link on the way is followed.
+
+        OSError ESTALE: another file is there by now. The caller closes it.
+        """
+        with self._files.opened(self.folder, os.O_RDONLY | os.O_DIRECTORY) as root:
+            parent, name = self._parent(root, ready.path)
+            try:
+                fd = self._files.open(name, _FILE, at=parent)
+            finally:
+                self._files.close(parent)
+        info = self._files.stat(fd)
+        if (info.st_ino, info.st_dev) != (ready.inode, ready.device) or not stat.S_ISREG(info.st_mode):
+            self._files.close(fd)
+            raise OSError(errno.ESTALE, "another file is there by now", ready.path)
+        return fd
+
+    def remove(self, ready: Ready) -> bool:
+        """Remove the file that was found ready; False if another is there by now, or none. OSError: it may not be."""
+        try:
+            with self._files.opened(self.folder, os.O_RDONLY | os.O_DIRECTORY) as root:
+                parent, name = self._parent(root, ready.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:
+            info = self._files.stat(name, at=parent)
+            found = (info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev)
+            if found != (ready.size, ready.mtime_ns, ready.inode, ready.device):
+                return False
+            self._files.unlink(name, at=parent)
+        except FileNotFoundError:
+            return False
+        finally:
+            self._files.close(parent)
+        return True
+
+    def tidy(self, drop: str) -> bool:
+        """Remove the drop's `.done` markers and empty folders, and nothing else. True if nothing is left of it."""
+        if not drop or "/" in drop or drop in (".", ".."):
+            raise ValueError("a drop is the name of an entry of incoming/")
+        with contextlib.suppress(FileNotFoundError), self._files.opened(self.folder, os.O_DIRECTORY) as root:
+            if not self._remove_empty(root, drop, 0):
+                return False
+            with contextlib.suppress(OSError):
+                if stat.S_ISREG(self._files.stat(drop + names.DONE, at=root).st_mode):
+                    self._files.unlink(drop + names.DONE, at=root)
+        return True
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    def _scan(self) -> None:
+        begun = time.perf_counter()
+        self._soonest, self._writers, self._touched = self._now + POLL, None, {}
+        try:
+            root = self._files.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            self._root = None  # it was removed, and will perhaps come back
+            return
+        try:
+            info = self._files.stat(root)
+            if self._root is None or (self._root.inode, self._device) != (info.st_ino, info.st_dev):
+                self._start(info)
+            assert self._root is not None
+            self._visit(self._root, root, None, 0)
+            self._match_markers(self._root)
+        finally:
+            self._files.close(root)
+        self._judge()
+        self._scanned, self._cost = self._now, time.perf_counter() - begun
+
+    def _start(self, info: os.stat_result) -> None:
+        self._root, self._device = Folder("", info.st_ino), info.st_dev
+        self._drops, self._past, self._queues, self._finishing = {}, {}, {}, {}
+        self._offered, self._done_names = {}, set()
+
+    def _visit(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> None:
+        info = self._files.stat(fd)
+        if info.st_mtime_ns != folder.mtime_ns:
+            if depth == 1 and drop is not None and info.st_mtime_ns < folder.mtime_ns:
+                drop.set_back = True
+            folder.mtime_ns, folder.changed, folder.settled = info.st_mtime_ns, self._now, False
+        folder.ctime_ns = info.st_ctime_ns
+        if not folder.settled:
+            self._list(folder, fd, drop, depth)
+            folder.settled = self._now - folder.changed >= _LISTED_AFTER
+        for name in list(folder.active):
+            file = folder.files[name]
+            if file.due <= self._now:
+                self._check(file, name, fd)
+            if name in folder.active:
+                self._soonest = min(self._soonest, file.due)
+        for name, inner in list(folder.folders.items()):
+            self._descend(folder, inner, fd, (self._drops[name] if drop is None else drop, depth + 1))
+
+    def _list(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> None:
+        found = self._files.names(fd)
+        present = set(found)
+        for name in folder.files.keys() - present:
+            self._forget_file(folder.files[name])
+        for name in folder.folders.keys() - present:
+            self._forget_folder(folder, name)
+        for name in found:
+            if name not in folder.files and name not in folder.folders:
+                self._meet(folder, name, fd, (drop or self._drop(name), depth))
+
+    def _descend(self, outer: Folder, inner: Folder, fd: int, where: tuple[Drop, int]) -> None:
+        name = inner.path.rpartition("/")[2]
+        drop, depth = where
+        try:
+            below = self._files.open(name, _FOLDER, at=fd)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                self._forget_folder(outer, name)
+                outer.settled = False
+            elif not inner.told:
+                inner.told = True
+                self._strange.append((inner.path, f"a folder that cannot be opened: {error.strerror}"))
+            return
+        try:
+            info = self._files.stat(below)
+            if (info.st_ino, info.st_dev) != (inner.inode, self._device):  # another folder of the same name
+                self._forget_folder(outer, name)
+                outer.settled = False
+                return
+            self._visit(inner, below, drop, depth)
+        except PermissionError as error:
+            if not inner.told:
+                inner.told = True
+                self._strange.append((inner.path, f"a folder that cannot be read: {error.strerror}"))
+        finally:
+            self._files.close(below)
+
+    def _meet(self, folder: Folder, name: str, fd: int, where: tuple[Drop, int]) -> None:
+        """An entry that was not there before."""
+        drop, depth = where
+        path = f"{folder.path}/{name}" if folder.path else name
+        try:
+            info = self._files.stat(name, at=fd)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._enter(File(path, folder, drop, State.STRANGE, (0, 0, 0, 0), 0, 0, self._now, self._now + _SELDOM))
+            self._strange.append((path, f"it cannot be looked at: {error.strerror}"))
+            return
+        if stat.S_ISDIR(info.st_mode) and not names.is_temporary_folder(name):
+            why = self._not_entered(info, depth)
+            if why is None:
+                folder.folders[name] = Folder(path, info.st_ino)
+                self._grown(drop)
+                return
+            self._strange.append((path, why))
+            self._enter(self._file(path, folder, drop, (info, State.STRANGE)))
+            return
+        if self._is_marker(name, info, drop, depth):
+            self._enter(self._file(path, folder, drop, (info, State.MARKER)))
+            return
+        self._fresh += 1
+        drop.ever += 1
+        drop.newest = self._now
+        self._grown(drop)
+        self._enter(self._file(path, folder, drop, (info, self._state(path, name, info))))
+
+    def _not_entered(self, info: os.stat_result, depth: int) -> str | None:
+        if info.st_dev != self._device:
+            return "another file system is mounted there; sorter does not look into it"
+        if depth >= DEEPEST:
+            return f"folders within folders, more than {DEEPEST} deep"
+        return None
+
+    def _is_marker(self, name: str, info: os.stat_result, drop: Drop, depth: int) -> bool:
+        if depth == 0 and names.marks(name) is not None:
+            self._done_names.add(name)
+        if name not in (names.DONE, names.KEEP) or depth == 0 or not stat.S_ISREG(info.st_mode):
+            return False
+        if name == names.DONE and depth == 1:
+            self._mark(drop, info)
+        return True
+
+    def _mark(self, drop: Drop, info: os.stat_result) -> None:
+        drop.marker = info.st_ino, info.st_ctime_ns
+        self._finishing[drop] = None
+
+    def _match_markers(self, root: Folder) -> None:
+        """NAME.done beside NAME, in whichever order they came; or after NAME was taken and removed."""
+        for marker in self._done_names:
+            file, target = root.files.get(marker), marker.removesuffix(names.DONE)
+            drop = self._drops.get(target) if target in root.folders or target in root.files else self._past.get(target)
+            if file is None or drop is None or file.state not in (State.WATCHED, State.QUEUED, State.TEMPORARY):
+                continue
+            drop.marker = file.info[2], file.info[3]
+            self._finishing[drop] = None
+            self._set(file, State.MARKER)
+
+    def _state(self, path: str, name: str, info: os.stat_result) -> State:
+        why = names.strange_kind(info.st_mode)
+        if why is not None:
+            self._strange.append((path, why))
+            return State.STRANGE
+        if names.is_temporary(name) or stat.S_ISDIR(info.st_mode):
+            return State.TEMPORARY
+        orphan = info.st_size == 0 and "/" not in path and names.marks(name) is not None
+        return State.TEMPORARY if orphan else State.WATCHED
+
+    def _file(self, path: str, home: Folder, drop: Drop, what: tuple[os.stat_result, State]) -> File:
+        info, state = what
+        due = self._now + (STILL if state is State.WATCHED else 10.0 if state is State.TEMPORARY else _SELDOM)
+        return File(path, home, drop, state, facts(info), info.st_dev, info.st_uid, self._now, due)
+
+    def _enter(self, file: File) -> None:
+        file.home.files[file.name] = file
+        file.drop.counts[file.state] += 1
+        if file.state is not State.MARKER:
+            file.home.active.add(file.name)
+            self._soonest = min(self._soonest, file.due)
+        self._touched[file.drop] = None
+
+    def _grown(self, drop: Drop) -> None:
+        drop.grew = drop.grew or self._now > drop.seen
+        drop.judged = drop.moved = False
+
+    def _drop(self, name: str) -> Drop:
+        found = self._drops.get(name)
+        if found is None:
+            found = self._drops[name] = Drop(name, self._now, newest=self._now)
+        return found
+
+    # --- one file, looked at again ------------------------------------------------------------------------------
+
+    def _check(self, file: File, name: str, fd: int) -> None:
+        try:
+            info = self._files.stat(name, at=fd)
+        except FileNotFoundError:
+            self._forget_file(file)
+            return
+        except OSError:
+            file.due = self._now + _SELDOM
+            return
+        if facts(info) != file.info or info.st_dev != file.device:
+            self._changed(file, name, info)
+        elif file.state is State.WATCHED:
+            self._still(file, name, fd)
+        elif file.state is State.WAITING:
+            file.due = self._now + min(max(STILL, (self._now - file.since) / 10), 10.0)
+            if self._now - file.since >= FINAL_AFTER:
+                file.final = True
+                self._still(file, name, fd)
+        else:
+            self._left_alone(file)
+
+    def _changed(self, file: File, name: str, info: os.stat_result) -> None:
+        self._forget_file(file)
+        self._grown(file.drop)
+        if stat.S_ISDIR(info.st_mode):
+            file.home.settled = False  # it is met again as a folder
+            return
+        self._enter(self._file(file.path, file.home, file.drop, (info, self._state(file.path, name, info))))
+
+    def _still(self, file: File, name: str, fd: int) -> None:
+        """It has not changed since the last look: is anybody writing to it?"""
+        try:
+            reading = self._files.open(name, _FILE, at=fd)
+        except FileNotFoundError:
+            self._forget_file(file)
+            return
+        except OSError as error:
+            self._strange.append((file.path, f"it cannot be read: {error.strerror}"))
+            self._await(file, State.STRANGE, self._now + _SELDOM)
+            return
+        try:
+            same = facts(self._files.stat(reading)) == file.info
+            writer = self._files.has_writer(reading)
+        finally:
+            self._files.close(reading)
+        if writer is None:
+            writer = self._has_writer(file.path)
+        if writer or not same:
+            file.final = False
+            file.since, file.due = self._now, self._now + STILL
+            return
+        self._set(file, State.QUEUED)
+        self._queues.setdefault(file.drop, deque()).append(file)
+
+    def _has_writer(self, path: str) -> bool:
+        if self._writers is None:
+            self._writers = open_for_writing(self._files)
+        return f"{os.path.realpath(self.folder)}/{path}" in self._writers if self._writers else False
+
+    def _left_alone(self, file: File) -> None:
+        file.due = self._now + (10.0 if file.state is State.TEMPORARY else _SELDOM)
+        late = self._now - file.since >= _TEMPORARY_FOR
+        if file.told:
+            return
+        if file.state is State.GONE:
+            file.told = True
+            self._strange.append((file.path, "taken, but it could not be removed; remove it by hand"))
+        elif file.state is State.TEMPORARY and late:
+            file.told = True
+            self._strange.append((file.path, "its name says that it is unfinished; rename it if it is not"))
+
+    def _await(self, file: File, state: State, due: float) -> None:
+        """Look at it again, at `due`."""
+        self._set(file, state)
+        file.due = due
+        if file.home.files.get(file.name) is file:
+            file.home.active.add(file.name)
+
+    def _set(self, file: File, state: State) -> None:
+        file.drop.counts[file.state] -= 1
+        file.drop.counts[state] += 1
+        file.state = state
+        self._touched[file.drop] = None
+        if state in (State.QUEUED, State.OFFERED, State.MARKER):
+            file.home.active.discard(file.name)
+
+    def _forget_file(self, file: File) -> None:
+        name = file.name
+        del file.home.files[name]
+        file.home.active.discard(name)
+        file.drop.counts[file.state] -= 1
+        self._touched[file.drop] = None
+        if file.state is State.OFFERED:
+            self._offered.pop(file.path, None)
+        file.state = State.GONE  # whoever still has it in a queue passes it over
+        if file.home is self._root:
+            self._done_names.discard(name)
+            self._ended(name)
+
+    def _forget_folder(self, outer: Folder, name: str) -> None:
+        rest = [outer.folders.pop(name)]
+        while rest:
+            folder = rest.pop()
+            for file in list(folder.files.values()):
+                self._forget_file(file)
+            rest += folder.folders.values()
+        if outer is self._root:
+            self._ended(name)
+
+    def _ended(self, name: str) -> None:
+        """The top entry of a drop went away."""
+        drop = self._drops.pop(name, None)
+        if drop is not None and (drop.ever > 1 or drop.offered):
+            self._past[name] = drop
+            drop.newest = self._now
+
+    # --- what is told -------------------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        """Which drops, now that all of them stands still, came whole?"""
+        assert self._root is not None
+        for drop in self._touched:
+            busy = drop.counts[State.WATCHED] + drop.counts[State.WAITING] + drop.counts[State.TEMPORARY]
+            top = self._root.folders.get(drop.name)
+            if busy or drop.offered or drop.judged or not drop.counts[State.QUEUED] or top is None:
+                continue
+            drop.judged = True
+            drop.moved = came_whole(drop, top)
+            if drop.moved:
+                self._finishing[drop] = None
+
+    def _offer(self) -> tuple[Ready, ...]:
+        """Of each drop in turn, one file at a time."""
+        offered: list[Ready] = []
+        while self._queues and len(self._offered) < MOST_OFFERED:
+            drop = next(iter(self._queues))
+            queue = self._queues.pop(drop)
+            file = queue.popleft()
+            if queue:
+                self._queues[drop] = queue
+            if file.state is State.QUEUED:
+                self._set(file, State.OFFERED)
+                drop.offered = True
+                self._offered[file.path] = file
+                offered.append(file.ready())
+        return tuple(offered)
+
+    def _told_whole(self) -> tuple[str, ...]:
+        told: list[str] = []
+        for drop in list(self._finishing):
+            unfinished = drop.open or (drop.marker is None and drop.counts[State.TEMPORARY])
+            evidence = drop.marker or ((0, 0) if drop.moved else None)
+            if evidence is None:
+                del self._finishing[drop]
+            elif not unfinished:
+                del self._finishing[drop]
+                if drop.told_for != evidence:
+                    drop.told_for = evidence
+                    told.append(drop.name)
+        return tuple(told)
+
+    def _emptied(self) -> tuple[str, ...]:
+        if self._now - self._swept < _SELDOM or self._root is None:
+            return ()
+        self._swept = self._now
+        for name in [name for name, drop in self._past.items() if self._now - drop.newest > _TEMPORARY_FOR]:
+            del self._past[name]
+        return tuple(name for name in self._root.folders if self._is_emptied(self._drops[name]))
+
+    def _is_emptied(self, drop: Drop) -> bool:
+        left = sum(drop.counts) - drop.counts[State.MARKER]
+        return not left and drop.offered and (drop.told_for is not None or self._now - drop.newest >= _STANDING)
+
+    def _next(self) -> float:
+        if self._queues and len(self._offered) < MOST_OFFERED:
+            return self._now
+        return max(min(self._soonest, self._now + POLL), self._now)
+
+    # --- below --------------------------------------------------------------------------------------------------
+
+    def _parent(self, root: int, path: str) -> tuple[int, str]:
+        """A descriptor of the folder that holds `path`, reached without following a symbolic link; and the name."""
+        *folders, name = path.split("/")
+        at = self._files.open(".", _FOLDER, at=root)
+        for each in folders:
+            try:
+                below = self._files.open(each, _FOLDER, at=at)
+            finally:
+                self._files.close(at)
+            at = below
+        return at, name
+
+    def _remove_empty(self, at: int, name: str, depth: int) -> bool:
+        """Remove a folder that holds nothing but empty folders and `.done`; True if it is not there any more."""
+        try:
+            fd = self._files.open(name, _FOLDER, at=at)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        try:
+            left = [each for each in self._files.names(fd) if not (each == names.DONE and self._is_file(fd, each))]
+            if depth >= DEEPEST or not all(self._remove_empty(fd, each, depth + 1) for each in left):
+                return False
+            with contextlib.suppress(FileNotFoundError):
+                self._files.unlink(names.DONE, at=fd)
+            self._files.rmdir(name, at=at)
+        except OSError:
+            return False
+        finally:
+            self._files.close(fd)
+        return True
+
+    def _is_file(self, at: int, name: str) -> bool:
+        return stat.S_ISREG(self._files.stat(name, at=at).st_mode)

@@ -1,0 +1,48 @@
+"""What a name or a kind of entry says before the content is looked at."""
+
+from __future__ import annotations
+
+import re
+import stat
+
+DONE = ".done"
+"""In a drop's folder, or as `NAME.done` beside it: the drop is complete."""
+
+KEEP = ".keep"
+"""In a folder: it is never removed, however empty."""
+
+_ENDS = (
+    ".part", ".partial", ".filepart", ".tmp", ".temp", ".crdownload", ".download", ".opdownload", ".cyberduckpart",
+    ".incomplete", ".inprogress", ".swp", ".aria2", ".!sync", ".lftp-pget-status",
+)  # fmt: skip
+_STARTS = ("~$", ".~", ".nfs", ".smbdelete", ".smb", ".fuse_hidden", ".in.", ".syncthing.", "~syncthing~", ".unison.")
+_RSYNC = re.compile(r"\..+\.[A-Za-z0-9]{6}", re.DOTALL)  # .NAME.XXXXXX; rsync has no way to be asked
+_FOLDERS = frozenset({".~tmp~", ".rsync-tmp", ".rsync-partial"})
+
+
+def is_temporary(name: str) -> bool:
+    """Is this how rsync, sftp clients, file servers, browsers or office programs call what is not finished?"""
+    lower = name.lower()
+    return lower.endswith(_ENDS) or lower.startswith(_STARTS) or _RSYNC.fullmatch(name) is not None
+
+
+def is_temporary_folder(name: str) -> bool:
+    return name in _FOLDERS
+
+
+def marks(name: str) -> str | None:
+    """The drop that a top entry of this name could mark as complete: "x" for "x.done"."""
+    return name.removesuffix(DONE) if name.endswith(DONE) and name != DONE else None
+
+
+def strange_kind(mode: int) -> str | None:
+    """Why an entry of this mode is not looked into; None for regular files and folders."""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    if stat.S_ISLNK(mode):
+        return "a symbolic link; sorter does not follow it"
+    if stat.S_ISFIFO(mode):
+        return "a named pipe, not a file"
+    if stat.S_ISSOCK(mode):
+        return "a socket, not a file"
+    return "a device, not a file"

@@ -1,0 +1,590 @@
+"""incoming/ with a clock of our own: what is ready, what is whole, what is left alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sorter.durable import Files
+from sorter.watch import Incoming, Look, Ready
+from sorter.watch import incoming as incoming_module
+from sorter.watch.names import is_temporary
+
+STEP = 2.0
+
+
+class Bench:
+    """A folder, its follower, and a clock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "incoming"
+        self.folder.mkdir()
+        self.now = 1000.0
+        self.incoming = Incoming(self.folder, Files())
+        self.strange: dict[str, str] = {}
+        self.whole: list[str] = []
+
+    def look(self, later: float = STEP) -> Look:
+        self.now += later
+        look = self.incoming.look(self.now)
+        self.strange.update(look.strange)
+        self.whole += look.whole
+        return look
+
+    def ready(self, later: float = STEP) -> list[str]:
+        return [each.path for each in self.look(later).ready]
+
+    def settle(self) -> list[Ready]:
+        """What comes in the next looks."""
+        return [each for _ in range(3) for each in self.look().ready]
+
+    def take(self, *ready: Ready) -> None:
+        for each in ready:
+            assert self.incoming.remove(each)
+            self.incoming.gone(each)
+
+    def take_all(self) -> list[str]:
+        taken = []
+        while ready := self.settle():
+            self.take(*ready)
+            taken += [each.path for each in ready]
+        return sorted(taken)
+
+    def tick(self) -> None:
+        """Wait until the file system's clock has moved on."""
+        probe = self.root / "probe"
+        probe.touch()
+        before = probe.stat().st_ctime_ns
+        while probe.stat().st_ctime_ns == before:
+            probe.chmod(0o600)
+
+    def source(self, name: str = "scan", *, files: int = 3) -> Path:
+        """A folder outside of incoming/, with a folder in it."""
+        folder = self.root / name
+        (folder / "sub").mkdir(parents=True)
+        for number in range(files):
+            (folder / f"{number}.dcm").write_bytes(b"x" * 100)
+            (folder / "sub" / f"{number}.dcm").write_bytes(b"y" * 100)
+        self.tick()
+        return folder
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+SIX = sorted(f"scan/{where}{number}.dcm" for where in ("", "sub/") for number in range(3))
+
+
+# --- when a file is ready ---------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_ready_when_it_stood_still_over_two_looks(bench: Bench) -> None:
+    (bench.folder / "a").write_bytes(b"1234")
+    os.chmod(bench.folder / "a", 0o640)
+    assert bench.ready() == []
+    assert bench.ready(1.9) == []
+    [found] = bench.look(0.5).ready
+    info = (bench.folder / "a").stat()
+    assert found == Ready("a", 4, info.st_mtime_ns, info.st_ino, info.st_dev, os.getuid(), "a")
+    assert bench.ready() == []
+
+
+def test_looking_all_the_time_makes_nothing_ready_earlier(bench: Bench) -> None:
+    (bench.folder / "a").write_bytes(b"1")
+    assert [bench.ready(0.1) for _ in range(19)] == [[]] * 19
+
+
+def test_a_file_that_grows_slowly_is_never_taken_early(bench: Bench) -> None:
+    path = bench.folder / "a"
+    for size in range(1, 40):
+        path.write_bytes(b"x" * size)
+        assert bench.ready(1.9) == []
+    assert bench.ready() == ["a"]
+
+
+def test_a_file_rewritten_with_the_same_size_counts_as_changed(bench: Bench) -> None:
+    path = bench.folder / "a"
+    path.write_bytes(b"1")
+    bench.look()
+    bench.tick()
+    path.write_bytes(b"2")
+    assert bench.ready() == []
+    assert bench.ready() == ["a"]
+
+
+def test_a_file_that_somebody_holds_open_for_writing_waits(bench: Bench) -> None:
+    with (bench.folder / "a").open("wb") as writer:
+        writer.write(b"x" * 50)
+        writer.flush()
+        assert bench.settle() == []
+        assert bench.ready(3600) == []
+    assert bench.ready() == ["a"]
+
+
+def test_a_reader_does_not_keep_a_file_waiting(bench: Bench) -> None:
+    (bench.folder / "a").write_bytes(b"1")
+    with (bench.folder / "a").open("rb"):
+        bench.look()
+        assert bench.ready() == ["a"]
+
+
+def test_a_writer_is_found_in_proc_where_a_lease_does_not_tell(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Files, "has_writer", lambda self, fd: None)
+    (bench.folder / "b").write_bytes(b"1")
+    with (bench.folder / "a").open("wb") as writer:
+        writer.write(b"x")
+        writer.flush()
+        assert [each.path for each in bench.settle()] == ["b"]
+    assert [each.path for each in bench.settle()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.part", "a.dcm.filepart", "a.TMP", "a.crdownload", "~$a", ".nfs0001", ".smbdelete1", ".IM001.dcm.aB3xY9"],
+)
+def test_temporary_names_wait_until_they_are_renamed(bench: Bench, name: str) -> None:
+    path = bench.folder / name
+    path.write_bytes(b"1")
+    assert bench.settle() == []
+    assert bench.ready(3700) == []
+    assert "unfinished" in bench.strange[name]
+    path.rename(bench.folder / "final")
+    assert [each.path for each in bench.settle()] == ["final"]
+
+
+@pytest.mark.parametrize(
+    "name", ["IM0001", "a.dcm", "scan.img", "x.part1.dcm", ".hidden", "1.2.840.113619", "a.abcdef"]
+)
+def test_ordinary_names_are_not_temporary(name: str) -> None:
+    assert not is_temporary(name)
+
+
+def test_an_unfinished_file_is_offered_again_when_it_changed(bench: Bench) -> None:
+    path = bench.folder / "a"
+    path.write_bytes(b"1")
+    [found] = bench.settle()
+    bench.incoming.not_yet(found)
+    assert bench.settle() == []
+    path.write_bytes(b"12")
+    [again] = bench.settle()
+    assert (again.size, again.final) == (2, False)
+
+
+def test_an_unfinished_file_is_offered_for_the_last_time_after_long(bench: Bench) -> None:
+    (bench.folder / "a").write_bytes(b"1")
+    [found] = bench.settle()
+    bench.incoming.not_yet(found)
+    assert bench.ready(500) == []
+    [last] = bench.look(200).ready
+    assert last.final
+    bench.incoming.not_yet(last)
+    assert bench.ready(500) == []
+    assert bench.ready(200) == ["a"]
+
+
+def test_a_stalled_writer_is_never_final(bench: Bench) -> None:
+    (bench.folder / "a").write_bytes(b"1")
+    [found] = bench.settle()
+    bench.incoming.not_yet(found)
+    with (bench.folder / "a").open("ab"):
+        assert [bench.ready(599) for _ in range(6)] == [[]] * 6
+    [last] = [each for _ in range(7) for each in bench.look(100).ready]
+    assert last.final
+
+
+def test_what_could_not_be_taken_is_offered_again_soon(bench: Bench) -> None:
+    (bench.folder / "a").write_bytes(b"1")
+    [found] = bench.settle()
+    bench.incoming.again(found)
+    assert bench.ready() == ["a"]
+
+
+def test_a_taken_file_that_is_still_there_is_told_once_and_not_taken_again(bench: Bench) -> None:
+    path = bench.folder / "a"
+    path.write_bytes(b"1")
+    [found] = bench.settle()
+    bench.incoming.gone(found)
+    assert bench.settle() == []
+    assert "could not be removed" in bench.strange.pop("a")
+    assert bench.ready(3600) == []
+    assert not bench.strange
+    path.write_bytes(b"another")
+    bench.look(100)
+    assert [each.path for each in bench.settle()] == ["a"]
+
+
+def test_the_same_name_again_is_another_file(bench: Bench) -> None:
+    path = bench.folder / "a"
+    for _ in range(3):
+        path.write_bytes(b"1")
+        os.utime(path, ns=(10**18, 10**18))
+        [found] = bench.settle()
+        bench.take(found)
+
+
+def test_names_that_are_not_utf8(bench: Bench) -> None:
+    folder = os.fsencode(bench.folder) + b"/M\xfcller"
+    os.mkdir(folder)
+    with open(folder + b"/bild\xff.dcm", "wb") as file:
+        file.write(b"1")
+    [found] = bench.settle()
+    assert os.fsencode(found.path) == b"M\xfcller/bild\xff.dcm"
+    assert os.fsencode(found.drop) == b"M\xfcller"
+    bench.take(found)
+
+
+# --- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def test_any_depth(bench: Bench) -> None:
+    deep = bench.folder.joinpath(*"abcdefghij")
+    deep.mkdir(parents=True)
+    (deep / "x").write_bytes(b"1")
+    assert bench.take_all() == ["a/b/c/d/e/f/g/h/i/j/x"]
+
+
+def test_what_comes_later_into_a_known_folder_is_found(bench: Bench) -> None:
+    (bench.folder / "d" / "e").mkdir(parents=True)
+    bench.settle()
+    for number in range(5):
+        (bench.folder / "d" / "e" / str(number)).write_bytes(b"1")
+        assert bench.take_all() == [f"d/e/{number}"]
+
+
+def test_a_file_made_in_the_same_tick_as_the_listing_is_found(bench: Bench) -> None:
+    folder = bench.folder / "d"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"1")
+    times = folder.stat()
+    bench.look(0.6)
+    (folder / "b").write_bytes(b"1")
+    os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if the clock had not moved
+    bench.look(0.6)
+    assert bench.take_all() == ["d/a", "d/b"]
+
+
+def test_hard_links_are_files_like_any_other(bench: Bench) -> None:
+    source = bench.source()
+    shutil.copytree(source, bench.folder / "scan", copy_function=os.link)
+    assert bench.take_all() == SIX
+    assert len(list(source.rglob("*.dcm"))) == 6
+
+
+def test_a_file_that_becomes_a_folder_and_back(bench: Bench) -> None:
+    path = bench.folder / "a"
+    path.write_bytes(b"1")
+    bench.look()
+    path.unlink()
+    path.mkdir()
+    (path / "x").write_bytes(b"1")
+    assert [each.path for each in bench.settle()] == ["a/x"]
+    shutil.rmtree(path)
+    path.write_bytes(b"1")
+    assert [each.path for each in bench.settle()] == ["a"]
+
+
+def test_the_folder_itself_removed_and_made_anew(bench: Bench) -> None:
+    (bench.folder / "a").write_bytes(b"1")
+    bench.settle()
+    shutil.rmtree(bench.folder)
+    assert bench.ready() == []
+    bench.folder.mkdir()
+    (bench.folder / "a").write_bytes(b"1")
+    assert [each.path for each in bench.settle()] == ["a"]
+
+
+# --- strange things ---------------------------------------------------------------------------------------------------
+
+
+def test_links_pipes_and_sockets_are_told_once_and_not_opened(bench: Bench) -> None:
+    secret = bench.root / "secret"
+    secret.mkdir()
+    (secret / "image").write_bytes(b"1")
+    (bench.folder / "d").mkdir()
+    (bench.folder / "d" / "link").symlink_to(secret / "image")
+    (bench.folder / "folder").symlink_to(secret)
+    (bench.folder / "loop").symlink_to(bench.folder)
+    os.mkfifo(bench.folder / "d" / "pipe")
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(os.path.relpath(bench.folder / "s"))
+    found = [each for _ in range(3) for each in bench.look().strange]
+    assert sorted(path for path, _ in found) == ["d/link", "d/pipe", "folder", "loop", "s"]
+    assert "symbolic link" in bench.strange["folder"]
+    assert "named pipe" in bench.strange["d/pipe"]
+    assert bench.settle() == []
+
+
+def test_a_folder_swapped_for_a_link_leads_nowhere(bench: Bench) -> None:
+    secret = bench.root / "secret"
+    secret.mkdir()
+    (bench.folder / "d").mkdir()
+    (bench.folder / "d" / "a").write_bytes(b"1")
+    os.link(bench.folder / "d" / "a", secret / "a")
+    [found] = bench.settle()
+    shutil.rmtree(bench.folder / "d")
+    (bench.folder / "d").symlink_to(secret)
+    with pytest.raises(OSError, match=r"symbolic|Not a directory"):
+        bench.incoming.open(found)
+    assert not bench.incoming.remove(found)
+    assert (secret / "a").exists()
+    assert bench.settle() == []
+
+
+def test_open_gives_the_file_that_was_found(bench: Bench) -> None:
+    (bench.folder / "d").mkdir()
+    path = bench.folder / "d" / "a"
+    path.write_bytes(b"1")
+    [found] = bench.settle()
+    fd = bench.incoming.open(found)
+    assert os.read(fd, 10) == b"1"
+    os.close(fd)
+    path.rename(bench.root / "kept")
+    path.write_bytes(b"2")
+    with pytest.raises(OSError, match="another file"):
+        bench.incoming.open(found)
+    assert not bench.incoming.remove(found)
+    assert path.exists()
+
+
+def test_more_folders_within_folders_than_anybody_needs(bench: Bench) -> None:
+    path = bench.folder
+    for _ in range(incoming_module.DEEPEST + 5):
+        path = path / "d"
+    path.mkdir(parents=True)
+    (path / "x").write_bytes(b"1")
+    assert bench.settle() == []
+    [(_, reason)] = bench.strange.items()
+    assert "deep" in reason
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_told_and_taken_when_it_may(bench: Bench) -> None:
+    (bench.folder / "d").mkdir()
+    (bench.folder / "a").write_bytes(b"1")
+    (bench.folder / "a").chmod(0)
+    (bench.folder / "d").chmod(0)
+    assert bench.settle() == []
+    assert set(bench.strange) == {"a", "d"}
+    (bench.folder / "a").chmod(0o600)
+    (bench.folder / "d").chmod(0o700)
+    bench.look(100)
+    assert [each.path for each in bench.settle()] == ["a"]
+
+
+# --- drops that are whole ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_moved_in_by_one_rename_is_whole(bench: Bench) -> None:
+    bench.source().rename(bench.folder / "scan")
+    assert bench.take_all() == SIX
+    assert bench.whole == ["scan"]
+    assert bench.incoming.tidy("scan")
+    assert list(bench.folder.iterdir()) == []
+
+
+def test_it_is_told_when_the_last_file_is_gone_and_not_before(bench: Bench) -> None:
+    bench.source().rename(bench.folder / "scan")
+    first, *others = bench.settle()
+    bench.take(*others)
+    bench.incoming.not_yet(first)
+    bench.settle()
+    assert bench.whole == []
+    [last] = bench.look(700).ready
+    bench.take(last)
+    assert bench.look(0).whole == ("scan",)
+
+
+def test_a_moved_folder_is_still_known_as_whole_after_a_restart(bench: Bench) -> None:
+    bench.source().rename(bench.folder / "scan")
+    bench.look()
+    bench.incoming = Incoming(bench.folder, Files())
+    bench.take_all()
+    assert bench.whole == ["scan"]
+
+
+@pytest.mark.parametrize("command", [["cp", "-r"], ["mkdir-and-write"]])
+def test_a_folder_filled_in_place_is_not_whole(bench: Bench, command: list[str]) -> None:
+    if command == ["cp", "-r"]:
+        subprocess.run([*command, bench.source(), bench.folder / "scan"], check=True)
+    else:
+        (bench.folder / "scan" / "sub").mkdir(parents=True)
+        for path in SIX:
+            (bench.folder / path).write_bytes(b"1")
+    assert bench.take_all() == SIX
+    assert bench.whole == []
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_folder_copied_with_its_times_is_whole_at_the_end(bench: Bench, seen: bool) -> None:
+    source = bench.source()
+    for folder in (source / "sub", source):
+        os.utime(folder, ns=(10**18, 10**18))
+    if seen:
+        (bench.folder / "scan").mkdir()
+        bench.look()
+        bench.tick()
+        subprocess.run(["cp", "-a", f"{source}/.", bench.folder / "scan"], check=True)
+    else:
+        subprocess.run(["cp", "-a", source, bench.folder / "scan"], check=True)
+    assert bench.take_all() == SIX
+    assert bench.whole == ["scan"]
+
+
+def test_a_copy_with_times_that_is_not_at_its_end_is_not_whole(bench: Bench) -> None:
+    """The top folder is restored last: until then it is newer than what is in it."""
+    top = bench.folder / "scan"
+    (top / "sub").mkdir(parents=True)
+    (top / "a").write_bytes(b"1")
+    os.utime(top / "a", ns=(10**18, 10**18))
+    os.utime(top / "sub", ns=(10**18, 10**18))
+    bench.take_all()
+    assert bench.whole == []
+
+
+def test_a_folder_with_an_empty_folder_restored_by_rsync_is_not_whole(bench: Bench) -> None:
+    """rsync makes all folders first, and may restore the top folder before what is below is there."""
+    top = bench.folder / "scan"
+    (top / "sub").mkdir(parents=True)
+    (top / "a").write_bytes(b"1")
+    for path in (top / "a", top / "sub", top):
+        os.utime(path, ns=(10**18, 10**18))
+    bench.take_all()
+    assert bench.whole == []
+
+
+def test_a_moved_folder_that_goes_on_growing_is_not_whole(bench: Bench) -> None:
+    bench.source().rename(bench.folder / "scan")
+    bench.look()
+    (bench.folder / "scan" / "sub" / "late").write_bytes(b"1")
+    assert len(bench.take_all()) == 7
+    assert bench.whole == []
+
+
+def test_a_moved_folder_with_an_unfinished_file_is_not_whole(bench: Bench) -> None:
+    source = bench.source()
+    (source / "sub" / "x.part").write_bytes(b"1")
+    bench.tick()
+    source.rename(bench.folder / "scan")
+    assert bench.take_all() == SIX
+    assert bench.whole == []
+
+
+@pytest.mark.parametrize("marker", ["scan/.done", "scan.done"])
+def test_a_done_file_ends_a_drop(bench: Bench, marker: str) -> None:
+    shutil.copytree(bench.source(), bench.folder / "scan")
+    first = bench.take_all()
+    assert bench.whole == []
+    (bench.folder / "scan" / "late").write_bytes(b"1")
+    (bench.folder / marker).write_text("complete\n")
+    assert [*first, *bench.take_all()] == [*SIX, "scan/late"]
+    assert bench.whole == ["scan"]
+    assert bench.incoming.tidy("scan")
+    assert list(bench.folder.iterdir()) == []
+    bench.settle()
+    assert bench.whole == ["scan"]
+
+
+def test_a_done_file_of_a_drop_that_was_taken_already(bench: Bench) -> None:
+    shutil.copytree(bench.source(), bench.folder / "scan")
+    bench.take_all()
+    shutil.rmtree(bench.folder / "scan")
+    bench.settle()
+    (bench.folder / "scan.done").touch()
+    assert bench.settle() == []
+    assert bench.whole == ["scan"]
+    assert bench.incoming.tidy("scan")
+    assert list(bench.folder.iterdir()) == []
+
+
+def test_a_done_file_of_nothing_waits_for_its_folder(bench: Bench) -> None:
+    (bench.folder / "scan.done").touch()
+    assert bench.settle() == []
+    shutil.copytree(bench.source(), bench.folder / "scan")
+    assert bench.take_all() == SIX
+    assert bench.whole == ["scan"]
+
+
+def test_a_done_file_waits_for_what_is_still_written(bench: Bench) -> None:
+    (bench.folder / "scan").mkdir()
+    (bench.folder / "scan" / ".done").touch()
+    with (bench.folder / "scan" / "a").open("wb") as writer:
+        writer.write(b"1")
+        writer.flush()
+        bench.settle()
+        assert bench.whole == []
+    assert bench.take_all() == ["scan/a"]
+    assert bench.whole == ["scan"]
+
+
+# --- tidying ----------------------------------------------------------------------------------------------------------
+
+
+def test_tidy_removes_empty_folders_and_markers_only(bench: Bench) -> None:
+    (bench.folder / "scan" / "empty" / "deeper").mkdir(parents=True)
+    (bench.folder / "scan" / "full").mkdir()
+    (bench.folder / "scan" / "full" / "notes").write_text("x")
+    (bench.folder / "scan" / ".done").touch()
+    assert not bench.incoming.tidy("scan")
+    assert sorted(path.name for path in (bench.folder / "scan").rglob("*")) == [".done", "full", "notes"]
+    (bench.folder / "scan" / "full" / "notes").unlink()
+    assert bench.incoming.tidy("scan")
+    assert list(bench.folder.iterdir()) == []
+    assert bench.incoming.tidy("scan")
+
+
+def test_tidy_keeps_what_is_marked_and_follows_nothing(bench: Bench) -> None:
+    outside = bench.root / "outside" / "empty"
+    outside.mkdir(parents=True)
+    (bench.folder / "scan").symlink_to(outside.parent)
+    assert not bench.incoming.tidy("scan")
+    (bench.folder / "scanner").mkdir()
+    (bench.folder / "scanner" / ".keep").touch()
+    assert bench.settle() == []
+    assert not bench.incoming.tidy("scanner")
+    assert outside.exists()
+    for bad in ("", ".", "..", "../outside", "scan/x"):
+        with pytest.raises(ValueError, match="a drop is"):
+            bench.incoming.tidy(bad)
+
+
+def test_an_emptied_folder_may_go_after_a_day(bench: Bench) -> None:
+    shutil.copytree(bench.source(), bench.folder / "scan")
+    bench.take_all()
+    assert bench.look(3600).empty == ()
+    assert bench.look(86400).empty == ("scan",)
+
+
+# --- many -------------------------------------------------------------------------------------------------------------
+
+
+def test_many_files_come_in_portions_and_a_single_one_is_not_kept_waiting(bench: Bench) -> None:
+    (bench.folder / "many").mkdir()
+    for number in range(2000):
+        (bench.folder / "many" / f"{number:05}").write_bytes(b"1")
+    bench.look()
+    first = bench.look().ready
+    assert len(first) == incoming_module.MOST_OFFERED
+    (bench.folder / "zzz").write_bytes(b"1")
+    bench.look()
+    assert bench.ready() == []
+    bench.take(*first[:3])
+    assert "zzz" in bench.ready(0)
+
+
+def test_next_says_when_to_look_again(bench: Bench) -> None:
+    look = bench.look()
+    assert look.next == bench.now + incoming_module.POLL
+    (bench.folder / "a").write_bytes(b"1")
+    look = bench.look()
+    assert look.next == bench.now + incoming_module.STILL
+    assert look.fresh == 1
+    [found] = bench.look().ready
+    assert found.path == "a"
