@@ -45,7 +45,6 @@ class Lobby:
         self._selector = selectors.DefaultSelector()
         self._visitors: dict[socket.socket, _Visitor] = {}  # in order of arrival, so of deadlines
         self._wake, self._woken = socket.socketpair()
-        self._closing = False
         self._deaf_until: float | None = None
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ)
@@ -53,17 +52,19 @@ class Lobby:
 
     def stop(self) -> None:
         """Make `run` return; from any thread, once."""
-        self._closing = True
-        self._wake.send(b"x")
+        self._wake.close()  # which the other end sees
 
     def run(self, tick: Callable[[], None]) -> None:
         """Until `stop`. `tick` is called about once a second."""
         next_tick = time.monotonic() + _LOOK
-        while not self._closing:
+        closing = False
+        while not closing:
             for key, _ in self._selector.select(self._wait()):
                 if key.fileobj is self._listener:
                     self._accept()
-                elif isinstance(key.data, _Visitor):
+                elif key.fileobj is self._woken:
+                    closing = True
+                else:
                     self._read(key.data)
             now = time.monotonic()
             self._expire(now)
@@ -169,5 +170,4 @@ class Lobby:
             self._leave(visitor)
         self._selector.close()
         self._listener.close()
-        self._wake.close()
         self._woken.close()
