@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SorterError(Exception):
     """Something a person can mend: `str(error)` is a sentence that names what is wrong and what to do next."""
@@ -38,3 +41,10 @@ class PluginError(SorterError):
         self.plugin, self.hook, self.cause = plugin, hook, cause
         said = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
         super().__init__(f"plugin {plugin}: {hook} failed: {said}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`, did you mean "…"?` for the nearest of the known words, letter case aside; "" when none is near."""
+    by_fold = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word[:80].lower(), by_fold, n=1, cutoff=0.7)
+    return f', did you mean "{by_fold[near[0]]}"?' if near else ""

@@ -9,7 +9,6 @@ time formats, alternatives and one filter; it is read once, when the `Pattern` i
 from __future__ import annotations
 
 import datetime
-import difflib
 import hashlib
 import math
 import posixpath
@@ -19,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sorter.errors import SorterError
+from sorter.errors import SorterError, did_you_mean
 from sorter.model import Header, Identity, Instance, Standing, Value
 
 DEFAULT_FOLDER = (
@@ -427,13 +426,6 @@ def _check_spec(text: str, at: int, spec: str, kinds: Mapping[str, str]) -> None
             if found[1] not in _DIRECTIVES[kind]:
                 what, has = ("date", "time of day") if kind == "DA" else ("time of day", "date")
                 raise _fault(text, at + found.start(), f"{name} is a {what} and has no {has} for {found[0]}")
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """`, did you mean "…"?` for the nearest of the known words, or "" when none is near."""
-    by_fold = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(word[:80].lower(), by_fold, n=1, cutoff=0.7)
-    return f', did you mean "{by_fold[near[0]]}"?' if near else ""
 
 
 def _kind(name: str) -> str:

@@ -1,0 +1,103 @@
+"""What no single table shows: keys of a configuration that contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sorter.config.config import UNASSIGNED, Config
+from sorter.config.places import Key
+from sorter.errors import did_you_mean
+
+Fault: TypeAlias = tuple[Key, str]
+
+
+def check(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
+    """The faults between tables. `raw` says what was written, for what could not be read is still known by name."""
+    yield from _spool(config, raw)
+    yield from _senders(raw)
+    yield from _waiting(config, raw)
+    yield from _names(config)
+    yield from _targets(config, raw)
+    yield from _folders(config)
+
+
+def _spool(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
+    written = raw.get("sorter")
+    tried = isinstance(written, Mapping) and ({"root", "spool"} & written.keys())
+    if config.root is None and config.sorter.spool is None and not tried:
+        yield ("sorter", "root"), 'must be given: the folder that everything is kept below, as root = "/srv/sorter"'
+
+
+def _senders(raw: Mapping[str, Any]) -> Iterator[Fault]:
+    for index, each in enumerate(raw["senders"] if isinstance(raw.get("senders"), list) else ()):
+        if isinstance(each, Mapping) and not {"ae", "address"} & each.keys():
+            yield ("senders", str(index)), "says of no sender who it is; give ae, address, or both"
+
+
+def _waiting(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
+    timing, written = config.completion, raw.get("completion")
+    as_written = isinstance(written, Mapping) and written.get("cap", timing.cap) == timing.cap
+    if as_written and timing.quiet > timing.cap:
+        yield (
+            ("completion", "quiet"),
+            f"{timing.quiet:g} s is longer than cap ({timing.cap:g} s), which would end it first; raise cap too",
+        )
+
+
+def _names(config: Config) -> Iterator[Fault]:
+    for table, named in (("labs", config.labs), ("targets", config.targets)):
+        if UNASSIGNED in named:
+            yield (table, UNASSIGNED), "this name is taken: it stands for series that no lab has"
+    for name in config.targets:
+        if name in config.labs:
+            yield ("targets", name), f"a lab's root is a target of its name already ({config.locate('labs', name)})"
+
+
+def _targets(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
+    written = raw.get("targets")
+    known = [*config.labs, *config.targets, *(written if isinstance(written, Mapping) else ())]
+    for name, lab in config.labs.items():
+        for index, target in enumerate(lab.targets):
+            if target not in known:
+                says = f'there is no target "{target}"{did_you_mean(target, known) or f"; add [targets.{target}]"}'
+                yield ("labs", name, "targets", str(index)), says
+
+
+def _folders(config: Config) -> Iterator[Fault]:
+    """No two folders that sorter writes to may be one, or lie in each other: what is in them would be anybody's."""
+    seen: list[tuple[Key, Path]] = []
+    if config.root is not None or config.sorter.spool is not None:
+        seen.append((("sorter", "spool"), config.spool))
+    for key, folder in _roots(config):
+        if folder is None:
+            yield key, f"must be given, as there is no root in [sorter] (then it would be labs/{key[1]} below it)"
+            continue
+        for other, place in seen:
+            says = _overlap(folder, place)
+            if says:
+                yield key, f"{folder} {says} {_called(config, other, place)}"
+        seen.append((key, folder))
+
+
+def _roots(config: Config) -> Iterator[tuple[Key, Path | None]]:
+    for name, lab in config.labs.items():
+        root = lab.root or (config.root / "labs" / name if config.root is not None else None)
+        yield ("labs", name, "root"), root
+    for name, target in config.targets.items():
+        if target.kind == "path" and "root" in target.settings:
+            yield ("targets", name, "root"), Path(target.settings["root"])
+
+
+def _overlap(folder: Path, other: Path) -> str:
+    if folder == other:
+        return "is also"
+    if other in folder.parents:
+        return "lies inside"
+    return "holds" if folder in other.parents else ""
+
+
+def _called(config: Config, key: Key, folder: Path) -> str:
+    what = "the spool" if key == ("sorter", "spool") else f"the root of {key[0].removesuffix('s')} {key[1]}"
+    return f"{what} ({folder}, {config.locate(*key)}); choose folders apart from each other"

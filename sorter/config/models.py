@@ -1,0 +1,221 @@
+"""The tables of sorter.toml, as frozen models. Every field says, for the docs, what it is and in which unit."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+SENDER_WORDS = ("CallingAE", "CalledAE", "PeerAddress")
+"""What `match` can ask for besides DICOM keywords: who sent it."""
+
+_RULE = re.compile(r"\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*\S)\s*", re.DOTALL)
+_AE = re.compile(r"[\x20-\x7e]{1,16}")
+_HOST = re.compile(r"[A-Za-z0-9.:_-]{1,253}")
+
+
+class Unknown(ValueError):
+    """A word that is not among the known ones; the reader adds what may have been meant."""
+
+    def __init__(self, says: str, word: str, known: tuple[str, ...]) -> None:
+        self.word, self.known = word, known
+        super().__init__(says)
+
+
+def _path(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, str):
+        return value if isinstance(value, Path) else _wrong("must be a folder in quotes", value)
+    if not value.strip() or any(ord(char) < 32 for char in value):
+        raise ValueError("must name a folder")
+    if value.startswith("~"):
+        raise ValueError("~ is not known here; write the whole path")
+    base = (info.context or {}).get("base", Path())
+    return Path(os.path.abspath(base / value))
+
+
+def _wrong(says: str, value: Any) -> Any:
+    raise ValueError(f"{says}, not {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value as it would stand in TOML, shortened."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}…"'
+    if isinstance(value, Mapping):
+        return "a table"
+    return "a list" if isinstance(value, list | tuple) else str(value)
+
+
+def _ae_title(value: str) -> str:
+    # PS3.5 6.2: at most 16 characters of the default repertoire, no backslash, no control; not only spaces.
+    if not _AE.fullmatch(value) or "\\" in value or not value.strip():
+        raise ValueError(
+            f"{shown(value)} is no AE title: 1 to 16 ASCII characters, no backslash, not only spaces (PS3.5 6.2)"
+        )
+    return value.strip()
+
+
+def _address(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value.strip(), strict=False))
+    except ValueError:
+        raise ValueError(
+            f'{shown(value)} is no address; write one as "10.1.2.3", or a range as "10.1.2.0/24"'
+        ) from None
+
+
+def _host(value: str) -> str:
+    if not _HOST.fullmatch(value):
+        raise ValueError(f'{shown(value)} is no host; write an address, as "0.0.0.0", or a host name')
+    return value
+
+
+def _rule(value: str) -> str:
+    found = _RULE.fullmatch(value)
+    if not found:
+        raise ValueError(f'{shown(value)} is no rule; write KEYWORD=GLOB, as "StudyDescription=Memory^*"')
+    keyword, glob = found.groups()
+    # Imported only here: it is large, and whoever configures no lab does not need it.
+    from pydicom.datadict import keyword_dict
+
+    if keyword not in keyword_dict and keyword not in SENDER_WORDS:
+        raise Unknown(f'"{keyword}" is no DICOM keyword', keyword, (*SENDER_WORDS, *keyword_dict))
+    if "[" in re.sub(r"\[!?\]?[^\]]*\]", "", glob):
+        raise ValueError(f"in {shown(value)} a [ is never closed; write [[] for the character itself")
+    return f"{keyword}={glob}"
+
+
+def _keep(value: Any) -> Any:
+    if value == "forever" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    return _wrong('must be "forever" or a number of days, at least 1', value)
+
+
+Folder = Annotated[Path, BeforeValidator(_path)]
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """What all tables have in common: nothing unknown, nothing guessed, nothing changed later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Sorter(Section):
+    """`[sorter]`: where sorter keeps things. A relative path starts from the folder of the configuration file."""
+
+    root: Folder | None = None
+    """The folder that everything is kept below where nothing else is said. `--root DIR` takes its place."""
+    spool: Folder | None = None
+    """The spool: one folder on a local disk, never on NFS or SMB. Default: `spool` below `root`."""
+    plugins: Folder | None = None
+    """A folder of single-file plugins. Only its owner may write to it. Default: none."""
+
+
+class Receive(Section):
+    """`[receive]`: the port that scanners send to."""
+
+    ae_title: AETitle = "SORTER"
+    """The AE title that scanners call: 1 to 16 ASCII characters."""
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
+    """The address to listen on. `127.0.0.1` reaches this machine alone, `0.0.0.0` every network it is in."""
+    port: int = Field(default=11112, ge=0, le=65535)
+    """The port to listen on; 0 takes any free one."""
+
+
+class Sender(Section):
+    """`[[senders]]`: a scanner or another node that is known. `ae`, `address`, or both say which one is meant."""
+
+    ae: AETitle | None = None
+    """The AE title that it calls itself."""
+    address: Annotated[str, AfterValidator(_address)] | None = None
+    """Its address, or a range of addresses as `10.1.2.0/24`."""
+    may_correct: bool = False
+    """Whether a header that it sends again, with the same pixels, takes the place of the first one. As long as no
+    sender may, whoever sent the first copy may correct it."""
+
+
+class Completion(Section):
+    """`[completion]`: how long to wait for more images of a series. All in seconds."""
+
+    quiet: Seconds = 30.0
+    """Without an image for so long, a series of which nothing better is known is delivered as it is."""
+    cap: Seconds = 900.0
+    """At most so long after the last image, even while the association that brought it stays open."""
+    incomplete: Seconds = 1800.0
+    """A series that is known to have holes is delivered after so long. Not used so far: no holes are recognised yet."""
+
+
+class Store(Section):
+    """`[store]`: what happens to images that were delivered."""
+
+    keep: Annotated[Literal["forever"] | int, BeforeValidator(_keep)] = "forever"
+    """`"forever"`, or the days that a delivered image stays in the store at least. So far nothing is ever deleted."""
+
+
+class Engine(Section):
+    """`[engine]`: where products, as NIfTI, are made."""
+
+    kind: Literal["local"] = "local"
+    """`"local"`: in processes of this machine."""
+    jobs: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 2) - 1), ge=1, le=256)
+    """How many at a time. Default: as many as the machine has processors, less one."""
+
+
+class LabConfig(Section):
+    """`[labs.NAME]`: a lab, which series are its own, and where they go. Its root is a target of the same name."""
+
+    match: Annotated[tuple[Annotated[str, AfterValidator(_rule)], ...], Field(strict=False)] = ()
+    """Rules `"KEYWORD=GLOB"`; a series that any of them fits is the lab's, and the first lab in the file that fits
+    has it. KEYWORD is a DICOM keyword, CallingAE, CalledAE or PeerAddress. GLOB has `*`, `?` and `[abc]`; capital and
+    small letters are the same."""
+    root: Folder | None = None
+    """The lab's folder. Default: `labs/NAME` below `[sorter] root`."""
+    group: str | int | None = None
+    """The Unix group that delivered files belong to, by name or number."""
+    user: str | None = None
+    """The Unix account that the lab's files belong to. Kept for the worker of this lab; not used so far."""
+    targets: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Targets that this lab's series go to besides its root."""
+    products: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """What is delivered, as `["dicom", "nifti"]`. Default: everything that the plugins make."""
+
+
+class TargetConfig(Section):
+    """`[targets.NAME]`: another place to deliver to. What else the table holds are settings of its kind."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    """The kind of target, as `"path"`. Plugins bring kinds."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the kind: plain values that JSON can carry."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class PathSettings(Section):
+    """`[targets.NAME]` of kind `"path"`: a folder, local or mounted."""
+
+    root: Folder
+    """The folder to deliver to. It has to hold the marker `.sorter/id`."""
+    group: str | int | None = None
+    """The Unix group that delivered files belong to, by name or number."""
+    umask: Annotated[str, Field(pattern="^0?[0-7]{1,3}$")] | None = None
+    """Octal, in quotes: the permissions that delivered files do not get, where no group is set. Default: `"022"`."""
+    threads: int | None = Field(default=None, ge=1, le=64)
+    """How many files are written at a time. Default: 8."""
+
+    def plain(self) -> dict[str, Any]:
+        """As the target's worker gets it: without what is not set."""
+        found = {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}
+        return {**found, "root": str(self.root)}
