@@ -12,7 +12,7 @@ T = TypeVar("T")
 STEP = 0.01  # seconds between two looks
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T | None], timeout: float = 10.0, what: str = "") -> T:
     """Call `condition` until its answer is true, and return that answer.
 
     `timeout` is in seconds; when it is over AssertionError names `what` was waited for and the last answer.
