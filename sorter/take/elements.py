@@ -31,8 +31,14 @@ MOST_OUTLINED = 50_000
 DEEPEST = 64
 """Levels of nested sequences and items without a length; real images have fewer than ten."""
 
-MOST = 3_000_000
-"""Elements and items walked in one file: some seconds. A series of 30,000 frames in one file has about two million."""
+MOST = 300_000
+"""Elements and items walked in any file; a larger file may have one more for every `BYTES_EACH` of its bytes.
+
+A frame of an enhanced image has about 150 of them, and 70 bytes and more for each, its pixels included. Made only of
+empty items, a file has 8: it is refused after a second for every 20 MB.
+"""
+
+BYTES_EACH = 32
 
 UNDEFINED = 0xFFFFFFFF
 
@@ -248,6 +254,7 @@ class _Walk:
         self.rest, self.pixels = hashlib.sha256(), hashlib.sha256()
         self.pixel_bytes = 0
         self.steps = 0
+        self.most = MOST + (stream.end or 0) // BYTES_EACH
 
     def run(self) -> Walked:
         stream = self.stream
@@ -291,8 +298,8 @@ class _Walk:
 
     def step(self, count: int = 1) -> None:
         self.steps += count
-        if self.steps > MOST:
-            raise Quarantine(f"more than {MOST:,} elements: no image has as many")
+        if self.steps > self.most:
+            raise Quarantine(f"more than {self.most:,} elements: no image of its size has as many")
 
     def top(self, tag: int, vr: bytes, length: int) -> None:
         stream = self.stream

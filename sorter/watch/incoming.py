@@ -16,7 +16,7 @@ from collections import deque
 from pathlib import Path
 
 from sorter.durable import Files
-from sorter.watch import names
+from sorter.watch import beneath, names
 from sorter.watch.state import Drop, File, Folder, Look, Ready, State, facts
 from sorter.watch.whole import came_whole
 from sorter.watch.writers import open_for_writing
@@ -41,9 +41,6 @@ _SELDOM = 60.0  # seconds between looks at what is not expected to change
 _TEMPORARY_FOR = 3600.0  # seconds after which a temporary name is reported
 _STANDING = 86400.0  # seconds after which an emptied folder of a drop that was not whole may go
 _LISTED_AFTER = 2.0  # seconds: the coarsest clock of a file system's times
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Incoming:
@@ -110,46 +107,24 @@ class Incoming:
         OSError ESTALE: another file is there by now. The caller closes it.
         """
         with self._files.opened(self.folder, os.O_RDONLY | os.O_DIRECTORY) as root:
-            parent, name = self._parent(root, ready.path)
-            try:
-                fd = self._files.open(name, _FILE, at=parent)
-            finally:
-                self._files.close(parent)
-        info = self._files.stat(fd)
-        if (info.st_ino, info.st_dev) != (ready.inode, ready.device) or not stat.S_ISREG(info.st_mode):
-            self._files.close(fd)
-            raise OSError(errno.ESTALE, "another file is there by now", ready.path)
-        return fd
+            return beneath.open_file(self._files, root, ready)
 
     def remove(self, ready: Ready) -> bool:
         """Remove the file that was found ready; False if another is there by now, or none. OSError: it may not be."""
-        try:
-            with self._files.opened(self.folder, os.O_RDONLY | os.O_DIRECTORY) as root:
-                parent, name = self._parent(root, ready.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        try:
-            info = self._files.stat(name, at=parent)
-            found = (info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev)
-            if found != (ready.size, ready.mtime_ns, ready.inode, ready.device):
-                return False
-            self._files.unlink(name, at=parent)
-        except FileNotFoundError:
-            return False
-        finally:
-            self._files.close(parent)
-        return True
+        with self._files.opened(self.folder, os.O_RDONLY | os.O_DIRECTORY) as root:
+            return beneath.remove_file(self._files, root, ready)
 
     def tidy(self, drop: str) -> bool:
         """Remove the drop's `.done` markers and empty folders, and nothing else. True if nothing is left of it."""
         if not drop or "/" in drop or drop in (".", ".."):
             raise ValueError("a drop is the name of an entry of incoming/")
         with contextlib.suppress(FileNotFoundError), self._files.opened(self.folder, os.O_DIRECTORY) as root:
-            if not self._remove_empty(root, drop, 0):
+            if not beneath.remove_empty(self._files, root, drop, DEEPEST):
                 return False
+            marker = drop + names.DONE
             with contextlib.suppress(OSError):
-                if stat.S_ISREG(self._files.stat(drop + names.DONE, at=root).st_mode):
-                    self._files.unlink(drop + names.DONE, at=root)
+                if stat.S_ISREG(self._files.stat(marker, at=root).st_mode):
+                    self._files.unlink(marker, at=root)
         return True
 
     # --- looking ------------------------------------------------------------------------------------------------
@@ -213,7 +188,7 @@ class Incoming:
         name = inner.path.rpartition("/")[2]
         drop, depth = where
         try:
-            below = self._files.open(name, _FOLDER, at=fd)
+            below = self._files.open(name, beneath.FOLDER, at=fd)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 self._forget_folder(outer, name)
@@ -364,7 +339,7 @@ class Incoming:
     def _still(self, file: File, name: str, fd: int) -> None:
         """It has not changed since the last look: is anybody writing to it?"""
         try:
-            reading = self._files.open(name, _FILE, at=fd)
+            reading = self._files.open(name, beneath.FILE, at=fd)
         except FileNotFoundError:
             self._forget_file(file)
             return
@@ -509,41 +484,3 @@ class Incoming:
         if self._queues and len(self._offered) < MOST_OFFERED:
             return self._now
         return max(min(self._soonest, self._now + POLL), self._now)
-
-    # --- below --------------------------------------------------------------------------------------------------
-
-    def _parent(self, root: int, path: str) -> tuple[int, str]:
-        """A descriptor of the folder that holds `path`, reached without following a symbolic link; and the name."""
-        *folders, name = path.split("/")
-        at = self._files.open(".", _FOLDER, at=root)
-        for each in folders:
-            try:
-                below = self._files.open(each, _FOLDER, at=at)
-            finally:
-                self._files.close(at)
-            at = below
-        return at, name
-
-    def _remove_empty(self, at: int, name: str, depth: int) -> bool:
-        """Remove a folder that holds nothing but empty folders and `.done`; True if it is not there any more."""
-        try:
-            fd = self._files.open(name, _FOLDER, at=at)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        try:
-            left = [each for each in self._files.names(fd) if not (each == names.DONE and self._is_file(fd, each))]
-            if depth >= DEEPEST or not all(self._remove_empty(fd, each, depth + 1) for each in left):
-                return False
-            with contextlib.suppress(FileNotFoundError):
-                self._files.unlink(names.DONE, at=fd)
-            self._files.rmdir(name, at=at)
-        except OSError:
-            return False
-        finally:
-            self._files.close(fd)
-        return True
-
-    def _is_file(self, at: int, name: str) -> bool:
-        return stat.S_ISREG(self._files.stat(name, at=at).st_mode)

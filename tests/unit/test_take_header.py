@@ -485,7 +485,7 @@ def test_the_number_of_elements_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     content = written(image())
     many = struct.pack("<HH2sH", 0x0009, 0x1001, b"LO", 0) * 2000
     at = content.index(struct.pack("<HH", 0x0020, 0x000D))
-    with pytest.raises(Quarantine, match="more than 1,000 elements"):
+    with pytest.raises(Quarantine, match=r"more than 1,\d\d\d elements"):
         parse(content[:at] + many + content[at:])
 
 

@@ -365,11 +365,12 @@ def test_more_folders_within_folders_than_anybody_needs(bench: Bench) -> None:
     assert "deep" in reason
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_what_may_not_be_read_is_told_and_taken_when_it_may(bench: Bench) -> None:
     (bench.folder / "d").mkdir()
     (bench.folder / "a").write_bytes(b"1")
     (bench.folder / "a").chmod(0)
+    if os.access(bench.folder / "a", os.R_OK):
+        pytest.skip("root may read everything")
     (bench.folder / "d").chmod(0)
     assert bench.settle() == []
     assert set(bench.strange) == {"a", "d"}

@@ -1,0 +1,86 @@
+"""Files below an open folder, reached one name at a time: no symbolic link on the way is followed, nothing blocks.
+
+Who fills incoming/ may at any moment put a link where a folder was. So what is opened or removed there is reached from
+a descriptor of incoming/ itself, and is compared with what was found ready.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from sorter.durable import Files
+from sorter.watch.names import DONE
+from sorter.watch.state import Ready
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+@contextlib.contextmanager
+def _parent(files: Files, root: int, path: str) -> Iterator[tuple[int, str]]:
+    """A descriptor of the folder that holds `path`, and the name in it."""
+    *folders, name = path.split("/")
+    at = files.open(".", FOLDER, at=root)
+    try:
+        for each in folders:
+            below = files.open(each, FOLDER, at=at)
+            files.close(at)
+            at = below
+        yield at, name
+    finally:
+        files.close(at)
+
+
+def open_file(files: Files, root: int, ready: Ready) -> int:
+    """A descriptor of the file that was found ready. OSError ESTALE: another is there by now."""
+    with _parent(files, root, ready.path) as (at, name):
+        fd = files.open(name, FILE, at=at)
+    info = files.stat(fd)
+    if (info.st_ino, info.st_dev) != (ready.inode, ready.device) or not stat.S_ISREG(info.st_mode):
+        files.close(fd)
+        raise OSError(errno.ESTALE, "another file is there by now", ready.path)
+    return fd
+
+
+def remove_file(files: Files, root: int, ready: Ready) -> bool:
+    """Remove the file that was found ready; False if another is there by now, or none. OSError: it may not be."""
+    try:
+        with _parent(files, root, ready.path) as (at, name):
+            info = files.stat(name, at=at)
+            found = (info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev)
+            if found != (ready.size, ready.mtime_ns, ready.inode, ready.device):
+                return False
+            files.unlink(name, at=at)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def remove_empty(files: Files, at: int, name: str, depth: int) -> bool:
+    """Remove a folder that holds nothing but empty folders, `depth` deep, and `.done`; True if it is not there now."""
+    try:
+        fd = files.open(name, FOLDER, at=at)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        left = [each for each in files.names(fd) if not (each == DONE and _is_file(files, fd, each))]
+        if not depth or not all(remove_empty(files, fd, each, depth - 1) for each in left):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            files.unlink(DONE, at=fd)
+        files.rmdir(name, at=at)
+    except OSError:
+        return False
+    finally:
+        files.close(fd)
+    return True
+
+
+def _is_file(files: Files, at: int, name: str) -> bool:
+    return stat.S_ISREG(files.stat(name, at=at).st_mode)
