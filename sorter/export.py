@@ -66,7 +66,7 @@ def _of_unit(unit: Unit, summary: UnitSummary, folder: str, file: str, owners: d
     if owners.setdefault(where.casefold(), unit.key) != unit.key:
         where = f"{where}_{unit.key[:6]}" if where else unit.key[:6]
     images = [replace(each, header=unit.header(each)) for each in unit.deliverable]
-    names = instance_names(Pattern(file, file=True), images, values, {})
+    names = instance_names(Pattern(file, file=True), images, values_of({}, identity), {})
     for each in images:
         yield Copy(unit.images / each.file, os.path.join(where, names[each.file]), each.sha256, each.size)
 
@@ -77,18 +77,18 @@ def copy_all(files: Files, copies: Sequence[Copy], dest: Path, progress: Callabl
     A copy that was interrupted goes on where it stopped: what is there and equal is left. One bad file never stops the
     others. `progress` is called with the bytes of each copy when it is through.
     """
-    written, same, taken, failed = [], [], [], []
+    done: dict[str, list[str]] = {"written": [], "same": [], "taken": []}
+    failed: list[tuple[str, str]] = []
     folders: set[str] = set()
     for copy in copies:
         try:
-            outcome = _copy(files, copy, contained(str(dest), copy.name), folders)
-            {"written": written, "same": same, "taken": taken}[outcome].append(copy.name)
+            done[_copy(files, copy, contained(str(dest), copy.name), folders)].append(copy.name)
         except (OSError, SorterError) as error:
             failed.append((copy.name, error.strerror or str(error) if isinstance(error, OSError) else str(error)))
         progress(copy.size)
     if folders:
         files.fsync_folders(folders)
-    return Report(tuple(written), tuple(same), tuple(taken), tuple(failed))
+    return Report(tuple(done["written"]), tuple(done["same"]), tuple(done["taken"]), tuple(failed))
 
 
 def _copy(files: Files, copy: Copy, target: str, folders: set[str]) -> str:

@@ -1,7 +1,7 @@
 """The contract between sorter and its plugins: nine hooks, and nothing else.
 
-A plugin is a module (a distribution `sorter-foo` importing `sorter_foo`, entry point group `sorter`; or a single file in
-the plugins folder) with functions of these names, each marked `@hookimpl`:
+A plugin is a module (a distribution `sorter-foo` importing `sorter_foo`, entry point group `sorter`; or a single file
+in the plugins folder) with functions of these names, each marked `@hookimpl`:
 
     from sorter import Identity, hookimpl
 

@@ -30,7 +30,7 @@ def demo_command(root: Path) -> None:
     files = Files()
     made = root / "made"
     files.make_folders(made, 0o755)
-    count = write_session(made)
+    count = len(write_session(made))
     console.print(f"{count} synthetic images in {made}")
     server = subprocess.Popen(
         [sys.executable, "-m", "sorter", "serve", "--root", str(root), "--port", "0", "--quiet", "2"],

@@ -39,10 +39,10 @@ def complete_command(config: Config, uid: str) -> None:
 
 
 @click.group("quarantine", invoke_without_command=True)
-@click.pass_context
 @with_config
-def quarantine_command(config: Config, ctx: click.Context) -> None:
+def quarantine_command(config: Config) -> None:
     """What could not be taken as an image, and why. Nothing is ever deleted from here."""
+    ctx = click.get_current_context()
     ctx.obj = open_spool(config)
     if ctx.invoked_subcommand is None:
         _list(ctx.obj)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
+import signal
 import sys
 
 import click
@@ -63,7 +65,9 @@ def receive_command(where: Where, host: str | None, port: int | None, supervised
     def ready(port: int) -> None:
         print(ready_line(config, port), flush=True)  # noqa: T201
 
-    run_receive(config, ready, end_with_parent if supervised else None)
+    if supervised:
+        end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run_receive(config, ready)
 
 
 def ready_line(config: Config, port: int) -> str:

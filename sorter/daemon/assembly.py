@@ -141,7 +141,7 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     outlets = Outlets(spool, wake)
     configured, planner = outlets_of(config, plugins), planner_of(config, plugins)
     rules = FilingRules(plugins, config.senders)
-    engine = LocalEngine(config.engine.jobs, spool.scratch, files, wake)
+    engine = LocalEngine(config.engine.jobs, spool.scratch, files, wake=wake)
     workshop = Workshop(spool, engine, lambda product: _settings(pipeline, product))
     units = Units(spool, timing_of(config), lambda unit: filing.adopt(unit))
     filing = Filing(spool, rules, lambda key: pipeline.unit(key), units.forget)

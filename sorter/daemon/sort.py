@@ -74,7 +74,13 @@ class Sort:
                     self._look_at_tables()
                 self._answer_requests()
                 until = self._turn(now)
-                said = _say_new([*hints.problems(), self._parts.pipeline.intake.problem], said)
+                intake = self._parts.pipeline.intake
+                hints.compare(intake.fresh)
+                while intake.strange:
+                    path, why = intake.strange.popleft()
+                    log.warning("incoming/: something is left where it is: %s", why)
+                    self._spool.note("left in incoming", why=why, depth=path.count("/"))
+                said = _say_new([*hints.problems(), intake.problem], said)
                 self._wake.wait(max(0.0, min(until - time.monotonic(), LONGEST_NAP)))
         finally:
             hints.stop()

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from sorter.durable import Files
+
 log = logging.getLogger("sorter.serve")
 
 STOP_WITHIN = 28.0
@@ -89,7 +91,7 @@ class Supervisor:
         """The exit code: 0 when it was told to stop, that of a child which could not start otherwise."""
         signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
         signal.signal(signal.SIGINT, lambda *_: self._stop.set())
-        signal.signal(signal.SIGHUP, lambda *_: [child.signal(signal.SIGHUP) for child in self._children])
+        signal.signal(signal.SIGHUP, lambda *_: self._reload())
         for child in self._children:
             child.start()
         code = 0
@@ -103,6 +105,10 @@ class Supervisor:
         for child in self._children:
             child.wait(deadline - time.monotonic())
         return code
+
+    def _reload(self) -> None:
+        for child in self._children:
+            child.signal(signal.SIGHUP)
 
     def _look_after(self, now: float) -> int:
         for child in self._children:
@@ -124,8 +130,10 @@ class Supervisor:
 def end_with_parent(stop: Callable[[], None]) -> None:
     """In a supervised process: call `stop` when the supervisor is gone; no orphan keeps the port or the lock."""
 
+    files = Files()
+
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
+        while files.read(0, 1):  # not sys.stdin, whose lock a daemon thread would hold while the process ends
             pass
         stop()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sorter.completion import AssociationEnded, DropWhole, Input, Publish, Published, Tick, Told, deadline, step
 from sorter.deliver.target import Done, Put, Result, Wanted
-from sorter.engine.local import Outcome
+from sorter.engine.work import Outcome
 from sorter.model import DICOM, Delivery, Event, Instance, Receipt, Revision, plain
 from sorter.pipeline.intake import Intake, Whole
 from sorter.pipeline.outlets import Outlets
@@ -267,6 +267,8 @@ class Pipeline:
                 if outcome.state == "failed":
                     live.troubles[product, delivery.target] = f"{product} could not be made: {outcome.why}"
                     self._happened("product failed", live, product=product)
+                    if not self.workshop.given_up(live, product):
+                        self.outlets.try_later((live.key, product, delivery.target), self.now)
 
     def _collect_answers(self) -> set[str]:
         keys = set()

@@ -23,6 +23,20 @@ RELIST = 60.0
 
 
 @dataclass(frozen=True, slots=True)
+class _Door:
+    """The way to one ready file: through `Incoming`, which follows no link."""
+
+    incoming: Incoming
+    ready: Ready
+
+    def open(self) -> int:
+        return self.incoming.open(self.ready)
+
+    def remove(self) -> bool:
+        return self.incoming.remove(self.ready)
+
+
+@dataclass(frozen=True, slots=True)
 class Whole:
     """Every file of this drop has been taken or set aside."""
 
@@ -38,12 +52,14 @@ class Intake:
     incoming: Incoming
     problem: str = ""  # why nothing is taken at the moment, "" if it is
     _own: deque[Candidate | Ended] = field(default_factory=deque)
-    _dropped: deque[tuple[Candidate, Ready]] = field(default_factory=deque)
-    _late: list[tuple[float, Candidate, Ready | None]] = field(default_factory=list)
+    _dropped: deque[Candidate] = field(default_factory=deque)
+    _late: list[tuple[float, Candidate]] = field(default_factory=list)
     _ends: Counter[str] = field(default_factory=Counter)  # associations whose end is still in the queue
     _ended: deque[str] = field(default_factory=lambda: deque(maxlen=10_000))
-    _per_drop: Counter[str] = field(default_factory=Counter)
-    _whole: set[str] = field(default_factory=set)
+    _whole: list[str] = field(default_factory=list)
+    _empty: list[str] = field(default_factory=list)
+    strange: deque[tuple[str, str]] = field(default_factory=deque)  # what lies in incoming/ and is left there, and why
+    fresh: int = 0  # files that the last look saw for the first time
     _relisted: float | None = None
     _look_again: float = 0.0
 
@@ -57,26 +73,21 @@ class Intake:
             if isinstance(item, Ended):
                 self._ends[item.association] += 1
         look = self.incoming.look(now)
-        for ready in look.ready:
-            self._per_drop[ready.drop] += 1
-            self._dropped.append((self._candidate(ready), ready))
-        self._whole.update(look.whole)
-        self._look_again = look.next
-        for late in [each for each in self._late if each[0] <= now]:
-            self._late.remove(late)
-            _, candidate, ready_again = late
-            if ready_again is None:
-                self._own.append(candidate)
-            else:
-                self._dropped.append((candidate, ready_again))
+        self._dropped.extend(self._candidate(ready) for ready in look.ready)
+        self._whole += look.whole
+        self._empty += look.empty
+        self.strange.extend(look.strange)
+        self.fresh, self._look_again = look.fresh, look.next
+        late, self._late = self._late, [each for each in self._late if each[0] > now]
+        self._own.extend(candidate for due, candidate in late if due <= now)
 
     def _candidate(self, ready: Ready) -> Candidate:
         return Candidate(
             self.incoming.folder / ready.path,
-            own=False,
-            source=Source(uid=ready.uid, drop=ready.drop),
-            identity=(ready.size, ready.mtime_ns, ready.inode),
-            final=ready.final,
+            Source(uid=ready.uid, drop=ready.drop),
+            _Door(self.incoming, ready),
+            (ready.size, ready.mtime_ns),
+            ready.final,
         )
 
     def is_open(self, association: str) -> bool:
@@ -92,7 +103,7 @@ class Intake:
 
     def next(self, now: float) -> float:
         """When to look again, in the time of `now`."""
-        late = min((each[0] for each in self._late), default=now + RELIST)
+        late = min((due for due, _ in self._late), default=now + RELIST)
         return now if self.busy else min(self._look_again, late, (self._relisted or now) + RELIST)
 
     # --- taking -------------------------------------------------------------------------------------------------
@@ -100,18 +111,21 @@ class Intake:
     def take(self, now: float) -> Iterator[Filed | Ended | Whole]:
         """The next batch of what came by network, then one of what was dropped; then what ended by that."""
         yield from self._take_own(now)
-        yield from self._take_dropped(now)
+        yield from self._take_dropped()
         self.received.tidy()
-        for drop in [each for each in self._whole if not self._per_drop[each]]:
-            self._whole.discard(drop)
-            yield Whole(drop)
+        whole, self._whole = self._whole, []
+        yield from (Whole(drop) for drop in whole)
+        empty, self._empty = self._empty, []
+        for drop in [*whole, *empty]:
             self.incoming.tidy(drop)
 
     def _take_own(self, now: float) -> Iterator[Filed | Ended]:
-        candidates: list[Candidate] = []
-        while self._own and len(candidates) < BATCH and isinstance(self._own[0], Candidate):
-            candidates.append(self._own.popleft())  # type: ignore[arg-type]
-        yield from self._file([(candidate, None) for candidate in candidates], now)
+        batch: list[Candidate] = []
+        while self._own and len(batch) < BATCH and isinstance(self._own[0], Candidate):
+            batch.append(self._own.popleft())  # type: ignore[arg-type]
+        filed, failed = self._file(batch)
+        self._late += [(now + PAUSE, candidate) for candidate in failed]
+        yield from filed
         while self._own and isinstance(self._own[0], Ended):
             ended = self._own.popleft()
             assert isinstance(ended, Ended)
@@ -119,37 +133,38 @@ class Intake:
             self._ended.append(ended.association)
             yield ended
 
-    def _take_dropped(self, now: float) -> Iterator[Filed]:
-        batch = [self._dropped.popleft() for _ in range(min(BATCH, len(self._dropped)))]
-        ready = {id(candidate): each for candidate, each in batch}
-        for filed in self._file(batch, now):
-            self._tell_incoming(ready[id(filed.candidate)], filed)
-            yield filed
+    def _take_dropped(self) -> Iterator[Filed]:
+        filed, failed = self._file([self._dropped.popleft() for _ in range(min(BATCH, len(self._dropped)))])
+        for each in filed:
+            ready = _ready(each.candidate)
+            self.incoming.not_yet(ready) if each.outcome == "changed" else self.incoming.gone(ready)
+            yield each
+        for candidate in failed:
+            self.incoming.again(_ready(candidate))
 
-    def _tell_incoming(self, ready: Ready, filed: Filed) -> None:
-        self._per_drop[ready.drop] -= 1
-        if filed.outcome == "changed":
-            self.incoming.not_yet(ready)
-        else:
-            self.incoming.gone(ready)
-
-    def _file(self, batch: list[tuple[Candidate, Ready | None]], now: float) -> list[Filed]:
-        """Take them together; if that fails, one by one, and what still fails again later."""
+    def _file(self, batch: list[Candidate]) -> tuple[list[Filed], list[Candidate]]:
+        """Take them together, or if that fails one by one: what was filed, and what has to be tried again later."""
         try:
-            filed = self.filing.take([candidate for candidate, _ in batch])
+            filed = self.filing.take(batch)
             self.problem = "" if batch else self.problem
-            return filed
         except OSError:
-            pass
-        filed = []
-        for position, (candidate, ready) in enumerate(batch):
+            return self._one_by_one(batch)
+        return filed, []
+
+    def _one_by_one(self, batch: list[Candidate]) -> tuple[list[Filed], list[Candidate]]:
+        filed: list[Filed] = []
+        failed: list[Candidate] = []
+        for position, candidate in enumerate(batch):
             try:
                 filed += self.filing.take([candidate])
-                self.problem = ""
             except OSError as error:
-                self._late.append((now + PAUSE, candidate, ready))
+                failed.append(candidate)
                 self.problem = f"files are not taken into the store: {error.strerror}"
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    self._late += [(now + PAUSE, each, its) for each, its in batch[position + 1 :]]
-                    break
-        return filed
+                    return filed, [*failed, *batch[position + 1 :]]
+        return filed, failed
+
+
+def _ready(candidate: Candidate) -> Ready:
+    assert isinstance(candidate.door, _Door)
+    return candidate.door.ready

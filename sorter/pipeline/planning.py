@@ -115,18 +115,18 @@ class Planner:
         values = values_of(unit.base, identity)
         folder = folder_name(Pattern(name.folder), values)
         if product == DICOM:
-            names = instance_names(Pattern(name.file, file=True), _whole(unit), values, {})
+            names = instance_names(Pattern(name.file, file=True), _whole(unit), values_of({}, identity), {})
             return Delivery(product, target, folder, names=names, pattern=name)
         return Delivery(product, target, folder, stem=file_name(Pattern(name.file, file=True), values), pattern=name)
 
     def _grow(self, unit: Unit, revision: Revision, previous: Plan) -> Plan:
         """Everything that was said stays; only the newcomers are named."""
-        values = values_of(unit.base, previous.identity)
+        common = values_of({}, previous.identity)
         grown = []
         for each in previous.deliveries:
             names = each.names
             if each.product == DICOM:
-                names = instance_names(Pattern(each.pattern.file, file=True), _whole(unit), values, each.names)
+                names = instance_names(Pattern(each.pattern.file, file=True), _whole(unit), common, each.names)
             grown.append(Delivery(each.product, each.target, each.folder, names, each.stem, each.pattern))
         return Plan(unit.key, revision.revision, now(), previous.identity, tuple(grown))
 

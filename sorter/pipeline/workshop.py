@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sorter.engine.local import LocalEngine, Outcome, Work
+from sorter.engine.local import LocalEngine
+from sorter.engine.work import Outcome, Work
 from sorter.model import Product, Standing
 from sorter.pipeline.units import Live
 from sorter.spool import Spool
@@ -64,8 +65,6 @@ class Workshop:
         """Have it made from copies of exactly the latest revision's images, conflict copies left out."""
         assert live.revision is not None
         folder = self._folder(live, product.name)
-        if self.spool.files.exists(folder):  # made, but its record did not survive
-            self.spool.files.remove_tree(folder)
         images = [each for each in live.revision.instances if each.standing is Standing.CURRENT]
         inputs = {"dicom": [(live.unit.images / each.file, f"{i:06d}.dcm") for i, each in enumerate(images, 1)]}
         self._tasks[self._id(live, product.name)] = _Task(live.key, product.name, live.revision.revision, folder)
@@ -80,13 +79,21 @@ class Workshop:
             task = self._tasks.pop(outcome.id)
             count = (task.key, task.product, task.revision)
             if outcome.state == "failed":
-                self._tries[count] = self._tries.get(count, 0) + 1
                 self.engine.drop(outcome.id)
             else:
-                self._tries.pop(count, None)
-                self._keep(task, outcome)
+                outcome = self._kept(task, outcome)
+            if outcome.state == "failed" and not outcome.later:
+                self._tries[count] = self._tries.get(count, 0) + 1
             found.append((task.key, task.product, outcome))
         return found
+
+    def _kept(self, task: _Task, outcome: Outcome) -> Outcome:
+        """The outcome once its files are in the store; a failure of ours if they cannot be put there."""
+        try:
+            self._keep(task, outcome)
+        except OSError as error:
+            return replace(outcome, state="failed", why=f"it could not be kept: {error.strerror or error}", later=True)
+        return outcome
 
     def _keep(self, task: _Task, outcome: Outcome) -> None:
         files = self.spool.files

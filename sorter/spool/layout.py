@@ -41,7 +41,7 @@ class Spool:
         self._check_version()
         for folder in (self.received, self.store, self.quarantine, self.journal, self.labs, self.owed):
             files.make_folders(folder, 0o700)
-        for folder in (self.taking, self.scratch):
+        for folder in (self.taking, self.scratch):  # scratch/ is the engine's, which empties it itself
             files.make_folders(folder, 0o700)
         if not files.exists(self.incoming):
             files.make_folders(self.incoming)
@@ -73,14 +73,9 @@ class Spool:
         return fd
 
     def clear_temporary(self) -> None:
-        """Remove what a dead process was in the middle of: copies being taken (their originals are still there)."""
-        for folder in (self.taking, self.scratch):
-            for name, info in self.files.scan(folder):
-                path = folder / name
-                if (info.st_mode & 0o170000) == 0o040000:
-                    self.files.remove_tree(path)
-                else:
-                    self.files.unlink(path)
+        """Remove copies that a dead process was in the middle of taking; their originals are still there."""
+        for name in self.files.names(self.taking):
+            self.files.unlink(self.taking / name)
 
     # --- the store ----------------------------------------------------------------------------------------------
 

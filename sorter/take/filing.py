@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +32,12 @@ from sorter.take.header import Parsed, Truncated, examine, file_meta
 
 UNKNOWN = Source()
 
-_NOT_THAT_FILE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EACCES)
+_NOT_THAT_FILE = (errno.ESTALE, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EACCES)
 """Somebody removed it, or put something else in its place, since it was found."""
+
+
+class _Changed(Exception):
+    """Another's file is not what it was when it was found ready."""
 
 
 class Rules(Protocol):
@@ -47,16 +50,29 @@ class Rules(Protocol):
         """May this sender replace a header that `first` sent?"""
 
 
+class Door(Protocol):
+    """The way to a file in a folder that others may write to, and swap under our feet."""
+
+    def open(self) -> int:
+        """A descriptor for reading that very file. OSError where something else is there by now."""
+
+    def remove(self) -> bool:
+        """Remove that very file as it was found; False where it has changed or is gone. OSError: it may not be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file to take. One of our own (`own`) is moved; another's is copied, and removed when the copy is safe."""
+    """A file to take. One of our own is moved; another's has a `door`, is copied, and goes when the copy is safe."""
 
     path: Path
-    own: bool
     source: Source = UNKNOWN
-    identity: tuple[int, int, int] = (0, 0, 0)  # size, mtime_ns, inode of another's file, as when it was found ready
-    keep: bool = False  # another's file that must stay where it is
+    door: Door | None = None
+    found: tuple[int, int] = (0, 0)  # size and mtime_ns of another's file, when it was found ready
     final: bool = False  # another's file that stood still for long: what is truncated now stays so
+
+    @property
+    def own(self) -> bool:
+        return self.door is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +136,8 @@ class Filing:
     def _consider(self, candidate: Candidate, batch: _Batch) -> None:
         file = candidate.path
         try:
-            if not candidate.own:
-                file = self._copy(candidate)
-                if not self._unchanged(candidate):
-                    batch.steps.append(_Step(candidate, file, Filed(candidate, "changed", why="it is still changing")))
-                    return
+            if candidate.door is not None:
+                file = self._copy(candidate, candidate.door)
             with self._files.opened(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
                 parsed = examine(self._files, fd)
             if parsed.bare and not (candidate.own or candidate.final):
@@ -134,6 +147,8 @@ class Filing:
                 with self._files.opened(file) as fd:
                     parsed = examine(self._files, fd)
             batch.steps.append(self._decide(_Step(candidate, file, Filed(candidate, "new")), parsed, batch))
+        except _Changed as changed:
+            batch.steps.append(_Step(candidate, file, Filed(candidate, "changed", why=str(changed))))
         except Quarantine as reason:
             unfinished = isinstance(reason, Truncated) and not (candidate.own or candidate.final)
             outcome = "changed" if unfinished else "aside"
@@ -223,16 +238,20 @@ class Filing:
 
     # --- copies of what others dropped --------------------------------------------------------------------------
 
-    def _copy(self, candidate: Candidate) -> Path:
-        """A synced copy of another's file in the spool; Quarantine if it is no regular file."""
+    def _copy(self, candidate: Candidate, door: Door) -> Path:
+        """A synced copy of another's file in the spool; Truncated if it changed meanwhile."""
         copy = self._next_copy()
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO put in its place must not block us
-        with self._files.opened(candidate.path, flags) as reading:
-            if not stat.S_ISREG(self._files.stat(reading).st_mode):
-                raise Quarantine("not a regular file")
+        reading = door.open()
+        try:
             with self._files.opened(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL) as writing:
                 self._files.copy(reading, writing)
                 self._files.fsync(writing)
+            info = self._files.stat(reading)
+        finally:
+            self._files.close(reading)
+        if (info.st_size, info.st_mtime_ns) != candidate.found:
+            self._files.unlink(copy)
+            raise _Changed("it is still changing")
         return copy
 
     def _with_meta(self, file: Path, parsed: Parsed, source: Source) -> Path:
@@ -281,39 +300,24 @@ class Filing:
     def _release(self, step: _Step) -> Filed:
         """The last step: the name that the file came under goes, unless the file has changed meanwhile."""
         candidate, filed = step.candidate, step.filed
-        if filed.outcome == "aside":
-            origin = os.path.relpath(candidate.path, self._spool.root)
-            if candidate.own:
-                self._spool.set_aside(candidate.path, filed.why, origin)
-                return filed
-        if candidate.own:
-            if filed.outcome != "changed":
-                self._files.unlink(candidate.path)
-            return filed
-        return self._release_foreign(step)
-
-    def _release_foreign(self, step: _Step) -> Filed:
-        candidate, filed = step.candidate, step.filed
-        if filed.outcome == "changed" or not self._unchanged(candidate):
-            filed = dataclasses.replace(filed, outcome="changed", why=filed.why or "it changed while it was read")
-        elif filed.outcome == "aside" and self._files.exists(step.file) and step.file != candidate.path:
+        if filed.outcome == "aside" and (candidate.own or step.file != candidate.path):
             self._spool.set_aside(step.file, filed.why, os.path.relpath(candidate.path, self._spool.root))
-        if filed.outcome != "changed" and not candidate.keep:
-            try:
-                self._files.unlink(candidate.path)
-            except FileNotFoundError:
-                pass  # its owner was quicker
-            except OSError as error:  # a folder we may not write to: taken all the same
-                filed = dataclasses.replace(filed, why=f"it could not be removed: {error.strerror}")
-        self._drop_copies(step)
+        elif candidate.own and filed.outcome != "changed":
+            self._files.unlink(candidate.path)
+        if candidate.door is not None:
+            filed = self._remove_from_its_place(filed, candidate.door)
+            self._drop_copies(step)
         return filed
 
-    def _unchanged(self, candidate: Candidate) -> bool:
+    def _remove_from_its_place(self, filed: Filed, door: Door) -> Filed:
+        if filed.outcome == "changed":
+            return filed
         try:
-            info = self._files.stat(candidate.path)
-        except FileNotFoundError:
-            return True  # its owner removed it; the copy holds what it was
-        return (info.st_size, info.st_mtime_ns, info.st_ino) == candidate.identity
+            if not door.remove():
+                return dataclasses.replace(filed, why=filed.why or "it changed, or went, after it was taken")
+        except OSError as error:  # a folder we may not write to: taken all the same
+            return dataclasses.replace(filed, why=f"it could not be removed: {error.strerror}")
+        return filed
 
     def _drop_copies(self, step: _Step) -> None:
         if step.file != step.candidate.path and self._files.exists(step.file):

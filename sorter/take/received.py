@@ -141,7 +141,7 @@ class Received:
         if name in segment.offered or os.sep in name or not self._files.exists(segment.path / name):
             return
         segment.offered.add(name)
-        news.append(Candidate(segment.path / name, own=True, source=source))
+        news.append(Candidate(segment.path / name, source))
 
     def _list(self, segment: _Segment, news: list[Candidate | Ended]) -> None:
         """The folder itself: what its arrivals file did not say. Parts of a process that is gone go too."""

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, UID, ImplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 
 from sorter.durable import Files
 from sorter.model import Instance, Source, Standing
+from sorter.pipeline.intake import _Door
 from sorter.spool import Spool, Unit
 from sorter.take.filing import Candidate, Filed, Filing
+from sorter.watch import Incoming, Ready
 
 
 def image(
@@ -77,15 +79,21 @@ class Bench:
         self.count += 1
         path = self.spool.received / f"{self.count}.dcm"
         path.write_bytes(data)
-        return Candidate(path, own=True, source=Source(calling, "SORTER", "10.0.0.1:104", association="a1"))
+        return Candidate(path, Source(calling, "SORTER", "10.0.0.1:104", association="a1"))
 
     def dropped(self, data: bytes, name: str = "d/x") -> Candidate:
         path = self.spool.incoming / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
-        info = path.stat()
-        identity = (info.st_size, info.st_mtime_ns, info.st_ino)
-        return Candidate(path, own=False, source=Source(uid=info.st_uid, drop="d"), identity=identity)
+        return self.ready(path)
+
+    def ready(self, path: Path) -> Candidate:
+        """As the intake makes it of a file in incoming/ that is finished."""
+        info = path.lstat()
+        name = str(path.relative_to(self.spool.incoming))
+        ready = Ready(name, info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev, info.st_uid, "d")
+        door = _Door(Incoming(self.spool.incoming, self.spool.files), ready)
+        return Candidate(path, Source(uid=info.st_uid, drop="d"), door, (info.st_size, info.st_mtime_ns))
 
     def take(self, *candidates: Candidate) -> list[Filed]:
         return self.filing.take(candidates)
@@ -199,7 +207,7 @@ def test_no_link_is_followed_out_of_incoming(bench: Bench, tmp_path: Path) -> No
     (tmp_path / "secret").write_bytes(image())
     link = bench.spool.incoming / "link"
     link.symlink_to(tmp_path / "secret")
-    [filed] = bench.take(Candidate(link, own=False))
+    [filed] = bench.take(bench.ready(link))
     assert filed.outcome == "changed"
     assert not list(bench.spool.keys())
     assert (tmp_path / "secret").exists()
@@ -245,13 +253,8 @@ def test_a_crash_before_any_effect_loses_nothing_and_doubles_nothing(tmp_path: P
     contents = [image(1), image(2), image(1, pixels=b"\4\3\2\1"), image(2, PatientName="Right^Name"), b"junk, " * 50]
 
     def life(bench: Bench) -> None:
-        received = [Candidate(path, own=True) for path in sorted(bench.spool.received.iterdir())]
-        dropped = []
-        for path in sorted(bench.spool.incoming.rglob("*")):
-            if path.is_file():
-                info = path.stat()
-                identity = (info.st_size, info.st_mtime_ns, info.st_ino)
-                dropped.append(Candidate(path, own=False, source=Source(uid=0, drop="d"), identity=identity))
+        received = [Candidate(path) for path in sorted(bench.spool.received.iterdir())]
+        dropped = [bench.ready(path) for path in sorted(bench.spool.incoming.rglob("*")) if path.is_file()]
         bench.take(*received, *dropped)
 
     at, ended = 0, False

@@ -9,7 +9,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from sorter.testing.synthetic import MAKERS, Made, Plan, session, write_session, write_series
+from sorter.testing.synthetic import MAKERS, Made, Plan, session, write_series, write_session
 
 SMALL = Plan(size=16, slices=4, volumes=2)
 

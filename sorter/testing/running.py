@@ -1,0 +1,132 @@
+"""A sorter that really runs, on loopback, in processes of its own: for tests, of ours and of plugin authors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from sorter.cli.find import summaries
+from sorter.durable import Files
+from sorter.spool import Spool, UnitSummary
+from sorter.testing.waiting import wait_until
+
+
+class RunningSorter:
+    """`sorter serve` below `root`, on a free port, in a process group of its own.
+
+    `with RunningSorter(tmp_path) as sorter:` starts it and waits until the port answers. The configuration, if any, is
+    the text of a sorter.toml. What it says on standard error is in `log`.
+    """
+
+    def __init__(self, root: Path, *, quiet: float = 1.0, config: str = "") -> None:
+        self.root, self.quiet = root, quiet
+        self.port = 0
+        self.log = root / "serve.log"
+        self.spool = Spool(root / "spool", Files())
+        self.labs = root / "labs"
+        self._process: subprocess.Popen[str] | None = None
+        root.mkdir(parents=True, exist_ok=True)
+        self._config = root / "sorter.toml"
+        self._config.write_text(config)
+
+    def __enter__(self) -> RunningSorter:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start it, and wait until it prints that it is ready."""
+        arguments = ["-c", str(self._config), "--root", str(self.root)]
+        with self.log.open("a") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "sorter",
+                    "serve",
+                    *arguments,
+                    "--port",
+                    str(self.port),
+                    "--quiet",
+                    str(self.quiet),
+                ],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.startswith("ready"):
+            raise AssertionError(f"sorter did not become ready: {line!r}\n{self.log.read_text()}")
+        self.port = int(line.split(" on ")[1].split(",")[0].rpartition(":")[2])
+
+    def stop(self) -> int:
+        """SIGTERM, as an admin would; its exit code."""
+        if self._process is None:
+            return 0
+        self._process.terminate()
+        code = self._process.wait(timeout=40)
+        self._close()
+        return code
+
+    def kill(self) -> None:
+        """kill -9 of everything that was started, at once: the supervisor, its children, and theirs."""
+        assert self._process is not None
+        for pid in [self._process.pid, *_descendants(self._process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        self._close()
+
+    def reload(self, config: str) -> None:
+        """A new configuration, and SIGHUP."""
+        assert self._process is not None
+        self._config.write_text(config)
+        self._process.send_signal(signal.SIGHUP)
+
+    def _close(self) -> None:
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process = None
+
+    # --- what it knows ------------------------------------------------------------------------------------------
+
+    def series(self) -> list[UnitSummary]:
+        """The summaries of all series it has."""
+        return list(summaries(self.spool))
+
+    def wait_delivered(self, images: int, timeout: float = 60.0) -> list[UnitSummary]:
+        """Until so many images are in series that are all delivered; AssertionError says what is missing."""
+
+        def delivered() -> list[UnitSummary] | None:
+            with contextlib.suppress(FileNotFoundError):
+                found = self.series()
+                done = all(each.state == "delivered" for each in found)
+                if done and sum(each.images for each in found) == images:
+                    return found
+            return None
+
+        try:
+            return wait_until(delivered, timeout, f"{images} images to be delivered")
+        except AssertionError as error:
+            states = "\n".join(f"{each.key[:8]} {each.images} {each.state}: {each.why}" for each in self.series())
+            raise AssertionError(f"{error}\n{states}\n{self.log.read_text()[-4000:]}") from None
+
+
+def _descendants(pid: int) -> list[int]:
+    """Of a process, children first; from /proc."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found += [int(child), *_descendants(int(child))]
+    return found
