@@ -201,14 +201,18 @@ def _wait_a_moment(sorter: RunningSorter, seconds: float) -> None:
 
 
 def _wait_all_delivered(sorter: RunningSorter) -> int:
-    """Nothing is sent any more: wait until all that is in the store is delivered; the number of images."""
+    """Nothing is sent any more: wait until every image in the store is delivered; the number of images.
+
+    What was never acknowledged is missing, so that some series cannot be converted: only the images count here.
+    """
 
     def settled() -> int:
         if any(path.suffix == ".dcm" for path in sorter.spool.received.rglob("*")):
             return 0
         found = sorter.series()
-        done = found and all(each.state == "delivered" for each in found)
-        return sum(each.images for each in found) if done else 0
+        images = [each for series in found for each in series.deliveries if each.product == "dicom"]
+        done = len(images) == len(found) and all(each.state == "delivered" for each in images)
+        return sum(each.images for each in found) if done and all(each.state != "open" for each in found) else 0
 
     return wait_until(settled, 60, "everything to be delivered")
 
