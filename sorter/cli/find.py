@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from sorter.pipeline.units import revive, summarise
@@ -14,8 +15,10 @@ def summaries(spool: Spool) -> Iterator[UnitSummary]:
     for key in spool.keys():  # noqa: SIM118  (a spool is no mapping)
         unit = Unit(spool, key)
         found = unit.summary()
-        if found is not None:
+        if found is not None and found.evidence == unit.evidence_size():
             yield found
+        elif found is not None:  # the sorter has not looked at it since more came
+            yield replace(found, state="open", why="more has come than is counted here")
         else:
             live = revive(Unit.load(spool, key), 0.0)
             if live.unit.instances:

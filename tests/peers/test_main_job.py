@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -210,8 +211,10 @@ def _wait_all_delivered(sorter: RunningSorter) -> int:
         if any(path.suffix == ".dcm" for path in sorter.spool.received.rglob("*")):
             return 0
         found = sorter.series()
-        images = [each for series in found for each in series.deliveries if each.product == "dicom"]
+        every = [each for series in found for each in series.deliveries]
+        images = [each for each in every if each.product == "dicom"]
         done = len(images) == len(found) and all(each.state == "delivered" for each in images)
+        done = done and all(each.state != "owed" for each in every)  # no product is on its way
         return sum(each.images for each in found) if done and all(each.state != "open" for each in found) else 0
 
     return wait_until(settled, 60, "everything to be delivered")
@@ -234,7 +237,12 @@ def test_commands_as_a_user_types_them(tmp_path: Path, sample: Path) -> None:
 
     def run(*arguments: object, code: int = 0) -> str:
         done = subprocess.run(
-            ["sorter", *map(str, arguments)], capture_output=True, text=True, timeout=60, env=None, check=False
+            [sys.executable, "-m", "sorter", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=None,
+            check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
