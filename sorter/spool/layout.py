@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import json
@@ -52,7 +53,9 @@ class Spool:
         try:
             found = int(self.files.read_file(path, limit=64))
         except FileNotFoundError:
-            self.files.write_file(path, f"{VERSION}\n".encode())
+            # `receive` and `sort` may start at the same moment and both make it; they write the same.
+            with contextlib.suppress(FileNotFoundError):
+                self.files.write_file(path, f"{VERSION}\n".encode())
             return
         except ValueError:
             raise SorterError(

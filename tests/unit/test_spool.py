@@ -1,0 +1,45 @@
+"""The spool as a whole: made once by whoever comes first, refused when it is newer, locked by one."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sorter.durable import Files
+from sorter.errors import SorterError
+from sorter.spool import Spool
+
+
+def test_several_processes_may_make_it_at_the_same_moment(tmp_path: Path) -> None:
+    for number in range(20):
+        spools = [Spool(tmp_path / str(number), Files()) for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(Spool.create, spools))
+        assert (spools[0].root / "version").read_text() == "1\n"
+
+
+def test_a_newer_spool_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "version").write_text("2\n")
+    with pytest.raises(SorterError, match="newer sorter"):
+        Spool(tmp_path, Files()).create()
+
+
+def test_its_folders_are_closed_to_others_and_incoming_is_open_to_its_group(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", Files())
+    spool.create()
+    modes = {
+        name: (spool.root / name).stat().st_mode & 0o7777 for name in ("received", "store", "incoming", "quarantine")
+    }
+    assert modes == {"received": 0o700, "store": 0o700, "incoming": 0o3770, "quarantine": 0o700}
+
+
+def test_a_second_sorter_is_refused(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, Files())
+    spool.create()
+    first = spool.lock()
+    with pytest.raises(SorterError, match="another sorter is sorting"):
+        spool.lock()
+    spool.files.close(first)
+    spool.files.close(spool.lock())
