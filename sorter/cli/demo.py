@@ -47,7 +47,9 @@ def demo_command(root: Path) -> None:
         server.terminate()
         server.wait()
     console.print(_tree(files, root / "labs", Tree(f"{root}/labs")))
-    console.print(f"\nAsk it:   sorter status --root {root}\n          sorter why DEMO --root {root}", soft_wrap=True)
+    console.print(
+        f"\nAsk it:   sorter status --root {root}\n          sorter why 'DEMO*' --root {root}", soft_wrap=True
+    )
 
 
 def _port(server: subprocess.Popen[str]) -> int:

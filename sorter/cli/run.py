@@ -91,6 +91,7 @@ def sort_command(where: Where, quiet: float | None, supervised: bool) -> None:
     sort.on_signals()
     if supervised:
         end_with_parent(sort.stop)
+        print("ready: sorting", flush=True)  # noqa: T201
     sort.run()
 
 

@@ -40,13 +40,14 @@ class _Child:
 
     def start(self) -> None:
         self.started = time.monotonic()
+        handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited: a reload must not end it while it starts
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sorter", self.name, *self.arguments, "--supervised"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=False,
         )
+        signal.signal(signal.SIGHUP, handler)
         threading.Thread(target=self._listen, args=(self.process,), daemon=True).start()
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
@@ -85,7 +86,13 @@ class Supervisor:
 
     def __init__(self, receive: Sequence[str], sort: Sequence[str], ready: Callable[[str], None]) -> None:
         self._stop = threading.Event()
-        self._children = [_Child("sort", sort, lambda _: None), _Child("receive", receive, ready)]
+        sorting = threading.Event()
+
+        def receiving(line: str) -> None:
+            sorting.wait(STOP_WITHIN)  # the first line waits for both; a restart of one alone waits for nothing
+            ready(line)
+
+        self._children = [_Child("sort", sort, lambda _: sorting.set()), _Child("receive", receive, receiving)]
 
     def run(self) -> int:
         """The exit code: 0 when it was told to stop, that of a child which could not start otherwise."""

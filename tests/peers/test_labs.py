@@ -1,0 +1,94 @@
+"""Labs, growth and reload, in a sorter that really runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sorter.scu import send
+from sorter.testing.running import RunningSorter
+from sorter.testing.waiting import wait_until
+
+pytestmark = pytest.mark.sample
+
+LABS = """
+[labs.pe]
+match = ["SeriesDescription=EPI PE=*", "CalledAE=PE"]
+products = ["dicom"]
+
+[labs.rest]
+match = ["CalledAE=REST"]
+"""
+
+
+def give(sorter: RunningSorter, path: Path, called: str = "SORTER") -> None:
+    report = send([path], "127.0.0.1", sorter.port, called=called, calling="SCANNER", progress=lambda _: None)
+    assert report.sent
+    assert not report.refused
+
+
+def test_each_lab_gets_its_own_by_attribute_or_ae_title_and_the_rest_is_kept(tmp_path: Path, sample: Path) -> None:
+    with RunningSorter(tmp_path, config=LABS) as sorter:
+        give(sorter, sample / "data/nih-siemens/mr_0003")
+        give(sorter, sample / "data/siemens-xa10", called="REST")
+        give(sorter, sample / "data/multiecho-qt2")
+        found = {each.description: each for each in sorter.wait_delivered(13)}
+        assert found["EPI PE=AP"].lab == "pe"
+        assert [each.product for each in found["EPI PE=AP"].deliveries] == ["dicom"]
+        assert found["REST1 w SMS PF7-8"].lab == "rest"
+        assert (sorter.labs / "pe/DEV/20180918_1212/003_EPI_PE_AP").is_dir()
+        assert (sorter.labs / "unassigned/phantom").is_dir()
+        assert not (sorter.labs / "pe/DEV/20180918_1212/nifti").exists()
+
+
+def test_a_late_image_grows_the_delivered_folder_and_a_resend_changes_nothing(tmp_path: Path, sample: Path) -> None:
+    first, second = sorted((sample / "data/nih-siemens/mr_0003").glob("*.dcm"))
+    with RunningSorter(tmp_path) as sorter:
+        give(sorter, first)
+        sorter.wait_delivered(1)
+        folder = sorter.labs / "unassigned/DEV/20180918_1212/003_EPI_PE_AP"
+        [name] = [path.name for path in folder.glob("*.dcm")]
+        inode = (folder / name).stat().st_ino
+        give(sorter, second)
+        [series] = sorter.wait_delivered(2)
+        assert series.revision == 2
+        assert len(list(folder.glob("*.dcm"))) == 2
+        assert (folder / name).stat().st_ino == inode
+        give(sorter, second)
+        wait_until(lambda: not list(sorter.spool.received.rglob("*.dcm")), 10)
+        assert [each.revision for each in sorter.wait_delivered(2)] == [2]
+
+
+def test_a_reload_is_taken_up_whole_or_not_at_all(tmp_path: Path, sample: Path) -> None:
+    with RunningSorter(tmp_path) as sorter:
+        sorter.reload('[labs.pe]\nmatch = ["SeriesDescripton=x"]\n')
+        wait_until(lambda: "did you mean" in sorter.log.read_text(), 10, "the fault to be said")
+        sorter.reload(LABS)
+        wait_until(lambda: "configuration reloaded" in sorter.log.read_text(), 10, "the reload")
+        give(sorter, sample / "data/nih-siemens/mr_0003")
+        [series] = sorter.wait_delivered(2)
+        assert series.lab == "pe"
+
+
+def test_a_plugin_that_fails_holds_the_series_until_it_is_mended(tmp_path: Path, sample: Path) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir(mode=0o755)
+    plugin = plugins / "mine.py"
+    start = "from sorter import Identity, hookimpl\n\n@hookimpl\ndef sorter_identify(series):\n"
+    plugin.write_text(start + "    return Identity(subject=series.PatientID + 1)\n")
+    plugin.chmod(0o644)
+    config = f'[sorter]\nplugins = "{plugins}"\n'
+    with RunningSorter(tmp_path / "root", config=config) as sorter:
+        give(sorter, sample / "data/nih-siemens/mr_0003")
+        held = wait_until(
+            lambda: [each for each in sorter.series() if each.state == "held"], 20, "the series to be held"
+        )
+        assert "plugin mine: sorter_identify failed" in held[0].why
+        assert not list(sorter.labs.rglob("*.dcm"))
+        plugin.write_text(start + "    return Identity(subject='sub-' + series.PatientID)\n")
+        sorter.reload(config)
+        sorter.wait_delivered(2)
+        assert (sorter.labs / "unassigned/sub-DEV").is_dir()
+    shutil.rmtree(plugins)
