@@ -162,10 +162,10 @@ class Files:
             return False
         return True
 
-    def lock(self, fd: int, *, shared: bool = False) -> bool:
-        """Take the flock of `fd` without waiting; False if somebody else holds it. Ends with the descriptor."""
+    def lock(self, fd: int, *, shared: bool = False, wait: bool = False) -> bool:
+        """Take the flock of `fd`; False if somebody else holds it and we do not `wait`. Ends with the descriptor."""
         try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             return False
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import errno
 import json
@@ -39,7 +38,9 @@ class Spool:
         """Make what is missing, with its modes; refuse a spool of a newer sorter."""
         files = self.files
         files.make_folders(self.root, 0o711)
-        self._check_version()
+        with files.opened(self.root, os.O_RDONLY | os.O_DIRECTORY) as fd:
+            files.lock(fd, wait=True)  # `receive` and `sort` may start at the same moment
+            self._check_version()
         for folder in (self.received, self.store, self.quarantine, self.journal, self.labs, self.owed):
             files.make_folders(folder, 0o700)
         for folder in (self.taking, self.scratch):  # scratch/ is the engine's, which empties it itself
@@ -53,9 +54,7 @@ class Spool:
         try:
             found = int(self.files.read_file(path, limit=64))
         except FileNotFoundError:
-            # `receive` and `sort` may start at the same moment and both make it; they write the same.
-            with contextlib.suppress(FileNotFoundError):
-                self.files.write_file(path, f"{VERSION}\n".encode())
+            self.files.write_file(path, f"{VERSION}\n".encode())
             return
         except ValueError:
             raise SorterError(
