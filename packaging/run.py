@@ -3,12 +3,14 @@
 
     python3 packaging/run.py [serve ARGUMENTS]      sorter serve --root ./sorter-data
     python3 packaging/run.py test [PYTEST ARGUMENTS] ruff, mypy and the tests of the first tier
+    python3 packaging/run.py peers [PYTEST ARGUMENTS] the tests with every real client and server, as root
+    python3 packaging/run.py soak [PYTEST ARGUMENTS] the long ones: hours of work, ten thousand cases
     python3 packaging/run.py COMMAND [ARGUMENTS]    any other command of sorter
     python3 packaging/run.py --python 3.12 …        the same with another Python, in an environment of its own
 
 The first run makes the environment .venv beside this checkout and installs sorter and its plugins there; later runs
 find it ready. It is made again when a pyproject.toml changes, and an interrupted run is taken up by the next one.
-Nothing outside the checkout is touched, but for the test command as root on Debian: it installs the package dcmtk.
+Nothing outside the checkout is touched, but for the tests as root on Debian: they install the packages of their peers.
 """
 
 import fcntl
@@ -267,6 +269,29 @@ def apt_install(package: str) -> bool:
     return False
 
 
+PEERS = {  # package: a command that it brings
+    "dcmtk": "dcmsend",
+    "libgdcm-tools": "gdcmscu",
+    "odil": "odil",
+    "ctn": "send_image",
+    "pixelmed-apps": "pixelmed",
+    "orthanc": "Orthanc",
+    "rsync": "rsync",
+    "openssh-server": "sshd",
+    "openssh-client": "sftp",
+    "iproute2": "ip",
+}
+"""Debian's packages that the second tier is run with, besides what it brings by npm."""
+
+
+def ensure_peers() -> None:
+    """Every peer that can be had; the tests of one that cannot say so and are skipped."""
+    for package, command in PEERS.items():
+        there = shutil.which(command) or os.path.isdir(os.path.join("/usr/share/doc", package))
+        if not there and os.geteuid() == 0:
+            apt_install(package)
+
+
 def ensure_dcmtk() -> None:
     if shutil.which("dcmsend") or (os.geteuid() == 0 and apt_install("dcmtk")):
         return
@@ -274,6 +299,13 @@ def ensure_dcmtk() -> None:
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
+
+
+def run_tier(venv: str, tier: str, arguments: list[str]) -> int:
+    """The tests of one of the longer tiers, one after the other: they measure, and use whole machines."""
+    ensure_peers()
+    pytest = os.path.join(venv, "bin", "pytest")
+    return subprocess.run([pytest, "-q", "-m", tier, "--timeout", "3600", *arguments], cwd=ROOT).returncode
 
 
 def run_tests(venv: str, arguments: list[str]) -> int:
@@ -333,11 +365,13 @@ def main(arguments: list[str]) -> int:
             sys.exit("--python needs a version, as: --python 3.12")
         other_python(arguments[1], arguments[2:])
     venv = os.environ.get("SORTER_VENV") or os.path.join(ROOT, ".venv")
-    test = arguments[:1] == ["test"]
+    tier = next((each for each in ("test", "peers", "soak") if arguments[:1] == [each]), None)
     try:
-        environment(venv, test)
-        if test:
+        environment(venv, tier is not None)
+        if tier == "test":
             return run_tests(venv, arguments[1:])
+        if tier is not None:
+            return run_tier(venv, tier, arguments[1:])
         sorter(venv, arguments)
     except KeyboardInterrupt:
         return 130
