@@ -3,8 +3,8 @@
 A batch is decided first, in memory, and then committed in an order that survives a power cut at any point:
 
 1. what was dropped is copied into the spool and synced (what sorter received itself already is);
-2. each image is linked under its name in the store, and each unit's evidence is appended;
-3. the folders are synced;
+2. each image is linked under its name in the store, and the folders are synced;
+3. each unit's evidence is appended: it never mentions an image whose name a power cut could take;
 4. only then the names they came under are removed.
 
 After a crash anywhere in between, the file is simply found and taken again; an instance that is there already, with the
@@ -170,7 +170,9 @@ class Filing:
         unit = self._unit(key)
         copies = [unit.instances[name] for name in unit.by_sop.get(instance.sop_uid, ())]
         same = next((each for each in copies if each.dataset == instance.dataset), None)
-        if same is not None:
+        if same is not None and not self._is_there(unit, same):
+            self._give_up(unit, same, batch)
+        elif same is not None:
             step.filed = Filed(step.candidate, "same", same, key)
             return step
         place = unit.place(instance.sop_uid, instance.dataset)
@@ -180,6 +182,18 @@ class Filing:
         instance = self._enter(unit, instance, place, step.file, batch.of(unit))
         step.filed = Filed(step.candidate, "new", instance, key)
         return step
+
+    def _is_there(self, unit: Unit, instance: Instance) -> bool:
+        """Does the store still hold the bytes of this copy? A disk that failed may have lost what evidence knows."""
+        try:
+            return self._files.stat(unit.images / instance.file).st_size == instance.size
+        except FileNotFoundError:
+            return False
+
+    def _give_up(self, unit: Unit, lost: Instance, batch: _Batch) -> None:
+        """A copy whose bytes are lost stands back, so that the one that came again is taken as a new one."""
+        batch.of(unit).append({"stands": lost.file, "as": Standing.SUPERSEDED.value})
+        unit.restand(lost.file, Standing.SUPERSEDED)
 
     def _enter(
         self, unit: Unit, instance: Instance, place: str, file: Path, evidence: list[dict[str, Any]]
@@ -293,9 +307,9 @@ class Filing:
         batch.folders.update((folder, folder.parent))
 
     def _commit(self, batch: _Batch) -> None:
+        self._files.fsync_folders(batch.folders)
         for key, entries in batch.evidence.items():
             batch.units[key].add_evidence(entries)
-        self._files.fsync_folders(batch.folders)
 
     def _release(self, step: _Step) -> Filed:
         """The last step: the name that the file came under goes, unless the file has changed meanwhile."""

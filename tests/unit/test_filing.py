@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,7 @@ class PowerCut(BaseException):
     """The process ends here, whatever it was about to do."""
 
 
-def crashing(at: int, effects: tuple[str, ...]) -> tuple[Files, Callable[[], int]]:
+def crashing(at: int, effects: tuple[str, ...], disk: type[Files] = Files) -> tuple[Files, Callable[[], int]]:
     """A file object that ends the process just before its `at`-th effect of these names."""
     count = 0
 
@@ -237,12 +238,45 @@ def crashing(at: int, effects: tuple[str, ...]) -> tuple[Files, Callable[[], int
             count += 1
             if count == at:
                 raise PowerCut
-            return getattr(Files, name)(self, *args, **kwargs)
+            return getattr(disk, name)(self, *args, **kwargs)
 
         return effect
 
-    kind = type("Crashing", (Files,), {name: wrap(name) for name in effects})
+    kind = type("Crashing", (disk,), {name: wrap(name) for name in effects})
     return kind(), lambda: count
+
+
+class Forgetful(Files):
+    """A disk that keeps every removal at once, and of every new name nothing until its folder was synced."""
+
+    def __init__(self) -> None:
+        self.unsynced: dict[str, set[str]] = {}
+
+    def link(self, old: Any, new: Any, **kwargs: Any) -> None:
+        super().link(old, new, **kwargs)
+        self._new(new)
+
+    def mkdir(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        super().mkdir(path, *args, **kwargs)
+        self._new(path)
+
+    def fsync(self, fd: int) -> None:
+        super().fsync(fd)
+        self.unsynced.pop(os.readlink(f"/proc/self/fd/{fd}"), None)
+
+    def sync_file_system(self, path: Any) -> None:
+        super().sync_file_system(path)
+        self.unsynced.clear()
+
+    def _new(self, path: Any) -> None:
+        self.unsynced.setdefault(os.path.dirname(path), set()).add(os.fspath(path))
+
+    def cut_power(self) -> None:
+        for path in sorted(each for names in self.unsynced.values() for each in names):
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            elif os.path.exists(path):
+                os.unlink(path)
 
 
 EFFECTS = ("link", "unlink", "write", "mkdir", "fsync", "rename", "sync_file_system")
@@ -283,6 +317,44 @@ def test_a_crash_before_any_effect_loses_nothing_and_doubles_nothing(tmp_path: P
         [key] = after.spool.keys()
         assert len(Unit.load(after.spool, key).instances) == 4
     assert at > 30
+
+
+def test_a_power_cut_before_any_effect_loses_nothing(tmp_path: Path) -> None:
+    """As above, on a disk that forgets every name whose folder was not synced."""
+    contents = [image(1), image(2), b"junk, " * 50, image(3)]
+    at, ended = 0, False
+    while not ended:
+        at += 1
+        root = tmp_path / str(at)
+        bench = Bench(root)
+        for data in contents:
+            bench.received(data)
+        files, _ = crashing(at, EFFECTS, Forgetful)
+        assert isinstance(files, Forgetful)
+        unlucky = Bench(root, Files())
+        unlucky.spool.files = unlucky.filing._files = files
+        try:
+            unlucky.take(*[Candidate(path) for path in sorted(bench.spool.received.iterdir())])
+            ended = True
+        except PowerCut:
+            files.cut_power()
+        after = Bench(root)
+        after.take(*[Candidate(path) for path in sorted(after.spool.received.iterdir())])
+        kept = after.stored() + [path.read_bytes() for path, _ in after.spool.quarantined()]
+        assert sorted(kept) == sorted(contents), f"after a power cut before effect {at}"
+        [key] = after.spool.keys()
+        assert all((after.unit(key).images / each).is_file() for each in after.unit(key).instances)
+    assert at > 12
+
+
+def test_an_image_that_the_disk_lost_is_taken_again_when_it_comes_again(bench: Bench) -> None:
+    [filed] = bench.take(bench.received(image(1)))
+    [stored] = bench.spool.store.rglob("*.dcm")
+    stored.unlink()
+    [again] = bench.take(bench.received(image(1)))
+    assert (again.outcome, again.key) == ("new", filed.key)
+    assert bench.stored() == [image(1)]
+    assert bench.standings() == ["current", "superseded"]
 
 
 def test_torn_evidence_is_read_as_far_as_it_is_whole(bench: Bench) -> None:
