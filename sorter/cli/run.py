@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
-import signal
 import sys
 
 import click
@@ -16,7 +14,7 @@ from sorter.config import Config
 from sorter.daemon.assembly import load_plugins, outlets_of, planner_of
 from sorter.daemon.receive import run_receive
 from sorter.daemon.sort import Sort
-from sorter.daemon.supervise import Supervisor, end_with_parent
+from sorter.daemon.supervise import Supervisor, end_with_parent, supervisor_is_gone
 from sorter.durable import Files
 
 supervised = click.option("--supervised", is_flag=True, hidden=True)
@@ -65,9 +63,7 @@ def receive_command(where: Where, host: str | None, port: int | None, supervised
     def ready(port: int) -> None:
         print(ready_line(config, port), flush=True)  # noqa: T201
 
-    if supervised:
-        end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    run_receive(config, ready)
+    run_receive(config, ready, supervisor_is_gone if supervised else lambda: False)
 
 
 def ready_line(config: Config, port: int) -> str:

@@ -129,6 +129,8 @@ class Receive(Section):
     """The address to listen on. `127.0.0.1` reaches this machine alone, `0.0.0.0` every network it is in."""
     port: int = Field(default=11112, ge=0, le=65535)
     """The port to listen on; 0 takes any free one."""
+    processes: int = Field(default_factory=lambda: min(4, len(os.sched_getaffinity(0))), ge=1, le=64)
+    """How many processes receive on that port. Default: as many as the machine has processors, 4 at most."""
 
 
 class Sender(Section):

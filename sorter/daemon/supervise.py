@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import select
 import signal
 import subprocess
 import sys
@@ -145,3 +146,9 @@ def end_with_parent(stop: Callable[[], None]) -> None:
         stop()
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def supervisor_is_gone() -> bool:
+    """In a supervised process that may have no threads: whether its standard input, a pipe, has ended."""
+    readable, _, _ = select.select([0], [], [], 0)
+    return bool(readable)

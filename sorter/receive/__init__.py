@@ -2,10 +2,11 @@
 
 A connection waits in the `lobby` until it has asked; its `association` gets a thread, agrees on presentation contexts
 (`negotiation`), and runs an `exchange` of messages; an instance passes as `incoming` into the segments of `arrivals`.
-`upper_layer` and `dimse` hold the encodings, `server` the life cycle.
+`upper_layer` and `dimse` hold the encodings, `server` the life of one process, `workers` that of several.
 """
 
-from sorter.receive.server import Receiver, listen, run
+from sorter.receive.server import Receiver, listen
 from sorter.receive.settings import ReceiveSettings
+from sorter.receive.workers import Job, run
 
-__all__ = ["ReceiveSettings", "Receiver", "listen", "run"]
+__all__ = ["Job", "ReceiveSettings", "Receiver", "listen", "run"]

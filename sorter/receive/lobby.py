@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from sorter.receive import upper_layer
 from sorter.receive.settings import ReceiveSettings
+from sorter.receive.tally import Row
 from sorter.receive.upper_layer import AbortReason
 
 log = logging.getLogger("sorter.receive")
@@ -22,6 +23,7 @@ log = logging.getLogger("sorter.receive")
 _HEAD = 6
 _LOOK = 1.0  # seconds between two looks at deadlines when nothing happens
 _PAUSE = 0.1  # seconds without accepting when descriptors have run out
+_COURTESY = 0.003  # seconds that a process with fewer connections has to take the next one
 _LEAST = 68  # bytes of an A-ASSOCIATE-RQ without items
 
 Peer = tuple[str, int]
@@ -38,14 +40,19 @@ class _Visitor:
 
 
 class Lobby:
-    """Accepts connections on `listener` and gives each complete request to `admit`, from the thread of `run`."""
+    """Accepts connections on `listener` and gives each complete request to `admit`, from the thread of `run`.
 
-    def __init__(self, listener: socket.socket, settings: ReceiveSettings, admit: Admit) -> None:
-        self._listener, self._settings, self._admit = listener, settings, admit
+    Other processes may do so on the same listener: `row` says who has the fewest connections, and the rest let it go
+    first for a moment.
+    """
+
+    def __init__(self, listener: socket.socket, settings: ReceiveSettings, admit: Admit, row: Row) -> None:
+        self._listener, self._settings, self._admit, self._row = listener, settings, admit, row
         self._selector = selectors.DefaultSelector()
         self._visitors: dict[socket.socket, _Visitor] = {}  # in order of arrival, so of deadlines
         self._wake, self._woken = socket.socketpair()
         self._deaf_until: float | None = None
+        self._was_polite = False
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -84,17 +91,24 @@ class Lobby:
         return max(0.0, min(limits))
 
     def _accept(self) -> None:
-        for _ in range(64):  # then those who wait get their turn
-            try:
-                sock, address = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:  # no descriptors or memory left: the rest waits in the kernel's backlog
-                log.error("no more connections can be taken now: %s", error.strerror)
-                self._selector.unregister(self._listener)
-                self._deaf_until = time.monotonic() + _PAUSE
-                return
-            self._enter(sock, (str(address[0]), int(address[1])))
+        """One connection a turn: those who wait get theirs, and so do other processes on the same listener."""
+        self._was_polite = not self._was_polite and self._row.busiest
+        if self._was_polite:
+            self._be_deaf(_COURTESY)
+            return
+        try:
+            sock, address = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # another process took it, or it is gone
+        except OSError as error:  # no descriptors or memory left: the rest waits in the kernel's backlog
+            log.error("no more connections can be taken now: %s", error.strerror)
+            self._be_deaf(_PAUSE)
+            return
+        self._enter(sock, (str(address[0]), int(address[1])))
+
+    def _be_deaf(self, seconds: float) -> None:
+        self._selector.unregister(self._listener)
+        self._deaf_until = time.monotonic() + seconds
 
     def _enter(self, sock: socket.socket, peer: Peer) -> None:
         if len(self._visitors) >= self._settings.waiting:
@@ -108,6 +122,7 @@ class Lobby:
             return
         visitor = _Visitor(sock, peer, time.monotonic() + self._settings.request_timeout)
         self._visitors[sock] = visitor
+        self._row.visitors(len(self._visitors))
         self._selector.register(sock, selectors.EVENT_READ, visitor)
         self._read(visitor)
 
@@ -159,6 +174,7 @@ class Lobby:
 
     def _forget(self, visitor: _Visitor) -> None:
         del self._visitors[visitor.sock]
+        self._row.visitors(len(self._visitors))
         self._selector.unregister(visitor.sock)
 
     def _leave(self, visitor: _Visitor) -> None:

@@ -1,16 +1,13 @@
-"""The receiver of one process: listener, threads, life cycle."""
+"""The receiver of one process: its lobby, its threads, its life cycle. `workers` has several of them on one port."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from sorter.durable import Files
 from sorter.errors import SorterError
@@ -19,25 +16,28 @@ from sorter.receive.arrivals import Arrivals
 from sorter.receive.association import Association, say
 from sorter.receive.lobby import Lobby, Peer
 from sorter.receive.settings import ReceiveSettings
+from sorter.receive.tally import Tally
 from sorter.receive.upper_layer import Patience, Rejection
 
 log = logging.getLogger("sorter.receive")
 
 BACKLOG = 128  # connections the kernel holds for us
-GRACE = 25.0  # seconds that `run` gives associations to end
 _LAST_SECONDS = 1.0  # of a stop, for associations whose connection had to be cut
 
 
 class Receiver:
     """The embedded storage SCP: files in `received`/`worker`/..., as `sorter.receive.arrivals` says.
 
-    It is started once; to stop it again does nothing. Several processes may serve one port: give each its own `worker`
-    and the same listener.
+    It is started once; to stop it again does nothing. Several processes may serve one port: give each another number,
+    and all of them one listener and one tally.
     """
 
-    def __init__(self, settings: ReceiveSettings, received: Path, files: Files, worker: str = "w1") -> None:
-        if not (worker.isascii() and worker.isalnum()):
-            raise ValueError("a worker's name is letters and digits")
+    def __init__(
+        self, settings: ReceiveSettings, received: Path, files: Files, number: int = 1, tally: Tally | None = None
+    ) -> None:
+        worker = f"w{number}"
+        self._row = (tally or Tally(number)).row(number - 1)
+        self._row.clear()
         self._settings = settings
         self._arrivals = Arrivals(received, worker, files, settings)
         self._received = received
@@ -56,7 +56,7 @@ class Receiver:
             raise SorterError(f"{self._received} cannot be used for received images: {why}") from error
         listener = listener or listen(self._settings)
         port = int(listener.getsockname()[1])
-        self._lobby = Lobby(listener, self._settings, self._admit)
+        self._lobby = Lobby(listener, self._settings, self._admit, self._row)
         self._thread = threading.Thread(target=self._lobby.run, args=(self._arrivals.tick,), name="lobby", daemon=True)
         self._thread.start()
         return port
@@ -100,6 +100,7 @@ class Receiver:
             full = len(self._serving) >= self._settings.associations
             if not full:
                 self._serving[thread] = sock
+                self._row.associations(len(self._serving))
         if full:
             log.warning("%s: too many associations at once", peer[0])
             say(sock, Rejection(*upper_layer.LOCAL_LIMIT_EXCEEDED).pdu)
@@ -108,8 +109,7 @@ class Receiver:
         try:
             thread.start()
         except RuntimeError:  # the system gives no more threads
-            with self._lock:
-                del self._serving[thread]
+            self._forget(thread)
             say(sock, Rejection(*upper_layer.TEMPORARY_CONGESTION).pdu)
             sock.close()
 
@@ -117,8 +117,12 @@ class Receiver:
         try:
             association.run(body, peer)
         finally:
-            with self._lock:
-                del self._serving[threading.current_thread()]
+            self._forget(threading.current_thread())
+
+    def _forget(self, thread: threading.Thread) -> None:
+        with self._lock:
+            del self._serving[thread]
+            self._row.associations(len(self._serving))
 
 
 def listen(settings: ReceiveSettings) -> socket.socket:
@@ -141,28 +145,6 @@ def listen(settings: ReceiveSettings) -> socket.socket:
         sock.close()
         raise SorterError(f"cannot receive on {where}: {_why(error)}") from error
     return sock
-
-
-def run(receiver: Receiver, ready: Callable[[int], None], grace: float = GRACE) -> None:
-    """Receive until SIGTERM or SIGINT, then stop within `grace` seconds. For the main thread of a process.
-
-    `ready` is called with the port once it answers.
-    """
-    ended = threading.Event()
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        ended.set()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        ready(receiver.start())
-        while not ended.wait(1.0):
-            if not receiver.alive:
-                raise RuntimeError("the receiver takes no connections any more")  # a bug, shown by its own traceback
-    finally:
-        receiver.stop(grace)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _why(error: OSError) -> str:

@@ -12,6 +12,7 @@ class ReceiveSettings:
     ae_title: str = "SORTER"
     host: str = "127.0.0.1"
     port: int = 11112  # 0: any free one
+    processes: int = 2  # on that port; see `sorter.receive.workers`
 
     max_pdu: int = 128 << 10  # longest P-DATA-TF we announce and take (PS3.8 D.1)
     max_request: int = 256 << 10  # longest A-ASSOCIATE-RQ

@@ -613,15 +613,16 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from sorter.durable import Files
-from sorter.receive import Receiver, ReceiveSettings, run
-receiver = Receiver(ReceiveSettings(port=0), Path(sys.argv[1]), Files())
-run(receiver, lambda port: print(port, flush=True))
+from sorter.receive import Job, ReceiveSettings, run
+settings = ReceiveSettings(port=0, processes=int(sys.argv[2]))
+run(Job(settings, Path(sys.argv[1]), Files()), lambda port: print(port, flush=True))
 """
 
 
 @contextmanager
-def process(received: Path) -> Generator[tuple[subprocess.Popen[str], int], None, None]:
-    with subprocess.Popen([sys.executable, "-c", PROGRAM, str(received)], stdout=subprocess.PIPE, text=True) as child:
+def process(received: Path, processes: int = 1) -> Generator[tuple[subprocess.Popen[str], int], None, None]:
+    command = [sys.executable, "-c", PROGRAM, str(received), str(processes)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None
             yield child, int(child.stdout.readline())
@@ -629,36 +630,111 @@ def process(received: Path) -> Generator[tuple[subprocess.Popen[str], int], None
             child.kill()
 
 
+def on_disk(received: Path) -> Served:
+    """What lies in the folder of a receiver of another process."""
+    return Served(0, received, None)  # type: ignore[arg-type]
+
+
+def workers_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
 def test_sigterm_ends_the_process_in_order(tmp_path: Path) -> None:
-    with process(tmp_path) as (child, port):
+    with process(tmp_path) as (parent, port):
         with Client(port).associate() as client:
             client.send(a_store())
             assert client.status() == 0
             client.release()
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(10) == 0
-    served = Served(0, tmp_path, None)  # type: ignore[arg-type]
-    assert served.events() == ["opened", "stored", "released", "closed"]
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(10) == 0
+    assert on_disk(tmp_path).events() == ["opened", "stored", "released", "closed"]
 
 
-def test_what_a_killed_process_left_is_cleared_by_the_next_and_its_images_stay(tmp_path: Path) -> None:
-    with process(tmp_path) as (child, port), Client(port).associate() as client:
+def test_sigterm_lets_every_worker_finish_its_instance_and_release(tmp_path: Path) -> None:
+    stream, served = a_store(), on_disk(tmp_path)
+    with process(tmp_path, 2) as (parent, port), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(port).associate()) for _ in range(8)]
+        for client in clients:
+            client.send(stream[:5000])
+        wait_until(lambda: len(served.parts()) == 8, what="eight parts")
+        parent.send_signal(signal.SIGTERM)
+        wait_until(lambda: _refused(port), what="a closed port")
+        for client in clients:
+            client.send(stream[5000:])
+        assert [client.status() for client in clients] == [0] * 8
+        for client in clients:
+            assert client.pdu() == (5, bytes(4))
+            client.send(pdu(6, bytes(4)))
+        assert parent.wait(10) == 0
+    assert len(served.images()) == 8
+    assert served.events().count("closed") == len({path.parent.parent for path in served.images()})
+
+
+def test_each_process_gets_its_share(tmp_path: Path) -> None:
+    with process(tmp_path, 2) as (_, port), contextlib.ExitStack() as stack:
+        for most in (4, 16):
+            for client in [stack.enter_context(Client(port)) for _ in range(most)]:
+                client.associate()
+                client.send(a_store())
+                assert client.status() == 0
+    shares = [len(list((tmp_path / worker).rglob("*.dcm"))) for worker in ("w1", "w2")]
+    assert sum(shares) == 20
+    assert min(shares) >= 8
+
+
+def test_what_a_killed_worker_left_is_cleared_by_its_successor_and_its_images_stay(tmp_path: Path) -> None:
+    served = on_disk(tmp_path)
+    with process(tmp_path) as (parent, port), Client(port).associate() as client:
         client.send(a_store())
         assert client.status() == 0
         client.send(a_store(os.urandom(900_000), step=100_000)[:800_000])
-        served = Served(port, tmp_path, None)  # type: ignore[arg-type]
         wait_until(served.parts, what="a part")
-        child.kill()
-        child.wait(10)
-    assert len(served.parts()) == 1
-    other = tmp_path / "w1" / "alive"
-    other.mkdir()
-    (other / "x.dcm.part").write_bytes(b"")
-    with (other / "arrivals.jsonl").open("w") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        with serving(tmp_path):
+        other = tmp_path / "w1" / "alive"
+        other.mkdir()
+        (other / "x.dcm.part").write_bytes(b"")
+        with (other / "arrivals.jsonl").open("w") as log:
+            fcntl.flock(log, fcntl.LOCK_EX)
+            (dead,) = workers_of(parent.pid)
+            os.kill(dead, signal.SIGKILL)
+            with Client(port) as next_one:  # the port stays open: it waits for the successor
+                next_one.associate()
+                next_one.send(a_store())
+                assert next_one.status() == 0
+                next_one.release()
             assert served.parts() == ["x.dcm.part"]
-    assert len(served.images()) == 1
+        assert workers_of(parent.pid) != [dead]
+    assert len(served.images()) == 2
+    logs = sorted(tmp_path.rglob("arrivals.jsonl"))
+    with logs[0].open() as log:  # free and not closed: whoever reads it knows that its association is lost
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert [json.loads(line)["event"] for line in log] == ["opened", "stored"]
+
+
+def test_workers_end_when_their_parent_was_killed(tmp_path: Path) -> None:
+    with process(tmp_path, 2) as (parent, port):
+        workers = workers_of(parent.pid)
+        assert len(workers) == 2
+        parent.kill()
+        parent.wait(10)
+        wait_until(lambda: _refused(port), what="a closed port")
+        wait_until(lambda: all(is_gone(pid) for pid in workers), what="the workers' end")
+
+
+def test_a_folder_that_no_worker_can_use_ends_it_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "w2").write_text("a file")
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), "2"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "cannot be used for received images" in ended.stderr
+    assert ended.stdout == ""
 
 
 # --- segments -------------------------------------------------------------------------------------------------------
