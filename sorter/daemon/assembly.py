@@ -23,7 +23,7 @@ from sorter.plugins import Plugins
 from sorter.spool import Spool
 from sorter.take.filing import Filing
 from sorter.take.received import Received
-from sorter.watch import Incoming
+from sorter.watch import Incoming, Taken
 
 UNASSIGNED = "unassigned"
 
@@ -145,7 +145,9 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     workshop = Workshop(spool, engine, lambda product: _settings(pipeline, product))
     units = Units(spool, timing_of(config), lambda unit: filing.adopt(unit))
     filing = Filing(spool, rules, lambda key: pipeline.unit(key), units.forget)
-    intake = Intake(filing, Received(spool.received, files), Incoming(spool.incoming, files))
+    intake = Intake(
+        filing, Received(spool.received, files), Incoming(spool.incoming, files, Taken(spool.left / "incoming", files))
+    )
     pipeline = Pipeline(spool, plugins, planner, units, intake, workshop, outlets)
     outlets.configure(configured)
     return Parts(spool, pipeline, rules, config)

@@ -31,6 +31,7 @@ class Spool:
         self.owed = root / "owed"
         self.taking = root / "taking"
         self.scratch = root / "scratch"
+        self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
 
     # --- a life on it -------------------------------------------------------------------------------------------
 
@@ -41,7 +42,7 @@ class Spool:
         with files.opened(self.root, os.O_RDONLY | os.O_DIRECTORY) as fd:
             files.lock(fd, wait=True)  # `receive` and `sort` may start at the same moment
             self._check_version()
-        for folder in (self.received, self.store, self.quarantine, self.journal, self.labs, self.owed):
+        for folder in (self.received, self.store, self.quarantine, self.journal, self.labs, self.owed, self.left):
             files.make_folders(folder, 0o700)
         for folder in (self.taking, self.scratch):  # scratch/ is the engine's, which empties it itself
             files.make_folders(folder, 0o700)

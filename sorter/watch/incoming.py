@@ -18,6 +18,7 @@ from pathlib import Path
 from sorter.durable import Files
 from sorter.watch import beneath, names
 from sorter.watch.state import Drop, File, Folder, Look, Ready, State, facts
+from sorter.watch.taken import Taken
 from sorter.watch.whole import came_whole
 from sorter.watch.writers import open_for_writing
 
@@ -46,8 +47,9 @@ _LISTED_AFTER = 2.0  # seconds: the coarsest clock of a file system's times
 class Incoming:
     """Follows one folder tree. Every `now` is in seconds of one monotonic clock; not for use by several threads."""
 
-    def __init__(self, folder: Path, files: Files) -> None:
-        self.folder, self._files = folder, files
+    def __init__(self, folder: Path, files: Files, taken: Taken) -> None:
+        """`taken` remembers what could not be removed, so that another life does not take it again."""
+        self.folder, self._files, self._taken = folder, files, taken
         self._now = 0.0
         self._scanned: float | None = None
         self._cost = 0.0
@@ -62,6 +64,7 @@ class Incoming:
         self._offered: dict[str, File] = {}
         self._finishing: dict[Drop, None] = {}  # told to be whole when the last of their files is gone
         self._done_names: set[str] = set()  # top entries called NAME.done
+        self._left: set[bytes] = set()  # marks of files that an earlier life took, and could not remove
         self._touched: dict[Drop, None] = {}
         self._swept = 0.0
         self._writers: frozenset[str] | None = None
@@ -96,7 +99,9 @@ class Incoming:
             self._await(file, State.WATCHED, self._now + STILL)
 
     def gone(self, ready: Ready) -> None:
-        """It was taken or set aside. If it is still there it is reported once, and left alone until it changes."""
+        """It was taken or set aside. If it is still there it is reported once, remembered, and left alone until it
+        changes, over restarts too.
+        """
         file = self._offered.pop(ready.path, None)
         if file is not None and file.state is State.OFFERED:
             self._await(file, State.GONE, self._now)
@@ -130,7 +135,7 @@ class Incoming:
     # --- looking ------------------------------------------------------------------------------------------------
 
     def _scan(self) -> None:
-        begun = time.perf_counter()
+        begun, first = time.perf_counter(), self._root is None
         self._soonest, self._writers, self._touched = self._now + POLL, None, {}
         try:
             root = self._files.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -146,13 +151,17 @@ class Incoming:
             self._match_markers(self._root)
         finally:
             self._files.close(root)
+        if first:
+            self._taken.only(self._left)
+        with contextlib.suppress(OSError):  # a full disk: it is known while this process lives, and written later
+            self._taken.keep()
         self._judge()
         self._scanned, self._cost = self._now, time.perf_counter() - begun
 
     def _start(self, info: os.stat_result) -> None:
         self._root, self._device = Folder("", info.st_ino), info.st_dev
         self._drops, self._past, self._queues, self._finishing = {}, {}, {}, {}
-        self._offered, self._done_names = {}, set()
+        self._offered, self._done_names, self._left = {}, set(), set()
 
     def _visit(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> None:
         info = self._files.stat(fd)
@@ -239,7 +248,11 @@ class Incoming:
         drop.ever += 1
         drop.newest = self._now
         self._grown(drop)
-        self._enter(self._file(path, folder, drop, (info, self._state(path, name, info))))
+        file = self._file(path, folder, drop, (info, self._state(path, name, info)))
+        if file.state is State.WATCHED and file.mark in self._taken:
+            self._left.add(file.mark)
+            file.state, file.told = State.GONE, True
+        self._enter(file)
 
     def _not_entered(self, info: os.stat_result, depth: int) -> str | None:
         if info.st_dev != self._device:
@@ -373,6 +386,7 @@ class Incoming:
             return
         if file.state is State.GONE:
             file.told = True
+            self._taken.add(file.mark)
             self._strange.append((file.path, "taken, but it could not be removed; remove it by hand"))
         elif file.state is State.TEMPORARY and late:
             file.told = True
@@ -401,6 +415,8 @@ class Incoming:
         self._touched[file.drop] = None
         if file.state is State.OFFERED:
             self._offered.pop(file.path, None)
+        if file.state is State.GONE and file.told:
+            self._taken.forget(file.mark)
         file.state = State.GONE  # whoever still has it in a queue passes it over
         if file.home is self._root:
             self._done_names.discard(name)

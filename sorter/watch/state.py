@@ -6,6 +6,8 @@ import enum
 import os
 from dataclasses import dataclass, field
 
+from sorter.watch.taken import mark_of
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -71,6 +73,10 @@ class File:
     @property
     def name(self) -> str:
         return self.path.rpartition("/")[2]
+
+    @property
+    def mark(self) -> bytes:
+        return mark_of(self.path, self.info)
 
     def ready(self) -> Ready:
         size, mtime_ns, inode, _ = self.info

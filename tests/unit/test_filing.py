@@ -19,7 +19,7 @@ from sorter.model import Instance, Source, Standing
 from sorter.pipeline.intake import _Door
 from sorter.spool import Spool, Unit
 from sorter.take.filing import Candidate, Filed, Filing
-from sorter.watch import Incoming, Ready
+from sorter.watch import Incoming, Ready, Taken
 
 
 def image(
@@ -93,7 +93,10 @@ class Bench:
         info = path.lstat()
         name = str(path.relative_to(self.spool.incoming))
         ready = Ready(name, info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev, info.st_uid, "d")
-        door = _Door(Incoming(self.spool.incoming, self.spool.files), ready)
+        door = _Door(
+            Incoming(self.spool.incoming, self.spool.files, Taken(self.spool.left / "incoming", self.spool.files)),
+            ready,
+        )
         return Candidate(path, Source(uid=info.st_uid, drop="d"), door, (info.st_size, info.st_mtime_ns))
 
     def take(self, *candidates: Candidate) -> list[Filed]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sorter.durable import Files
-from sorter.watch import Incoming, Look, Ready
+from sorter.watch import Incoming, Look, Ready, Taken
 from sorter.watch import incoming as incoming_module
 from sorter.watch.names import is_temporary
 
@@ -26,9 +26,13 @@ class Bench:
         self.folder = root / "incoming"
         self.folder.mkdir()
         self.now = 1000.0
-        self.incoming = Incoming(self.folder, Files())
+        self.incoming = self.follow()
         self.strange: dict[str, str] = {}
         self.whole: list[str] = []
+
+    def follow(self) -> Incoming:
+        """As the next life of sorter would."""
+        return Incoming(self.folder, Files(), Taken(self.root / "left", Files()))
 
     def look(self, later: float = STEP) -> Look:
         self.now += later
@@ -221,6 +225,55 @@ def test_a_taken_file_that_is_still_there_is_told_once_and_not_taken_again(bench
     assert [each.path for each in bench.settle()] == ["a"]
 
 
+def test_what_could_not_be_removed_is_remembered_over_restarts_until_it_changes(bench: Bench) -> None:
+    for name in ("a", "b", "c"):
+        (bench.folder / name).write_bytes(b"1")
+    found = {each.path: each for each in bench.settle()}
+    for name in ("a", "b"):
+        bench.incoming.gone(found[name])
+    bench.look()
+    assert len(bench.strange) == 2
+    bench.incoming, bench.strange = bench.follow(), {}
+    assert [each.path for each in bench.settle()] == ["c"]
+    assert bench.ready(3600) == []
+    assert not bench.strange
+    bench.tick()
+    (bench.folder / "a").chmod(0o604)  # a change of whatever kind
+    bench.look(100)
+    assert [each.path for each in bench.settle()] == ["a"]
+    (bench.folder / "b").unlink()
+    bench.look(100)
+    bench.look(100)
+    assert len(Taken(bench.root / "left", Files())) == 0
+
+
+def test_what_was_removed_while_nobody_looked_is_forgotten(bench: Bench) -> None:
+    (bench.folder / "a").write_bytes(b"1")
+    [found] = bench.settle()
+    bench.incoming.gone(found)
+    bench.look()
+    assert len(Taken(bench.root / "left", Files())) == 1
+    (bench.folder / "a").unlink()
+    bench.incoming = bench.follow()
+    bench.look()
+    assert len(Taken(bench.root / "left", Files())) == 0
+
+
+def test_half_a_record_left_by_a_power_cut_says_nothing(tmp_path: Path) -> None:
+    taken = Taken(tmp_path / "left", Files())
+    taken.add(b"1" * 16)
+    taken.keep()
+    with (tmp_path / "left").open("ab") as file:
+        file.write(b"torn")
+    again = Taken(tmp_path / "left", Files())
+    again.add(b"2" * 16)
+    again.keep()
+    last = Taken(tmp_path / "left", Files())
+    assert len(last) == 2
+    assert b"1" * 16 in last
+    assert b"2" * 16 in last
+
+
 def test_the_same_name_again_is_another_file(bench: Bench) -> None:
     path = bench.folder / "a"
     for _ in range(3):
@@ -406,7 +459,7 @@ def test_it_is_told_when_the_last_file_is_gone_and_not_before(bench: Bench) -> N
 def test_a_moved_folder_is_still_known_as_whole_after_a_restart(bench: Bench) -> None:
     bench.source().rename(bench.folder / "scan")
     bench.look()
-    bench.incoming = Incoming(bench.folder, Files())
+    bench.incoming = bench.follow()
     bench.take_all()
     assert bench.whole == ["scan"]
 
