@@ -217,12 +217,16 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """How many instances a unit should have (or which), how sure that is (0 to 1), and the sentence that says why."""
+    """How many instances a unit should have (or which), how sure that is (0 to 1), and the sentence that says why.
+
+    `rule` names what said so, where a plugin has several rules: each earns trust for itself.
+    """
 
     count: int | None = None
     instances: tuple[str, ...] = ()
     confidence: float = 0.5
     why: str = ""
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ def test_every_argument_crosses_to_another_process(value: Any) -> None:
     [
         Identity("lab", "subject", None, {"a": "b"}),
         Identity(),
-        Expectation(300, ("1.2", "1.3"), 1.0, "because"),
+        Expectation(300, ("1.2", "1.3"), 1.0, "because", "mine"),
         Name("{subject}", "{InstanceNumber}.dcm"),
         Product("p", "m:f", ("dicom", "nifti"), UnitKind.STUDY, {"Modality": ("MR",)}, "dicom", Verdict.QUIET, 1, 2, 3),
         TargetKind("path", "m:C"),
