@@ -38,7 +38,7 @@ _RENAME_NOREPLACE = 1  # linux/fs.h
 _AT_FDCWD = -100
 _COPY_STEP = 8 << 20
 _READ_STEP = 1 << 20
-_MANY_FOLDERS = 8  # from here on one syncfs is cheaper than an fsync of each folder
+_MANY = 6  # from here on one syncfs is cheaper than an fsync of each
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -255,14 +255,24 @@ class Files:
             if error.errno != errno.EINVAL:
                 raise
 
-    def fsync_folders(self, paths: Iterable[PathLike]) -> None:
-        """All these folders of one file system; one syncfs where they are many."""
-        folders = sorted({os.fspath(path) for path in paths})
-        if len(folders) >= _MANY_FOLDERS:
-            self.sync_file_system(folders[0])
+    def fsync_all(self, files: Iterable[PathLike], folders: Iterable[PathLike] = ()) -> None:
+        """The content of these files and the names in these folders, all of one file system, are on disk.
+
+        One syncfs where they are many.
+        """
+        files, folders = sorted({os.fspath(file) for file in files}), sorted({os.fspath(folder) for folder in folders})
+        if len(files) + len(folders) >= _MANY:
+            self.sync_file_system([*folders, *files][0])
             return
+        for file in files:
+            with self.opened(file, os.O_RDONLY | os.O_NOFOLLOW) as fd:
+                self.fsync(fd)
         for folder in folders:
             self.fsync_folder(folder)
+
+    def fsync_folders(self, paths: Iterable[PathLike]) -> None:
+        """All these folders of one file system; one syncfs where they are many."""
+        self.fsync_all((), paths)
 
     def make_folders(self, path: PathLike, mode: int = 0o700) -> None:
         """`path` and what is missing above it, each made durable in its parent."""

@@ -13,6 +13,9 @@ from typing import Any
 from sorter.durable import PART, Files
 from sorter.errors import SorterError
 
+MOST_ASIDE = 8192
+"""Entries of one folder of the quarantine, each file with its reason."""
+
 VERSION = 1
 """Of the layout. An older spool is always read; a newer one is refused."""
 
@@ -32,6 +35,7 @@ class Spool:
         self.taking = root / "taking"
         self.scratch = root / "scratch"
         self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
+        self._aside: tuple[str, int, int] | None = None  # day, number of the folder, entries in it
 
     # --- a life on it -------------------------------------------------------------------------------------------
 
@@ -99,8 +103,7 @@ class Spool:
         `origin` says where it came from, relative to the spool; it is kept in the reason and decides the name, so that
         the same file set aside twice, after a crash in between, lies there once.
         """
-        folder = self.quarantine / datetime.date.today().isoformat()
-        self.files.make_folders(folder)
+        folder = self._aside_today()
         target = self._free_name(folder, path, origin)
         note = {"reason": reason, "origin": origin, "at": now()}
         self.files.write_file(target.with_name(f"{target.name}.reason.json"), line(note))
@@ -115,6 +118,21 @@ class Spool:
         self.files.fsync_folder(folder)
         self.files.unlink(path)
         return target
+
+    def _aside_today(self) -> Path:
+        """quarantine/<day>/, or quarantine/<day>-001/ and so on where that is full."""
+        day, number = datetime.date.today().isoformat(), 0
+        if self._aside is not None and self._aside[0] == day:
+            number = self._aside[1]
+        while True:
+            folder = self.quarantine / (f"{day}-{number:03d}" if number else day)
+            if self._aside is None or self._aside[:2] != (day, number):
+                self.files.make_folders(folder)
+                self._aside = (day, number, len(self.files.names(folder)))
+            if self._aside[2] < MOST_ASIDE:
+                self._aside = (day, number, self._aside[2] + 2)
+                return folder
+            number += 1
 
     def _free_name(self, folder: Path, path: Path, origin: str) -> Path:
         base = (

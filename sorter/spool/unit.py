@@ -86,6 +86,10 @@ class Unit:
         return self.folder / "images"
 
     @property
+    def evidence(self) -> Path:
+        return self.folder / "evidence.jsonl"
+
+    @property
     def kind(self) -> UnitKind:
         return UnitKind.SERIES
 
@@ -146,7 +150,7 @@ class Unit:
 
     def evidence_size(self) -> int:
         try:
-            return self.spool.files.stat(self.folder / "evidence.jsonl").st_size
+            return self.spool.files.stat(self.evidence).st_size
         except FileNotFoundError:
             return 0
 
@@ -234,9 +238,9 @@ class Unit:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    def add_evidence(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Append facts, durably, in one write; the folder must exist."""
-        self.spool.files.append(self.folder / "evidence.jsonl", b"".join(line(entry) for entry in entries))
+    def add_evidence(self, entries: Sequence[Mapping[str, Any]], *, durable: bool = True) -> None:
+        """Append facts in one write; the folder must exist. Not `durable`: the caller syncs file and folder."""
+        self.spool.files.append(self.evidence, b"".join(line(entry) for entry in entries), durable=durable)
 
     def end_association(self, association: str, how: str) -> None:
         self.associations[association] = how

@@ -2,7 +2,7 @@
 
 A batch is decided first, in memory, and then committed in an order that survives a power cut at any point:
 
-1. what was dropped is copied into the spool and synced (what sorter received itself already is);
+1. what was dropped is copied into the spool, and all copies are synced (what sorter received itself already is);
 2. each image is linked under its name in the store, and the folders are synced;
 3. each unit's evidence is appended: it never mentions an image whose name a power cut could take;
 4. only then the names they came under are removed.
@@ -13,10 +13,11 @@ same data set, changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +70,7 @@ class Candidate:
     door: Door | None = None
     found: tuple[int, int] = (0, 0)  # size and mtime_ns of another's file, when it was found ready
     final: bool = False  # another's file that stood still for long: what is truncated now stays so
+    copy: Path | None = None  # a synced copy of another's file that lies in the spool already
 
     @property
     def own(self) -> bool:
@@ -88,16 +90,16 @@ class Filed:
 
 @dataclass(slots=True)
 class _Step:
-    """One candidate on its way: `file` is what will be linked into the store."""
+    """One candidate on its way: `file` is what will be linked into the store, `fresh` while it is not synced."""
 
     candidate: Candidate
     file: Path
     filed: Filed
+    fresh: bool = False
 
 
 @dataclass(slots=True)
 class _Batch:
-    steps: list[_Step] = field(default_factory=list)
     units: dict[str, Unit] = field(default_factory=dict)
     evidence: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     folders: set[Path] = field(default_factory=set)
@@ -120,45 +122,59 @@ class Filing:
 
     def take(self, candidates: Sequence[Candidate]) -> list[Filed]:
         """Take a batch. OSError (a full disk, say) leaves every file where it was, to be taken again later."""
-        batch = _Batch()
+        batch, steps = _Batch(), [_Step(each, each.copy or each.path, Filed(each, "new")) for each in candidates]
         try:
-            for candidate in candidates:
-                self._consider(candidate, batch)
+            read = [self._read(step) for step in steps]
+            self._files.fsync_all([step.file for step in steps if step.fresh])
+            for step, parsed in zip(steps, read, strict=True):
+                if parsed is not None:
+                    self._decide(step, parsed, batch)
             self._commit(batch)
-        except BaseException:
+        except BaseException as error:
             for key in batch.units:
                 self._forget(key)
+            if isinstance(error, OSError):
+                for step in steps:
+                    if step.fresh:
+                        self._drop(step.file)
             raise
-        return [self._release(step) for step in batch.steps]
+        return [self._release(step) for step in steps]
 
     # --- deciding -----------------------------------------------------------------------------------------------
 
-    def _consider(self, candidate: Candidate, batch: _Batch) -> None:
-        file = candidate.path
+    def _read(self, step: _Step) -> Parsed | None:
+        """What the file says, read from a copy if it is another's; None if the step says that it goes no further."""
+        candidate = step.candidate
         try:
-            if candidate.door is not None:
-                file = self._copy(candidate, candidate.door)
-            with self._files.opened(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
+            if candidate.door is not None and candidate.copy is None:
+                self._copy(step, candidate.door)
+            with self._files.opened(step.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
                 parsed = examine(self._files, fd)
             if parsed.bare and not (candidate.own or candidate.final):
                 raise Truncated("its pixels are not there yet")
             if not parsed.has_meta:
-                file = self._with_meta(file, parsed, candidate.source)
-                with self._files.opened(file) as fd:
+                self._add_meta(step, parsed)
+                with self._files.opened(step.file) as fd:
                     parsed = examine(self._files, fd)
-            batch.steps.append(self._decide(_Step(candidate, file, Filed(candidate, "new")), parsed, batch))
+            return parsed
         except _Changed as changed:
-            batch.steps.append(_Step(candidate, file, Filed(candidate, "changed", why=str(changed))))
+            step.filed = Filed(candidate, "changed", why=str(changed))
         except Quarantine as reason:
             unfinished = isinstance(reason, Truncated) and not (candidate.own or candidate.final)
-            outcome = "changed" if unfinished else "aside"
-            batch.steps.append(_Step(candidate, file, Filed(candidate, outcome, why=str(reason))))
+            step.filed = Filed(candidate, "changed" if unfinished else "aside", why=str(reason))
         except OSError as error:
             if error.errno not in _NOT_THAT_FILE:
                 raise
-            batch.steps.append(_Step(candidate, file, Filed(candidate, "changed", why="it is not what it was")))
+            step.filed = Filed(candidate, "changed", why="it is not what it was")
+        return None
 
-    def _decide(self, step: _Step, parsed: Parsed, batch: _Batch) -> _Step:
+    def _decide(self, step: _Step, parsed: Parsed, batch: _Batch) -> None:
+        try:
+            step.filed = self._file(step, parsed, batch)
+        except Quarantine as reason:
+            step.filed = Filed(step.candidate, "aside", why=str(reason))
+
+    def _file(self, step: _Step, parsed: Parsed, batch: _Batch) -> Filed:
         source = step.candidate.source
         if parsed.calling and not source.dropped:  # the file meta is the durable word on who sent it
             source = dataclasses.replace(
@@ -173,15 +189,13 @@ class Filing:
         if same is not None and not self._is_there(unit, same):
             self._give_up(unit, same, batch)
         elif same is not None:
-            step.filed = Filed(step.candidate, "same", same, key)
-            return step
+            return Filed(step.candidate, "same", same, key)
         place = unit.place(instance.sop_uid, instance.dataset)
         self._link(step.file, unit.images / place, batch)
         if not unit.instances:
             unit.group = group
         instance = self._enter(unit, instance, place, step.file, batch.of(unit))
-        step.filed = Filed(step.candidate, "new", instance, key)
-        return step
+        return Filed(step.candidate, "new", instance, key)
 
     def _is_there(self, unit: Unit, instance: Instance) -> bool:
         """Does the store still hold the bytes of this copy? A disk that failed may have lost what evidence knows."""
@@ -252,40 +266,37 @@ class Filing:
 
     # --- copies of what others dropped --------------------------------------------------------------------------
 
-    def _copy(self, candidate: Candidate, door: Door) -> Path:
-        """A synced copy of another's file in the spool; Truncated if it changed meanwhile."""
-        copy = self._next_copy()
+    def _copy(self, step: _Step, door: Door) -> None:
+        """A copy of another's file in the spool; _Changed if it changed meanwhile."""
         reading = door.open()
         try:
-            with self._files.opened(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL) as writing:
+            with self._new_copy(step) as writing:
                 self._files.copy(reading, writing)
-                self._files.fsync(writing)
             info = self._files.stat(reading)
         finally:
             self._files.close(reading)
-        if (info.st_size, info.st_mtime_ns) != candidate.found:
-            self._files.unlink(copy)
+        if (info.st_size, info.st_mtime_ns) != step.candidate.found:
             raise _Changed("it is still changing")
-        return copy
 
-    def _with_meta(self, file: Path, parsed: Parsed, source: Source) -> Path:
-        """The same data set behind a file meta (PS3.10 7.1) of ours, as a new synced file."""
-        copy = self._next_copy()
-        with (
-            self._files.opened(file) as reading,
-            self._files.opened(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL) as writing,
-        ):
-            self._files.write_all(writing, file_meta(parsed, source))
+    def _add_meta(self, step: _Step, parsed: Parsed) -> None:
+        """The same data set behind a file meta (PS3.10 7.1) of ours, in a new file."""
+        bare = step.file
+        with self._files.opened(bare) as reading, self._new_copy(step) as writing:
+            self._files.write_all(writing, file_meta(parsed, step.candidate.source))
             offset = parsed.dataset_offset
             while piece := self._files.pread(reading, 1 << 20, offset):
                 self._files.write_all(writing, piece)
                 offset += len(piece)
-            self._files.fsync(writing)
-        return copy
+        if bare not in (step.candidate.path, step.candidate.copy):
+            self._files.unlink(bare)
 
-    def _next_copy(self) -> Path:
+    @contextlib.contextmanager
+    def _new_copy(self, step: _Step) -> Iterator[int]:
+        """A new file in the spool, for writing, that the step goes on with."""
         self._copies += 1
-        return self._spool.taking / f"{self._copies:08x}"
+        step.file, step.fresh = self._spool.taking / f"{self._copies:08x}", True
+        with self._files.opened(step.file, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+            yield fd
 
     # --- committing ---------------------------------------------------------------------------------------------
 
@@ -309,18 +320,23 @@ class Filing:
     def _commit(self, batch: _Batch) -> None:
         self._files.fsync_folders(batch.folders)
         for key, entries in batch.evidence.items():
-            batch.units[key].add_evidence(entries)
+            batch.units[key].add_evidence(entries, durable=False)
+        units = [batch.units[key] for key in batch.evidence]
+        self._files.fsync_all([unit.evidence for unit in units], [unit.folder for unit in units])
 
     def _release(self, step: _Step) -> Filed:
         """The last step: the name that the file came under goes, unless the file has changed meanwhile."""
         candidate, filed = step.candidate, step.filed
-        if filed.outcome == "aside" and (candidate.own or step.file != candidate.path):
+        if filed.outcome == "aside":
             self._spool.set_aside(step.file, filed.why, os.path.relpath(candidate.path, self._spool.root))
         elif candidate.own and filed.outcome != "changed":
             self._files.unlink(candidate.path)
         if candidate.door is not None:
             filed = self._remove_from_its_place(filed, candidate.door)
-            self._drop_copies(step)
+            if step.fresh:
+                self._drop(step.file)
+            if candidate.copy is not None:
+                self._drop(candidate.copy)
         return filed
 
     def _remove_from_its_place(self, filed: Filed, door: Door) -> Filed:
@@ -333,9 +349,9 @@ class Filing:
             return dataclasses.replace(filed, why=f"it could not be removed: {error.strerror}")
         return filed
 
-    def _drop_copies(self, step: _Step) -> None:
-        if step.file != step.candidate.path and self._files.exists(step.file):
-            self._files.unlink(step.file)
+    def _drop(self, copy: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.unlink(copy)
 
 
 def _instance(parsed: Parsed, source: Source) -> Instance:

@@ -23,6 +23,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
@@ -482,3 +483,25 @@ def write_series(folder: str | os.PathLike[str], series: Made, files: Files | No
 def write_session(folder: str | os.PathLike[str], plan: Plan | None = None) -> list[str]:
     """Write a whole session below `folder`; the paths of all its files, in the order a scanner would send them."""
     return [path for series in session(plan) for path in write_series(folder, series)]
+
+
+def many(count: int, *, a_series: int = 1000, seed: int = 1) -> Iterator[tuple[str, bytes]]:
+    """(name, file) of so many small images, fast: one image with ever other UIDs, `a_series` of them in each series."""
+    [template, *_] = localizer(Plan(seed=seed, size=16)).files
+    uids = _uids(template)
+    for number in range(count):
+        sop = _numbered(uids["sop"], 1, number)
+        series = _numbered(uids["series"], 2, number // a_series)
+        made = template.replace(uids["sop"], sop).replace(uids["series"], series)
+        yield f"{number // a_series:04d}-{number:06d}.dcm", made
+
+
+def _uids(file: bytes) -> dict[str, bytes]:
+    """The SOP and the Series Instance UID of a file, as they stand in it."""
+    read = dcmread(io.BytesIO(file), stop_before_pixels=True)
+    return {"sop": read.SOPInstanceUID.encode(), "series": read.SeriesInstanceUID.encode()}
+
+
+def _numbered(uid: bytes, kind: int, number: int) -> bytes:
+    """The same UID with other last digits: its length stays."""
+    return uid[:-10] + b"%d%09d" % (kind, number)

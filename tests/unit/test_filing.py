@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -146,6 +147,18 @@ def test_an_identical_resend_changes_nothing_whoever_sends_it(bench: Bench) -> N
     assert [each.outcome for each in again] == ["same", "same"]
     assert len(bench.stored()) == 1
     assert not (bench.spool.incoming / "d" / "x").exists()
+
+
+def test_a_batch_that_could_not_be_taken_leaves_no_copies(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = [bench.dropped(image(number), f"d/{number}") for number in range(8)]
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.filing, "_commit", lambda batch: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OSError, match="full"):
+            bench.take(*dropped)
+    assert list(bench.spool.taking.iterdir()) == []
+    assert all(each.instance is not None for each in bench.take(*dropped))
+    assert len(bench.stored()) == 8
+    assert list(bench.spool.taking.iterdir()) == []
 
 
 def test_other_pixels_are_a_conflict_and_both_are_kept(bench: Bench) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from sorter.testing.synthetic import MAKERS, Made, Plan, session, write_series, write_session
+from sorter.testing.synthetic import MAKERS, Made, Plan, many, session, write_series, write_session
 
 SMALL = Plan(size=16, slices=4, volumes=2)
 
@@ -106,3 +106,10 @@ def test_dcm2niix_converts_every_series(tmp_path: Path) -> None:
         "6_task_bold": (16, 16, 4, 2),
         "7_T2_FLAIR": volume,
     }
+
+
+def test_many_images_are_readable_and_each_is_another() -> None:
+    made = [pydicom.dcmread(io.BytesIO(data)) for _, data in many(5, a_series=2)]
+    assert len({each.SOPInstanceUID for each in made}) == 5
+    assert len({each.SeriesInstanceUID for each in made}) == 3
+    assert all(pydicom.uid.UID(each.SOPInstanceUID).is_valid for each in made)
