@@ -148,6 +148,11 @@ class Files:
                     found.append((entry.name, entry.stat(follow_symlinks=False)))
         return sorted(found, key=lambda item: item[0])
 
+    def entries(self, path: PathLike | int) -> Iterator[os.DirEntry[str]]:
+        """The entries of a folder one at a time, in no order: for folders of any size."""
+        with os.scandir(path) as entries:
+            yield from entries
+
     def names(self, path: PathLike | int) -> list[str]:
         return sorted(os.listdir(path))
 

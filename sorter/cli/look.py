@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections import Counter
+from itertools import islice
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from sorter.config import Config
 from sorter.errors import SorterError
 from sorter.model import plain
 from sorter.spool import Spool, Unit, UnitSummary
+from sorter.watch.taken import still_there
 
 WORDS = {
     "open": "still arriving",
@@ -24,6 +26,9 @@ WORDS = {
     "held": "held",
     "kept": "kept, delivered nowhere",
 }
+
+MOST_SHOWN = 50
+"""Of series that wait, and of files that may not be removed."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -35,12 +40,8 @@ def status_command(config: Config, as_json: bool) -> None:
     """What arrives, what waits, and why."""
     spool = open_spool(config)
     units = in_order(summaries(spool))
-    aside = sum(1 for _ in spool.quarantined())
-    running = _is_running(spool)
-    if as_json:
-        _print_json(_status(config, units, aside, running))
-        return
-    _print_status(config, units, aside, running)
+    status = _status(config, units, spool)
+    _print_json(status) if as_json else _print_status(status, units)
 
 
 def _is_running(spool: Spool) -> bool:
@@ -52,14 +53,15 @@ def _is_running(spool: Spool) -> bool:
         return False
 
 
-def _status(config: Config, units: list[UnitSummary], aside: int, running: bool) -> dict[str, Any]:
+def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str, Any]:
     states = Counter(unit.state for unit in units)
     return {
-        "running": running,
+        "running": _is_running(spool),
         "spool": str(config.spool),
         "series": {state: states[state] for state in WORDS},
         "unassigned": sum(1 for unit in units if unit.lab is None and unit.state != "open"),
-        "quarantined": aside,
+        "quarantined": spool.aside.count(),
+        "not_removable": list(islice(still_there(spool.left / "incoming", spool.incoming, spool.files), MOST_SHOWN)),
         "waiting": [_brief(unit) for unit in units if unit.state != "delivered"],
     }
 
@@ -78,24 +80,29 @@ def _brief(unit: UnitSummary) -> dict[str, Any]:
     }
 
 
-def _print_status(config: Config, units: list[UnitSummary], aside: int, running: bool) -> None:
-    states = Counter(unit.state for unit in units)
-    console.print(f"sorter {'is running' if running else 'is not running'}; spool {config.spool}", soft_wrap=True)
+def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
+    running = "is running" if status["running"] else "is not running"
+    console.print(f"sorter {running}; spool {status['spool']}", soft_wrap=True, markup=False)
     for state, words in WORDS.items():
-        if states[state]:
-            console.print(f"{states[state]:6} series {words}")
+        if status["series"][state]:
+            console.print(f"{status['series'][state]:6} series {words}")
     if not units:
         console.print("     0 series so far")
-    if aside:
-        console.print(f"{aside:6} files set aside: see `sorter quarantine`")
+    if status["quarantined"]:
+        console.print(f"{status['quarantined']:6} files set aside: see `sorter quarantine`")
+    if left := status["not_removable"]:
+        some = f"{len(left)}" if len(left) < MOST_SHOWN else f"at least {MOST_SHOWN}"
+        console.print(f"{some:>6} files in incoming/ are taken, but may not be removed; remove them by hand:")
+        for path in left[:5]:
+            console.print(f"          {path}", soft_wrap=True, markup=False)
     waiting = [unit for unit in units if unit.state not in ("delivered",)]
-    for unit in waiting[:50]:
+    for unit in waiting[:MOST_SHOWN]:
         console.print(f"{unit.key[:8]}  {_title(unit)}: {WORDS[unit.state]}. {unit.why}", soft_wrap=True, markup=False)
         for each in unit.deliveries:
             if each.state in ("owed", "failed") and each.why:
                 console.print(f"          {each.product} to {each.target}: {each.why}", soft_wrap=True, markup=False)
-    if len(waiting) > 50:
-        console.print(f"… and {len(waiting) - 50} more; `sorter status --json` has them all")
+    if len(waiting) > MOST_SHOWN:
+        console.print(f"… and {len(waiting) - MOST_SHOWN} more; `sorter status --json` has them all")
 
 
 def _title(unit: UnitSummary) -> str:

@@ -24,7 +24,7 @@ COMMANDS = {
     "rename": "rename",
     "retry": "mend",
     "complete": "mend",
-    "quarantine": "mend",
+    "quarantine": "quarantine",
 }
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import errno
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 
 from sorter.durable import PART, Files
 from sorter.errors import SorterError
-
-MOST_ASIDE = 8192
-"""Entries of one folder of the quarantine, each file with its reason."""
+from sorter.spool.lines import line as line
+from sorter.spool.lines import now as now
+from sorter.spool.quarantine import Quarantine
 
 VERSION = 1
 """Of the layout. An older spool is always read; a newer one is refused."""
@@ -34,8 +32,8 @@ class Spool:
         self.owed = root / "owed"
         self.taking = root / "taking"
         self.scratch = root / "scratch"
+        self.aside = Quarantine(self.quarantine, files)
         self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
-        self._aside: tuple[str, int, int] | None = None  # day, number of the folder, entries in it
 
     # --- a life on it -------------------------------------------------------------------------------------------
 
@@ -98,81 +96,13 @@ class Spool:
     # --- quarantine ---------------------------------------------------------------------------------------------
 
     def set_aside(self, path: Path, reason: str, origin: str) -> Path:
-        """Move a file of this file system into quarantine, with its reason beside it; returns where it lies now.
-
-        `origin` says where it came from, relative to the spool; it is kept in the reason and decides the name, so that
-        the same file set aside twice, after a crash in between, lies there once.
-        """
-        folder = self._aside_today()
-        target = self._free_name(folder, path, origin)
-        note = {"reason": reason, "origin": origin, "at": now()}
-        self.files.write_file(target.with_name(f"{target.name}.reason.json"), line(note))
-        try:
-            self.files.link(path, target)
-        except FileExistsError:
-            pass  # the same bytes: `_free_name` gives no other's
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            self._copy(path, target)
-        self.files.fsync_folder(folder)
-        self.files.unlink(path)
-        return target
-
-    def _aside_today(self) -> Path:
-        """quarantine/<day>/, or quarantine/<day>-001/ and so on where that is full."""
-        day, number = datetime.date.today().isoformat(), 0
-        if self._aside is not None and self._aside[0] == day:
-            number = self._aside[1]
-        while True:
-            folder = self.quarantine / (f"{day}-{number:03d}" if number else day)
-            if self._aside is None or self._aside[:2] != (day, number):
-                self.files.make_folders(folder)
-                self._aside = (day, number, len(self.files.names(folder)))
-            if self._aside[2] < MOST_ASIDE:
-                self._aside = (day, number, self._aside[2] + 2)
-                return folder
-            number += 1
-
-    def _free_name(self, folder: Path, path: Path, origin: str) -> Path:
-        base = (
-            "".join(each if each.isalnum() or each in "._+-" else "_" for each in origin)[-100:].lstrip(".") or "file"
-        )
-        for number in range(1, 1_000_000):
-            target = folder / (base if number == 1 else f"{number}-{base}")
-            if not self.files.exists(target) or self._equal(target, path):
-                return target
-        raise SorterError(f"{folder} is full of files named {base}; look at them with `sorter quarantine`")
-
-    def _equal(self, one: Path, other: Path) -> bool:
-        """The same bytes."""
-        first, second = self.files.stat(one), self.files.stat(other)
-        if (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino):
-            return True
-        if first.st_size != second.st_size:
-            return False
-        with self.files.opened(one) as here, self.files.opened(other) as there:
-            return all(piece == self.files.read(there, len(piece)) for piece in self.files.chunks(here))
-
-    def _copy(self, source: Path, target: Path) -> None:
-        part = target.with_name(f"{target.name}{PART}")
-        with (
-            self.files.opened(source, os.O_RDONLY | os.O_NOFOLLOW) as reading,
-            self.files.opened(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as writing,
-        ):
-            self.files.copy(reading, writing)
-            self.files.fsync(writing)
-        self.files.rename(part, target)
+        """Move a file into quarantine; see `Quarantine.set_aside`."""
+        return self.aside.set_aside(path, reason, origin)
 
     def quarantined(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """(file, {reason, origin, at}) of everything set aside, oldest day first."""
-        for day in self.files.names(self.quarantine):
-            folder = self.quarantine / day
-            names = self.files.names(folder)
-            for name in names:
-                if name.endswith(".reason.json") and name.removesuffix(".reason.json") in names:
-                    with_reason = json.loads(self.files.read_file(folder / name))
-                    yield folder / name.removesuffix(".reason.json"), with_reason
+        for each in self.aside.entries():
+            yield each.path, {"reason": each.reason, "origin": each.origin, "at": each.at}
 
     # --- journal ------------------------------------------------------------------------------------------------
 
@@ -180,13 +110,3 @@ class Spool:
         """One line in today's journal: an association, a unit's event, an attempt. Never one an image."""
         path = self.journal / f"{datetime.date.today().isoformat()}.jsonl"
         self.files.append(path, line({"at": now(), "kind": kind, **details}), durable=False)
-
-
-def now() -> str:
-    """Local wall clock with its offset, to the second: for people to read, never to decide by."""
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def line(value: Any) -> bytes:
-    """One line of JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape") + b"\n"

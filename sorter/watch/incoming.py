@@ -17,8 +17,8 @@ from pathlib import Path
 
 from sorter.durable import Files
 from sorter.watch import beneath, names
-from sorter.watch.state import Drop, File, Folder, Look, Ready, State, facts
-from sorter.watch.taken import Taken
+from sorter.watch.state import Drop, File, Folder, Look, Ready, State
+from sorter.watch.taken import Taken, facts
 from sorter.watch.whole import came_whole
 from sorter.watch.writers import open_for_writing
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 from dataclasses import dataclass, field
 
 from sorter.watch.taken import mark_of
@@ -119,7 +118,3 @@ class Drop:
     @property
     def open(self) -> int:
         return sum(self.counts[state] for state in OPEN)
-
-
-def facts(info: os.stat_result) -> tuple[int, int, int, int]:
-    return info.st_size, info.st_mtime_ns, info.st_ino, info.st_ctime_ns

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from sorter.durable import Files
@@ -68,18 +70,33 @@ class Taken:
             self._files.fsync_folder(self._path.parent)
 
 
-def mark_of(path: str, facts: tuple[int, int, int, int]) -> bytes:
-    """Of a file: `path` relative to the folder that is followed, and its size, mtime_ns, inode and ctime_ns."""
-    text = f"{path}\0{facts[0]}\0{facts[1]}\0{facts[2]}\0{facts[3]}"
+def mark_of(path: str, info: tuple[int, int, int, int]) -> bytes:
+    """Of a file: `path` relative to the folder that is followed, and its `facts`."""
+    text = "\0".join((path, *map(str, info)))
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=_SIZE).digest()
 
 
-def count(path: Path, files: Files) -> int:
-    """How many files are remembered there; cheap."""
-    try:
-        return files.stat(path).st_size // _SIZE
-    except FileNotFoundError:
-        return 0
+def still_there(path: Path, folder: Path, files: Files) -> Iterator[str]:
+    """The paths, relative to `folder`, of the files there that are remembered in `path`."""
+    known = _read(path, files)
+    rest = [""] if known else []
+    while rest:
+        inner = rest.pop()
+        try:
+            found = files.scan(folder / inner)
+        except OSError:
+            continue
+        for name, info in found:
+            below = f"{inner}/{name}" if inner else name
+            if stat.S_ISDIR(info.st_mode):
+                rest.append(below)
+            elif mark_of(below, facts(info)) in known:
+                yield below
+
+
+def facts(info: os.stat_result) -> tuple[int, int, int, int]:
+    """What of a file must not change."""
+    return info.st_size, info.st_mtime_ns, info.st_ino, info.st_ctime_ns
 
 
 def _read(path: Path, files: Files) -> set[bytes]:

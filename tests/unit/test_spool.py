@@ -9,7 +9,7 @@ import pytest
 
 from sorter.durable import Files
 from sorter.errors import SorterError
-from sorter.spool import Spool, layout
+from sorter.spool import Spool
 
 
 def test_several_processes_may_make_it_at_the_same_moment(tmp_path: Path) -> None:
@@ -43,16 +43,3 @@ def test_a_second_sorter_is_refused(tmp_path: Path) -> None:
         spool.lock()
     spool.files.close(first)
     spool.files.close(spool.lock())
-
-
-def test_no_folder_of_the_quarantine_grows_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "MOST_ASIDE", 10)
-    for life in range(2):
-        spool = Spool(tmp_path / "spool", Files())
-        spool.create()
-        for number in range(11):
-            junk = spool.taking / f"{number}"
-            junk.write_bytes(b"junk %d" % number)
-            spool.set_aside(junk, "not DICOM", f"incoming/d/{life}-{number}")
-    assert max(len(list(folder.iterdir())) for folder in spool.quarantine.iterdir()) == 10
-    assert len({str(note["origin"]) for _, note in spool.quarantined()}) == 22
