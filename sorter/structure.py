@@ -107,7 +107,7 @@ def _by_number(numbered: Numbered) -> Structure:
     if not gaps:
         return Structure(True, f"{count} images numbered {first} to {last} without a gap", count, True)
     widths = {other - one for one, other in gaps}
-    if len(gaps) == count - 1 and len(widths) == 1 and count > 2:
+    if len(gaps) == count - 1 and len(widths) == 1:
         return Structure(False, "the images are numbered in steps", count)
     if count < LEAST_DENSE * (last - first + 1):
         return Structure(False, f"{count} images with numbers from {first} to {last} are not counted by them", count)

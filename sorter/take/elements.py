@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Container
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -20,7 +20,7 @@ STEP = 256 << 10
 """Bytes read at a time; what the walk holds in memory is about twice this."""
 
 LONGEST = 16 << 10
-"""Bytes kept of one wanted value; what is longer is cut there."""
+"""Bytes kept of one wanted value, where its reader asks for no more; what is longer is cut there."""
 
 SHORT = 256
 """Bytes up to which `outline` gives a value itself."""
@@ -184,7 +184,7 @@ class Stream:
         self.pos += 8
         return group << 16 | element, vr, length
 
-    def pass_whole(self, codec: Codec, wanted: Container[int], values: dict[int, tuple[bytes, bytes]]) -> int:
+    def pass_whole(self, codec: Codec, wanted: Mapping[int, int], values: dict[int, tuple[bytes, bytes]]) -> int:
         """Pass the elements that lie whole in the window and need no care, keep the wanted ones; how many.
 
         This is `element` and `value` in one tight loop: most of the time of a walk is spent here.
@@ -205,7 +205,7 @@ class Stream:
             if end > size or group in _WITH_CARE:
                 break
             if tag in wanted:
-                values[tag] = vr, buf[start : min(end, start + LONGEST)]
+                values[tag] = vr, buf[start : min(end, start + wanted[tag])]
             pos = end
             passed += 1
         self.pos = pos
@@ -248,7 +248,7 @@ class Walked:
 
 
 class _Walk:
-    def __init__(self, stream: Stream, codec: Codec, wanted: Container[int]) -> None:
+    def __init__(self, stream: Stream, codec: Codec, wanted: Mapping[int, int]) -> None:
         self.stream, self.codec, self.wanted = stream, codec, wanted
         self.found = Walked(order=codec.order)
         self.rest, self.pixels = hashlib.sha256(), hashlib.sha256()
@@ -309,7 +309,7 @@ class _Walk:
             self.nested(tag, vr)
         else:
             if tag in self.wanted:
-                keep = min(length, LONGEST)
+                keep = min(length, self.wanted[tag])
                 stream.fill(min(keep, max(stream.left(), 0)))
                 self.found.values[tag] = vr, stream.buf[stream.pos : stream.pos + keep]
             stream.value(tag, length)
@@ -361,7 +361,7 @@ class _Walk:
         levels = [self.inner(self.codec, vr)]
         while levels:
             if len(levels) % 2 == 0:
-                self.step(stream.pass_whole(levels[-1], (), self.found.values))
+                self.step(stream.pass_whole(levels[-1], {}, self.found.values))
             if stream.fill(12) < 8:
                 raise Truncated(f"truncated: the file ends within sequence {name(tag)}")
             self.step()
@@ -444,10 +444,10 @@ def true_codec(stream: Stream, codec: Codec) -> Codec:
     return EXPLICIT if not codec.explicit and seems_explicit(head) else codec
 
 
-def walk(stream: Stream, codec: Codec, wanted: Container[int]) -> Walked:
+def walk(stream: Stream, codec: Codec, wanted: Mapping[int, int]) -> Walked:
     """Walk the data set at the stream's position to the end of the file.
 
-    `wanted` are tags as numbers (0x00100010). Quarantine, Truncated: the reason.
+    `wanted` are tags as numbers (0x00100010), with the bytes to keep of each value. Quarantine, Truncated: the reason.
     """
     return _Walk(stream, true_codec(stream, codec), wanted).run()
 
@@ -458,4 +458,4 @@ def outline(stream: Stream, codec: Codec) -> dict[int, tuple[bytes, bytes]]:
     A value of more than `SHORT` bytes, and every sequence without a length, is given as its SHA-256. Quarantine: the
     elements are broken, or more than `MOST_OUTLINED`.
     """
-    return _Walk(stream, true_codec(stream, codec), ()).outline()
+    return _Walk(stream, true_codec(stream, codec), {}).outline()

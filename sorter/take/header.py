@@ -25,7 +25,7 @@ import sorter
 from sorter.durable import Files
 from sorter.errors import Quarantine, TryLater
 from sorter.model import Source, Value
-from sorter.take import elements, values
+from sorter.take import elements, private, values
 from sorter.take.elements import Stream, Truncated, Walked
 
 __all__ = ["NEEDED", "Parsed", "Truncated", "examine", "file_meta"]
@@ -55,7 +55,8 @@ NEEDED: tuple[str, ...] = (
     "ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber", "ConversionType",
     "BurnedInAnnotation", "SpecificCharacterSet",
 )  # fmt: skip
-"""The keywords of `Parsed.header`. Only elements of the data set itself are read, not those within sequences."""
+"""The keywords of `Parsed.header`, beside the names of `sorter.take.private`. Only elements of the data set itself are
+read, not those within sequences."""
 
 _UIDS = {"SOPClassUID": 0x00080016, "SOPInstanceUID": 0x00080018}
 _UIDS |= {"StudyInstanceUID": 0x0020000D, "SeriesInstanceUID": 0x0020000E}
@@ -72,7 +73,7 @@ def _needed() -> dict[int, tuple[str, str]]:
 
 
 _TAGS = _needed()
-_WANTED = frozenset(_TAGS) | frozenset(_UIDS.values())
+_WANTED = {**private.wanted(), **dict.fromkeys((*_TAGS, *_UIDS.values()), elements.LONGEST)}
 _CHARSET = 0x00080005
 
 IMPLEMENTATION_UID = "2.25.39180519682098639016273818486552732752"
@@ -221,6 +222,7 @@ def _parsed(meta: Meta, walked: Walked, codec: elements.Codec, whole: tuple[int,
             value = _value(found[tag], vr, charset, walked.order)
             if value is not None:
                 header[keyword] = value
+    header.update(private.read(found, walked.order))
     uids = {keyword: _uid(keyword, found, meta) for keyword in _UIDS}
     size, sha256 = whole
     return Parsed(
@@ -358,7 +360,7 @@ def _inflated(stream: Stream, fd: int, meta: Meta) -> Walked:
     rest = hashlib.sha256()
     stream.divert(rest)
     stream.drain()
-    wanted = ",".join(f"{tag:08x}" for tag in sorted(_WANTED))
+    wanted = ",".join(f"{tag:x}={most}" for tag, most in _WANTED.items())
     command = [sys.executable, "-P", "-m", "sorter.take.inflate", str(meta.offset), wanted]
     environment = {"PATH": os.defpath, "PYTHONPATH": str(Path(sorter.__file__).parent.parent)}
     try:

@@ -1,8 +1,8 @@
 """The limited child process that reads a deflated data set (PS3.5 A.5).
 
-Run as `python -m sorter.take.inflate OFFSET TAGS < FILE`, it inflates piece by piece, keeps nothing but the window of
-the walk, and prints what that found as JSON: `values` (tag: VR and bytes in hex), `pixels`, `order`; or `reason`, or
-`truncated`. Exit code 3: a limit was reached.
+Run as `python -m sorter.take.inflate OFFSET TAG=BYTES,… < FILE` (TAG in hex, and the bytes to keep of its value), it
+inflates piece by piece, keeps nothing but the window of the walk, and prints what that found as JSON: `values` (tag: VR
+and bytes in hex), `pixels`, `order`; or `reason`, or `truncated`. Exit code 3: a limit was reached.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
 
 
-def main(offset: int, wanted: frozenset[int]) -> dict[str, object]:
+def main(offset: int, wanted: dict[int, int]) -> dict[str, object]:
     """Walk the data set that is deflated from `offset` on; what to print."""
     stream = elements.Stream(_Inflater(offset).read, None)
     try:
@@ -77,6 +77,7 @@ def main(offset: int, wanted: frozenset[int]) -> dict[str, object]:
 if __name__ == "__main__":
     _limit()
     try:
-        sys.stdout.write(json.dumps(main(int(sys.argv[1]), frozenset(int(tag, 16) for tag in sys.argv[2].split(",")))))
+        asked = (each.split("=") for each in sys.argv[2].split(","))
+        sys.stdout.write(json.dumps(main(int(sys.argv[1]), {int(tag, 16): int(most) for tag, most in asked})))
     except MemoryError:
         sys.exit(3)

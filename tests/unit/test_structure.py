@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sorter.durable import Files
 from sorter.structure import Structure, structure_of
+from sorter.take.header import examine
+from sorter.testing.synthetic import Plan, session
 
 AXIAL = (1, 0, 0, 0, 1, 0)
 Headers = list[dict[str, Any]]
@@ -98,6 +102,35 @@ def test_what_is_whole(name: str) -> None:
         assert (found.volumes, found.slices) == size
         assert found.images == len(headers)
         assert found.why
+
+
+def test_a_synthetic_session_is_whole() -> None:
+    """Seven kinds of series, as their files are written and read: a field map with numbers used again among them."""
+    seen = {}
+    for made in session(Plan(size=16, slices=4, volumes=3)):
+        headers = [parsed(each) for each in made.files]
+        found = structure_of(headers)
+        assert not found.holes
+        assert not found.partial
+        seen[made.name] = (found.known, found.volumes, found.slices)
+    assert seen == {
+        "localizer": (True, None, None),
+        "T1_MPRAGE": (True, 1, 16),
+        "rest_bold": (True, 3, 4),
+        "T2star_multiecho": (True, 3, 4),
+        "gre_field_mapping": (True, None, None),
+        "task_bold": (True, 3, 4),
+        "T2_FLAIR": (False, None, None),
+    }
+
+
+def parsed(content: bytes) -> dict[str, Any]:
+    fd = os.memfd_create("image")
+    try:
+        os.write(fd, content)
+        return dict(examine(Files(), fd).header)
+    finally:
+        os.close(fd)
 
 
 def moved() -> Headers:
