@@ -1,16 +1,17 @@
-"""The sending side (SCU): C-ECHO, and C-STORE of files as they are. Behind `sorter echo` and `sorter send`."""
+"""The sending side: C-ECHO, C-STORE of files as they are, and the reports of storage commitment."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sorter.durable import Files
 from sorter.errors import Quarantine, SorterError
+from sorter.spool.commitments import Commitment, Reference
 from sorter.take.header import Parsed, examine
 
 CONTEXTS = 128  # presentation contexts of one association (PS3.8 7.1.1.13: odd numbers below 256)
@@ -108,7 +109,14 @@ def _send_batch(
             association.release()
 
 
-def _associate(host: str, port: int, called: str, calling: str, contexts: list[tuple[str, tuple[str, ...]]]) -> Any:
+def _associate(
+    host: str,
+    port: int,
+    called: str,
+    calling: str,
+    contexts: Sequence[tuple[str, tuple[str, ...]]],
+    roles: Sequence[Any] = (),
+) -> Any:
     from pynetdicom import AE, build_context, evt
 
     where = f"{called} at {host}:{port}"
@@ -116,7 +124,7 @@ def _associate(host: str, port: int, called: str, calling: str, contexts: list[t
     entity.connection_timeout = entity.acse_timeout = 10
     wanted = [build_context(uid, list(syntaxes)) for uid, syntaxes in contexts]
     association = entity.associate(
-        host, port, contexts=wanted, ae_title=called, evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)]
+        host, port, contexts=wanted, ae_title=called, ext_neg=list(roles), evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)]
     )
     if association.is_established:
         return association
@@ -153,12 +161,90 @@ def _store(association: Any, files: Files, path: Path, parsed: Parsed) -> int:
     request.Priority = 2
     data = files.read_file(path, limit=4 << 30)[parsed.dataset_offset :]
     request.DataSet = BytesIO(data + b"\0" * (len(data) % 2))
-    association._reactor_checkpoint.clear()
+    answer = _exchange(association, request, context.context_id)
+    if answer is None:
+        raise SorterError(f"the receiver broke off while {path} was sent; send again, what it has changes nothing")
+    return int(answer.Status)
+
+
+# --- Storage Commitment ---------------------------------------------------------------------------------------------
+
+_COMMITMENT, _COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
+_ALL_SAFE, _FAILURES_EXIST = 1, 2  # event types (PS3.4 J.3.3.1)
+
+
+def report_commitment(request: Commitment, host: str, port: int) -> None:
+    """N-EVENT-REPORT (PS3.4 J.3.3) of a decided request to its sender, on a new association.
+
+    We ask for the association and are its SCP, so the roles are negotiated (PS3.7 D.3.3.4); peers that do not answer
+    that item take the report all the same. Returns when the peer has confirmed; SorterError says why it has not.
+    """
+    from pynetdicom import build_role
+
+    context = (_COMMITMENT, ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2"))
+    roles = [build_role(_COMMITMENT, scp_role=True)]
+    association = _associate(host, port, request.calling, request.called, [context], roles)
     try:
-        association.dimse.send_msg(request, context.context_id)
+        status = _event_report(association, request)
+    finally:
+        if association.is_established:
+            association.release()
+    if status != 0:
+        raise SorterError(f"{request.calling} at {host}:{port} answers the report with status 0x{status:04X}")
+
+
+def _event_report(association: Any, request: Commitment) -> int:
+    from io import BytesIO
+
+    from pynetdicom.dimse_primitives import N_EVENT_REPORT
+    from pynetdicom.dsutils import encode
+
+    accepted = association.accepted_contexts
+    if not accepted:
+        raise SorterError(f"{request.calling} takes no storage commitment in the role that a report needs")
+    syntax = accepted[0].transfer_syntax[0]
+    data = encode(_result(request), syntax.is_implicit_VR, syntax.is_little_endian)
+    if data is None:
+        raise SorterError("the report could not be encoded")
+    report = N_EVENT_REPORT()
+    report.MessageID = 1
+    report.AffectedSOPClassUID, report.AffectedSOPInstanceUID = _COMMITMENT, _COMMITMENT_INSTANCE
+    report.EventTypeID = _FAILURES_EXIST if request.failed else _ALL_SAFE
+    report.EventInformation = BytesIO(data)
+    answer = _exchange(association, report, accepted[0].context_id)
+    if answer is None:
+        raise SorterError(f"{request.calling} broke off, or did not answer the report in time")
+    return int(answer.Status)
+
+
+def _result(request: Commitment) -> Any:
+    """The event information (PS3.4 table J.3-2): what is safe, and what is not, with the reason."""
+    from pydicom.dataset import Dataset
+
+    def item(reference: Reference, reason: int | None = None) -> Dataset:
+        found = Dataset()
+        found.ReferencedSOPClassUID, found.ReferencedSOPInstanceUID = reference.sop_class, reference.sop_uid
+        if reason is not None:
+            found.FailureReason = reason
+        return found
+
+    failed = request.failed or {}
+    result = Dataset()
+    result.TransactionUID = request.transaction
+    safe = [item(each) for each in request.instances if each.sop_uid not in failed]
+    if safe:
+        result.ReferencedSOPSequence = safe
+    if failed:
+        result.FailedSOPSequence = [item(e, failed[e.sop_uid]) for e in request.instances if e.sop_uid in failed]
+    return result
+
+
+def _exchange(association: Any, request: Any, context: int) -> Any:
+    """Send one DIMSE request and wait for its answer; None if the association broke, or the answer did not come."""
+    association._reactor_checkpoint.clear()  # else the reactor's thread would take the answer for a request
+    try:
+        association.dimse.send_msg(request, context)
         _, answer = association.dimse.get_msg(block=True)
     finally:
         association._reactor_checkpoint.set()
-    if answer is None or not getattr(answer, "is_valid_response", False):
-        raise SorterError(f"the receiver broke off while {path} was sent; send again, what it has changes nothing")
-    return int(answer.Status)
+    return answer if answer is not None and getattr(answer, "is_valid_response", False) else None

@@ -17,6 +17,7 @@ from sorter.config import Config
 from sorter.errors import SorterError
 from sorter.model import plain
 from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.commitments import Commitment, Commitments
 from sorter.watch.taken import still_there
 
 WORDS = {
@@ -42,6 +43,8 @@ def status_command(config: Config, as_json: bool) -> None:
     units = in_order(summaries(spool))
     status = _status(config, units, spool)
     _print_json(status) if as_json else _print_status(status, units)
+    if not as_json:
+        _print_commitments(Commitments(spool.commitments, spool.files))
 
 
 def _is_running(spool: Spool) -> bool:
@@ -62,8 +65,33 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "unassigned": sum(1 for unit in units if unit.lab is None and unit.state != "open"),
         "quarantined": spool.aside.count(),
         "not_removable": list(islice(still_there(spool.left / "incoming", spool.incoming, spool.files), MOST_SHOWN)),
+        "commitments": [_asked(each) for each in Commitments(spool.commitments, spool.files).open()],
         "waiting": [_brief(unit) for unit in units if unit.state != "delivered"],
     }
+
+
+def _asked(request: Commitment) -> dict[str, Any]:
+    return {
+        "id": request.id,
+        "calling": request.calling,
+        "address": request.address,
+        "at": request.at,
+        "instances": len(request.instances),
+        "decided": request.failed is not None,
+        "why": request.given_up or request.trouble,
+    }
+
+
+def _print_commitments(kept: Commitments) -> None:
+    """Only what a person should know of: a report that waits for a scanner that does not take it."""
+    for each in kept.open():
+        if each.trouble or each.given_up:
+            console.print(
+                f"storage commitment of {len(each.instances)} instances, asked for by {each.calling} at {each.at}: "
+                f"{each.given_up or each.trouble}",
+                soft_wrap=True,
+                markup=False,
+            )
 
 
 def _brief(unit: UnitSummary) -> dict[str, Any]:

@@ -131,6 +131,11 @@ class Receive(Section):
     """The port to listen on; 0 takes any free one."""
     processes: int = Field(default_factory=lambda: min(4, len(os.sched_getaffinity(0))), ge=1, le=64)
     """How many processes receive on that port. Default: as many as the machine has processors, 4 at most."""
+    commitment: Literal["off", "stored", "delivered"] = "off"
+    """Whether senders may ask for storage commitment (PS3.4 annex J), and when an image counts: `"stored"` when it is
+    in the store, `"delivered"` when it is also at every place it is to be delivered to."""
+    commitment_wait: Seconds = 600.0
+    """For so many seconds an image that storage commitment is asked for may still come; then it is reported missing."""
 
 
 class Sender(Section):
@@ -140,6 +145,8 @@ class Sender(Section):
     """The AE title that it calls itself."""
     address: Annotated[str, AfterValidator(_address)] | None = None
     """Its address, or a range of addresses as `10.1.2.0/24`."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """The port that it listens on, for what is told it later: the report of storage commitment. Default: none."""
     may_correct: bool = False
     """Whether a header that it sends again, with the same pixels, takes the place of the first one. As long as no
     sender may, whoever sent the first copy may correct it."""

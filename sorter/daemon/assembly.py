@@ -11,16 +11,20 @@ from sorter.completion import Timing
 from sorter.config import Config, Sender
 from sorter.durable import Files
 from sorter.engine.local import LocalEngine
-from sorter.errors import ConfigError
+from sorter.errors import ConfigError, SorterError
 from sorter.model import Instance, Source
 from sorter.pipeline import Pipeline
+from sorter.pipeline.commitments import CommitmentProvider, Peer, Terms
 from sorter.pipeline.intake import Intake
 from sorter.pipeline.outlets import Outlet, Outlets
 from sorter.pipeline.planning import Planner
 from sorter.pipeline.units import Units
 from sorter.pipeline.workshop import Workshop
 from sorter.plugins import Plugins
+from sorter.scu import report_commitment
 from sorter.spool import Spool
+from sorter.spool.by_sop import BySop
+from sorter.spool.commitments import Commitment
 from sorter.take.filing import Filing
 from sorter.take.received import Received
 from sorter.watch import Incoming, Taken
@@ -118,6 +122,7 @@ class Parts:
     pipeline: Pipeline
     rules: FilingRules
     config: Config
+    commitments: CommitmentProvider | None
 
     def reload(self, config: Config, files: Files) -> None:
         """Take up a new configuration: all of it, or, after ConfigError, nothing."""
@@ -128,6 +133,15 @@ class Parts:
         self.pipeline.units.timing = timing_of(config)
         self.pipeline.outlets.configure(outlets)
         self.pipeline.ask_again(planner, plugins)
+        if self.commitments is not None:
+            self.commitments.terms = terms_of(config)
+            self.commitments.retry()
+
+    def retry(self) -> None:
+        """A person says that what was wrong is mended."""
+        self.pipeline.ask_again()
+        if self.commitments is not None:
+            self.commitments.retry()
 
 
 def timing_of(config: Config) -> Timing:
@@ -148,9 +162,41 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     intake = Intake(
         filing, Received(spool.received, files), Incoming(spool.incoming, files, Taken(spool.left / "incoming", files))
     )
-    pipeline = Pipeline(spool, plugins, planner, units, intake, workshop, outlets)
+    index = BySop(spool)
+    commitments = CommitmentProvider(spool, index, terms_of(config), _report, wake) if _commits(config) else None
+    if commitments is not None:
+        commitments.begin()
+    else:
+        index.discard()
+    pipeline = Pipeline(
+        spool, plugins, planner, units, intake, workshop, outlets, index if commitments is not None else None
+    )
     outlets.configure(configured)
-    return Parts(spool, pipeline, rules, config)
+    return Parts(spool, pipeline, rules, config, commitments)
+
+
+def _commits(config: Config) -> bool:
+    return config.receive.commitment != "off"
+
+
+def terms_of(config: Config) -> Terms:
+    """What the configuration says of storage commitment; where reports go stands in `[[senders]]`."""
+
+    def peer(request: Commitment) -> Peer | None:
+        host = f"[{request.address}]" if ":" in request.address else request.address
+        asked = Source(calling=request.calling, called=request.called, address=f"dicom://{host}:0")
+        found = next((each for each in config.senders if each.port is not None and _is_sender(each, asked)), None)
+        return Peer(request.address, found.port) if found is not None and found.port is not None else None
+
+    return Terms(config.receive.commitment == "delivered", config.receive.commitment_wait, peer)
+
+
+def _report(peer: Peer, request: Commitment) -> str:
+    try:
+        report_commitment(request, peer.host, peer.port)
+    except SorterError as error:
+        return str(error)
+    return ""
 
 
 def _settings(pipeline: Pipeline, product: str) -> Mapping[str, Any]:

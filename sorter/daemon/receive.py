@@ -23,4 +23,5 @@ def run_receive(config: Config, ready: Callable[[int], None], over: Callable[[],
 def settings_of(config: Config) -> ReceiveSettings:
     """What the configuration says to the receiver."""
     given = config.receive
-    return ReceiveSettings(given.ae_title, given.host, given.port, given.processes)
+    kept = Spool(config.spool, Files()).commitments if given.commitment != "off" else None
+    return ReceiveSettings(given.ae_title, given.host, given.port, given.processes, commitments=kept)

@@ -89,7 +89,10 @@ class Sort:
 
     def _turn(self, now: float) -> float:
         try:
-            return self._parts.pipeline.turn(now)
+            until = self._parts.pipeline.turn(now)
+            if self._parts.commitments is not None:
+                until = min(until, self._parts.commitments.turn(now, self._parts.pipeline.looked_around))
+            return until
         except OSError as error:
             log.error("the spool cannot be used (%s); trying again in 5 s", error.strerror)
             self._stop.wait(5.0)
@@ -124,7 +127,7 @@ class Sort:
         try:
             request = json.loads(self._files.read_file(path, limit=1 << 20))
             if request["do"] == "retry":
-                self._parts.pipeline.ask_again()
+                self._parts.retry()
             elif request["do"] == "complete":
                 self._parts.pipeline.complete(str(request["key"]))
         except (ValueError, KeyError, TypeError):

@@ -23,6 +23,7 @@ from sorter.pipeline.units import Live, Units, arrival, summarise
 from sorter.pipeline.workshop import Workshop
 from sorter.plugins import Plugins
 from sorter.spool import Spool, Unit
+from sorter.spool.by_sop import BySop
 from sorter.spool.layout import now as wall_clock
 from sorter.take.filing import Filed
 from sorter.take.received import Ended
@@ -42,6 +43,7 @@ class Pipeline:
     intake: Intake
     workshop: Workshop
     outlets: Outlets
+    index: BySop | None = None
     now: float = 0.0
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
     _carried: dict[str, int] = field(default_factory=dict)  # images of each open association
@@ -86,6 +88,8 @@ class Pipeline:
         fresh = key not in self.units
         live = self.units.get(key, self.now)
         if fresh:
+            if self.index is not None and self._is_behind(live.unit):  # a crash came before it was entered
+                self.index.note_all(key, live.unit.by_sop)
             for association in sorted(live.state.carrying):
                 if not self.intake.is_open(association):
                     self._end(live, Ended(association, "lost"))
@@ -126,6 +130,8 @@ class Pipeline:
             self._carried[association] = self._carried.get(association, 0) + 1
         live = self.live(filed.key)
         if filed.outcome == "new":
+            if self.index is not None:
+                self.index.note(filed.instance.sop_uid, filed.key)
             self._arrived(live, filed.instance)
         yield live
 
@@ -326,10 +332,20 @@ class Pipeline:
                 keys.add(key)
         return keys
 
+    @property
+    def looked_around(self) -> bool:
+        """Has the whole store been looked at since the start?"""
+        return self._walk is None
+
     def _wants_attention(self, key: str) -> bool:
         unit = Unit(self.spool, key)
         summary = unit.summary()
-        return summary is None or summary.state != "delivered" or summary.evidence != unit.evidence_size()
+        return summary is None or summary.state != "delivered" or self._is_behind(unit)
+
+    def _is_behind(self, unit: Unit) -> bool:
+        """Has its summary not seen all of its evidence?"""
+        summary = unit.summary()
+        return summary is None or summary.evidence != unit.evidence_size()
 
     def resume(self, live: Live) -> None:
         """Go on where the last life, or the last rule, left it."""
@@ -358,6 +374,8 @@ class Pipeline:
 
     def _sum_up(self, live: Live) -> None:
         """Write the summary; let go of a unit that nothing is going on with."""
+        if self.index is not None:
+            self.index.flush()  # before a summary says that all has been seen
         live.unit.write_summary(summarise(live))
         if live.done or (live.no_plan is not None and not live.state.pending):
             self.units.forget(live.key)

@@ -9,6 +9,7 @@ import time
 
 from sorter.receive import upper_layer
 from sorter.receive.arrivals import Arrivals
+from sorter.receive.commitment import Desk
 from sorter.receive.exchange import Exchange
 from sorter.receive.file_meta import Route
 from sorter.receive.incoming import Intake
@@ -26,6 +27,7 @@ from sorter.receive.upper_layer import (
     Stopping,
     Wire,
 )
+from sorter.spool.commitments import Commitments
 
 log = logging.getLogger("sorter.receive")
 
@@ -36,8 +38,16 @@ _LINGER = 1.0  # seconds to let a refused peer read why before the connection is
 class Association:
     """Serves one peer on its connection until the association ends. `run` never raises."""
 
-    def __init__(self, sock: socket.socket, arrivals: Arrivals, settings: ReceiveSettings, patience: Patience) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        arrivals: Arrivals,
+        settings: ReceiveSettings,
+        patience: Patience,
+        commitments: Commitments | None = None,
+    ) -> None:
         self._socket, self._arrivals, self._settings, self._patience = sock, arrivals, settings, patience
+        self._commitments = commitments
 
     def run(self, body: bytes, peer: tuple[str, int]) -> None:
         """`body` is the A-ASSOCIATE-RQ without type and length. The connection is closed at the end."""
@@ -57,7 +67,7 @@ class Association:
 
     def _serve(self, body: bytes, peer: tuple[str, int]) -> None:
         request = upper_layer.decode_request(body)
-        agreement = negotiate(request, self._settings.max_pdu)
+        agreement = negotiate(request, self._settings.max_pdu, self._commitments is not None)
         route = Route(request.calling, request.called, *peer)
         try:
             association = self._arrivals.opened(route)
@@ -78,7 +88,8 @@ class Association:
             wire = Wire(self._socket, self._settings.max_pdu, self._patience)
             wire.send(upper_layer.encode_accept(request.titles, agreement.answers))
             try:
-                Exchange(wire, agreement, intake, self._settings).run()
+                desk = Desk(self._commitments, intake.route) if self._commitments is not None else None
+                Exchange(wire, agreement, intake, self._settings, desk).run()
             except Stopping:
                 wire.release(_RELEASE_PATIENCE)
         except Released:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from sorter.receive.upper_layer import ProtocolError
 
-C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ = 0x0001, 0x0030, 0x0FFF
+C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ, N_ACTION_RQ = 0x0001, 0x0030, 0x0FFF, 0x0130
 RESPONSE = 0x8000
 NO_DATA_SET = 0x0101
 
 _GROUP_LENGTH, _CLASS_UID, _FIELD, _MESSAGE_ID, _RESPONDED_ID = 0x0000, 0x0002, 0x0100, 0x0110, 0x0120
 _DATA_SET_TYPE, _STATUS, _COMMENT, _INSTANCE_UID = 0x0800, 0x0900, 0x0902, 0x1000
-_REQUESTED_CLASS_UID = 0x0003  # of N-services; answered as the affected one
+_REQUESTED_CLASS_UID, _REQUESTED_INSTANCE_UID = 0x0003, 0x1001  # of N-services; answered as the affected ones
+_ACTION_TYPE = 0x1008
 
 _ELEMENT = struct.Struct("<HHI")
 _US = struct.Struct("<HHIH")
@@ -23,11 +24,25 @@ class Status:
     """Statuses we answer with (PS3.4 B.2.3, PS3.7 annex C)."""
 
     SUCCESS = 0x0000
+    PROCESSING_FAILURE = 0x0110
+    NO_SUCH_INSTANCE = 0x0112
+    INVALID_ARGUMENT = 0x0115
     INVALID_INSTANCE = 0x0117
+    NO_SUCH_CLASS = 0x0118
     CLASS_NOT_SUPPORTED = 0x0122
+    NO_SUCH_ACTION = 0x0123
     UNRECOGNIZED_OPERATION = 0x0211
+    RESOURCE_LIMITATION = 0x0213
     OUT_OF_RESOURCES = 0xA700
     CANNOT_UNDERSTAND = 0xC000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A status and, for failures, a comment that names no patient."""
+
+    status: int
+    comment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +54,7 @@ class Command:
     class_uid: str
     instance_uid: str
     has_data_set: bool
+    action: int = 0  # Action Type ID of an N-ACTION
 
 
 def decode_command(data: bytes) -> Command:
@@ -48,8 +64,9 @@ def decode_command(data: bytes) -> Command:
         field=_number(elements, _FIELD),
         message_id=_number(elements, _MESSAGE_ID),
         class_uid=_text(elements.get(_CLASS_UID) or elements.get(_REQUESTED_CLASS_UID)),
-        instance_uid=_text(elements.get(_INSTANCE_UID)),
+        instance_uid=_text(elements.get(_INSTANCE_UID) or elements.get(_REQUESTED_INSTANCE_UID)),
         has_data_set=_number(elements, _DATA_SET_TYPE) != NO_DATA_SET,
+        action=int.from_bytes(elements.get(_ACTION_TYPE, b"")[:2], "little"),
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Protocol
 
 from sorter.receive import dimse, upper_layer
-from sorter.receive.dimse import Command, Status
+from sorter.receive.commitment import Desk
+from sorter.receive.dimse import Command, Outcome, Status
 from sorter.receive.incoming import Incoming, Intake
-from sorter.receive.negotiation import VERIFICATION, Agreement, Context, is_storage, is_uid
+from sorter.receive.negotiation import STORAGE_COMMITMENT, VERIFICATION, Agreement, Context, is_storage, is_uid
 from sorter.receive.settings import ReceiveSettings
 from sorter.receive.upper_layer import AbortReason, ProtocolError, Wire
 
@@ -19,26 +20,27 @@ log = logging.getLogger("sorter.receive")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A status (PS3.7 annex C) and, for failures, a comment that names no patient."""
-
-    status: int
-    comment: str = ""
-
-
 _SUCCESS = Outcome(Status.SUCCESS)
-_UNKNOWN_OPERATION = Outcome(Status.UNRECOGNIZED_OPERATION, "only C-STORE and C-ECHO are served here")
+_UNKNOWN_OPERATION = Outcome(Status.UNRECOGNIZED_OPERATION, "this operation is not served here")
+_TOO_BUSY = Outcome(Status.RESOURCE_LIMITATION, "too many requests at once")
 _NO_DATA_SET = Outcome(Status.CANNOT_UNDERSTAND, "C-STORE without a data set")
 _WRONG_CLASS = Outcome(Status.CLASS_NOT_SUPPORTED, "Affected SOP Class UID missing or not a storage class")
 _WRONG_INSTANCE = Outcome(Status.INVALID_INSTANCE, "Affected SOP Instance UID missing or not a UID")
 
 
-class Exchange:
-    """Reads requests from `wire`, answers them, and hands instances to `intake`."""
+class Sink(Protocol):
+    """Where the pieces of a data set go."""
 
-    def __init__(self, wire: Wire, agreement: Agreement, intake: Intake, settings: ReceiveSettings) -> None:
-        self._wire, self._intake, self._settings = wire, intake, settings
+    def add(self, data: memoryview) -> None: ...
+
+
+class Exchange:
+    """Reads requests from `wire`, answers them, hands instances to `intake` and N-ACTION to `desk`, if there is one."""
+
+    def __init__(
+        self, wire: Wire, agreement: Agreement, intake: Intake, settings: ReceiveSettings, desk: Desk | None
+    ) -> None:
+        self._wire, self._intake, self._settings, self._desk = wire, intake, settings, desk
         self._contexts: Mapping[int, Context] = agreement.contexts
         self._max_length = agreement.max_length
 
@@ -76,9 +78,23 @@ class Exchange:
     def _other(self, command: Command, context: Context) -> Outcome:
         if command.field & dimse.RESPONSE:
             raise ProtocolError("a response to nothing we asked", AbortReason.UNEXPECTED_PARAMETER)
+        if command.field == dimse.N_ACTION_RQ and context.abstract == STORAGE_COMMITMENT and self._desk is not None:
+            return self._action(command, context, self._desk)
         if command.has_data_set:
             self._data_set(context, None)
         return _SUCCESS if command.field == dimse.C_ECHO_RQ else _UNKNOWN_OPERATION
+
+    def _action(self, command: Command, context: Context, desk: Desk) -> Outcome:
+        """A request for storage commitment (PS3.4 J.3.2)."""
+        refusal = desk.refusal(command)
+        asked = desk.begin() if refusal is None else None
+        if asked is None:
+            if command.has_data_set:
+                self._data_set(context, None)
+            return refusal or _TOO_BUSY
+        with asked:
+            self._data_set(context, asked)
+            return desk.take(asked, context.transfer)
 
     def _store(self, command: Command, context: Context) -> Outcome:
         """PS3.4 B.2.3. Whatever is refused, its data set is read to the end first."""
@@ -96,7 +112,7 @@ class Exchange:
         return self._take(incoming, context)
 
     def _refusal(self, command: Command, context: Context) -> Outcome | None:
-        if context.abstract == VERIFICATION or not is_storage(command.class_uid):
+        if context.abstract in (VERIFICATION, STORAGE_COMMITMENT) or not is_storage(command.class_uid):
             return _WRONG_CLASS
         return None if is_uid(command.instance_uid) else _WRONG_INSTANCE
 
@@ -114,8 +130,8 @@ class Exchange:
         self._intake.stored += 1
         return _SUCCESS
 
-    def _data_set(self, context: Context, incoming: Incoming | None) -> int:
-        """Read a data set to its end, into `incoming` or into nothing; its size in bytes."""
+    def _data_set(self, context: Context, into: Sink | None) -> int:
+        """Read a data set to its end, into a sink or into nothing; its size in bytes."""
         size, most = 0, self._settings.max_instance
         while True:
             piece = self._wire.piece()
@@ -124,8 +140,8 @@ class Exchange:
             size += len(piece.data)
             if size > most:
                 raise ProtocolError(f"an instance of more than {most} bytes")
-            if incoming is not None:
-                incoming.add(piece.data)
+            if into is not None:
+                into.add(piece.data)
             if piece.last:
                 return size
 

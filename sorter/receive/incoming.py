@@ -59,7 +59,7 @@ class Intake:
     """Where the instances of one association go."""
 
     def __init__(self, arrivals: Arrivals, association: str, route: Route) -> None:
-        self._arrivals, self.association = arrivals, association
+        self._arrivals, self.association, self.route = arrivals, association, route
         self._tail = tail_of_meta(route)
         self.begun = 0
         self.stored = 0

@@ -13,9 +13,12 @@ from sorter.receive import upper_layer
 from sorter.receive.upper_layer import Proposal, Rejection, Request
 
 VERIFICATION = "1.2.840.10008.1.1"
+STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"  # Push Model (PS3.4 annex J)
+
+IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 
 ACCEPTED, ABSTRACT_NOT_SUPPORTED, TRANSFER_NOT_SUPPORTED = 0, 3, 4
-_NO_TRANSFER = "1.2.840.10008.1.2"  # not significant where a context is refused, but must be a UID
+_NO_TRANSFER = IMPLICIT  # not significant where a context is refused, but must be a UID
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 
@@ -89,17 +92,20 @@ class Agreement:
     max_length: int  # bytes of the longest P-DATA-TF the peer takes, 0 for any
 
 
-def negotiate(request: Request, max_pdu: int) -> Agreement:
-    """Raises Rejection where the association cannot be, ProtocolError where the request does not parse."""
+def negotiate(request: Request, max_pdu: int, commitment: bool = False) -> Agreement:
+    """Raises Rejection where the association cannot be, ProtocolError where the request does not parse.
+
+    `commitment` says whether Storage Commitment is served.
+    """
     if not request.version & 1:
         raise Rejection(*upper_layer.VERSION_NOT_SUPPORTED)
     if len(request.items) > _CACHED_ITEMS:
-        return _agree.__wrapped__(request.items, max_pdu)
-    return _agree(request.items, max_pdu)
+        return _agree.__wrapped__(request.items, max_pdu, commitment)
+    return _agree(request.items, max_pdu, commitment)
 
 
 @functools.lru_cache(maxsize=64)
-def _agree(items: bytes, max_pdu: int) -> Agreement:
+def _agree(items: bytes, max_pdu: int, commitment: bool) -> Agreement:
     """A scanner proposes the same thing each time, some for each image: the answer is remembered."""
     asked = upper_layer.decode_items(items)
     if asked.application_context != upper_layer.APPLICATION_CONTEXT:
@@ -107,15 +113,18 @@ def _agree(items: bytes, max_pdu: int) -> Agreement:
     results: dict[int, tuple[int, str]] = {}
     contexts: dict[int, Context] = {}
     for proposal in asked.proposals:
-        result, transfer = _answer(proposal)
+        result, transfer = _answer(proposal, commitment)
         results[proposal.number] = (result, transfer)
         if result == ACCEPTED:
             contexts[proposal.number] = Context(proposal.number, proposal.abstract, transfer)
     return Agreement(contexts, upper_layer.encode_answers(results, max_pdu), asked.max_length)
 
 
-def _answer(proposal: Proposal) -> tuple[int, str]:
-    if proposal.abstract != VERIFICATION and not is_storage(proposal.abstract):
+def _answer(proposal: Proposal, commitment: bool) -> tuple[int, str]:
+    if proposal.abstract == STORAGE_COMMITMENT and commitment:
+        transfer = next((uid for uid in proposal.transfers if uid in (IMPLICIT, EXPLICIT, BIG_ENDIAN)), None)
+    elif proposal.abstract == VERIFICATION or is_storage(proposal.abstract):
+        transfer = choose_transfer_syntax(proposal.transfers)
+    else:
         return ABSTRACT_NOT_SUPPORTED, _NO_TRANSFER
-    transfer = choose_transfer_syntax(proposal.transfers)
     return (TRANSFER_NOT_SUPPORTED, _NO_TRANSFER) if transfer is None else (ACCEPTED, transfer)

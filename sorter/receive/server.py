@@ -18,6 +18,7 @@ from sorter.receive.lobby import Lobby, Peer
 from sorter.receive.settings import ReceiveSettings
 from sorter.receive.tally import Tally
 from sorter.receive.upper_layer import Patience, Rejection
+from sorter.spool.commitments import Commitments
 
 log = logging.getLogger("sorter.receive")
 
@@ -41,6 +42,7 @@ class Receiver:
         self._settings = settings
         self._arrivals = Arrivals(received, worker, files, settings)
         self._received = received
+        self._commitments = Commitments(settings.commitments, files) if settings.commitments else None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._serving: dict[threading.Thread, socket.socket] = {}
@@ -51,6 +53,8 @@ class Receiver:
         """Begin to answer, on `listener` if it is given; the port. SorterError says why it cannot be."""
         try:
             self._arrivals.begin()
+            if self._commitments is not None:
+                self._commitments.create()
         except OSError as error:
             why = f"{error.strerror}; sorter must be able to write there"
             raise SorterError(f"{self._received} cannot be used for received images: {why}") from error
@@ -94,7 +98,7 @@ class Receiver:
     def _admit(self, sock: socket.socket, body: bytes, peer: Peer) -> None:
         """A complete request is here: give it a thread, or say that there are too many."""
         patience = Patience(self._settings.stall_timeout, self._settings.idle_timeout, self._stopping.is_set)
-        association = Association(sock, self._arrivals, self._settings, patience)
+        association = Association(sock, self._arrivals, self._settings, patience, self._commitments)
         thread = threading.Thread(target=self._serve, args=(association, body, peer), name="association", daemon=True)
         with self._lock:
             full = len(self._serving) >= self._settings.associations

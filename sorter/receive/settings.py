@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +29,5 @@ class ReceiveSettings:
 
     segment_files: int = 4096
     segment_age: float = 3600.0
+
+    commitments: Path | None = None  # where requests for storage commitment are kept; None: they are not served

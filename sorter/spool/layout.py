@@ -28,6 +28,7 @@ class Spool:
         self.store = root / "store"
         self.quarantine = root / "quarantine"
         self.journal = root / "journal"
+        self.commitments = root / "commitments"
         self.labs = root / "labs"
         self.owed = root / "owed"
         self.taking = root / "taking"

@@ -233,7 +233,7 @@ class Unit:
     def place(self, sop_uid: str, dataset: str) -> str:
         """A free file name below images/ for a copy of this SOP instance; two different copies never share one."""
         shard = f"{len(self.instances) // IMAGES_PER_FOLDER:02x}"
-        name = hashlib.sha256(sop_uid.encode()).hexdigest()[:32]
+        name = sop_hash(sop_uid)
         return f"{shard}/{name}-{dataset[:32]}.dcm" if sop_uid in self.by_sop else f"{shard}/{name}.dcm"
 
     # --- writing ------------------------------------------------------------------------------------------------
@@ -271,6 +271,11 @@ class Unit:
 
     def _write(self, name: str, value: Any, *, durable: bool = True) -> None:
         self.spool.files.write_file(self.folder / name, line(plain(value)), durable=durable)
+
+
+def sop_hash(sop_uid: str) -> str:
+    """What the file of a SOP instance is called: 32 hex digits, whatever was sent as its UID."""
+    return hashlib.sha256(sop_uid.encode()).hexdigest()[:32]
 
 
 def took(instance: Instance) -> dict[str, Any]:

@@ -1,0 +1,324 @@
+"""Storage commitment: the parser of requests, the folder they are kept in, the decision, and the index it rests on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import generate_uid
+from pynetdicom.dsutils import encode
+
+from sorter.durable import Files
+from sorter.pipeline.commitments import Standing, judge
+from sorter.receive.commitment import MOST_INSTANCES, Unreadable, parse
+from sorter.receive.negotiation import BIG_ENDIAN, EXPLICIT, IMPLICIT
+from sorter.spool import Spool
+from sorter.spool.by_sop import BySop
+from sorter.spool.commitments import MOST_WAITING, Commitments, Reference, TooMany
+from sorter.spool.unit import sop_hash
+
+MR, CT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2"
+WHO = ("SCANNER", "SORTER", "10.1.2.3")
+
+
+# --- the parser -----------------------------------------------------------------------------------------------------
+
+
+def a_request(references: list[Reference], *, undefined: bool, extra: bool) -> Dataset:
+    found = Dataset()
+    found.TransactionUID = "1.2.3"
+    items = []
+    for each in references:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = each
+        item.is_undefined_length_sequence_item = undefined
+        items.append(item)
+    found.ReferencedSOPSequence = Items(items)
+    found["ReferencedSOPSequence"].is_undefined_length = undefined
+    if extra:  # what else a request may hold, and a sequence of the same elements that is not the one
+        found.RetrieveAETitle = "ELSEWHERE"
+        inner, other = Dataset(), Dataset()
+        inner.ReferencedSOPClassUID, inner.ReferencedSOPInstanceUID = CT, "9.9.9"
+        other.ReferencedSeriesSequence = Items([inner])
+        other["ReferencedSeriesSequence"].is_undefined_length = undefined
+        found.ReferencedPerformedProcedureStepSequence = Items([other])
+        found["ReferencedPerformedProcedureStepSequence"].is_undefined_length = undefined
+    return found
+
+
+SYNTAXES = {IMPLICIT: (True, True), EXPLICIT: (False, True), BIG_ENDIAN: (False, False)}
+references = st.builds(
+    Reference,
+    st.sampled_from([MR, CT]),
+    st.from_regex(r"[12]\.[1-9][0-9]{0,8}(\.[1-9][0-9]{0,8}){0,4}", fullmatch=True),
+)
+
+
+@given(st.lists(references, min_size=1, max_size=8), st.sampled_from(sorted(SYNTAXES)), st.booleans(), st.booleans())
+def test_what_pydicom_writes_is_read(found: list[Reference], transfer: str, undefined: bool, extra: bool) -> None:
+    data = encode(a_request(found, undefined=undefined, extra=extra), *SYNTAXES[transfer])
+    assert data is not None
+    assert parse(data, transfer) == ("1.2.3", tuple(dict.fromkeys(found)))
+
+
+@given(st.binary(max_size=300), st.sampled_from(sorted(SYNTAXES)))
+def test_junk_is_refused_and_never_more(data: bytes, transfer: str) -> None:
+    with pytest.raises(Unreadable):
+        parse(data, transfer)
+
+
+@given(st.data())
+def test_a_request_with_a_flipped_byte_is_read_or_refused(data: st.DataObject) -> None:
+    whole = encode(a_request([Reference(MR, "1.2.3")] * 2, undefined=True, extra=True), True, True)
+    assert whole is not None
+    broken = bytearray(whole)
+    broken[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    cut = bytes(broken[: data.draw(st.integers(0, len(whole)))])
+    with contextlib.suppress(Unreadable):
+        parse(cut, IMPLICIT)
+
+
+def test_deep_nesting_and_endless_lists_are_refused() -> None:
+    deeper = struct.pack("<HHL", 0x0008, 0x1199, 0xFFFFFFFF) + struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    with pytest.raises(Unreadable, match="nested"):
+        parse(deeper * 20_000, IMPLICIT)
+    with pytest.raises(Unreadable, match="too many elements"):
+        parse(struct.pack("<HHL", 8, 0x16, 0) * (5 << 17), IMPLICIT)
+
+
+def test_a_long_list_is_read_and_a_longer_one_is_not() -> None:
+    def item(number: int) -> bytes:
+        uid = f"1.2.{number:08d}".encode()
+        body = struct.pack("<HHL", 8, 0x1150, 4) + b"1.23" + struct.pack("<HHL", 8, 0x1155, len(uid)) + uid
+        end = struct.pack("<HHL", 0xFFFE, 0xE00D, 0)
+        return struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) + body + end
+
+    def request(count: int) -> bytes:
+        head = struct.pack("<HHL", 8, 0x1195, 6) + b"1.2.3\0" + struct.pack("<HHL", 8, 0x1199, 0xFFFFFFFF)
+        return head + b"".join(map(item, range(count))) + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+
+    assert len(parse(request(MOST_INSTANCES), IMPLICIT)[1]) == MOST_INSTANCES
+    with pytest.raises(Unreadable, match="instances"):
+        parse(request(MOST_INSTANCES + 1), IMPLICIT)
+
+
+# --- the folder -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path: Path, files: Files) -> Commitments:
+    kept = Commitments(tmp_path, files)
+    kept.create()
+    return kept
+
+
+ASKED = (Reference(MR, "1.2.3.1"), Reference(CT, "1.2.3.2"))
+
+
+def test_a_request_is_kept_decided_and_told(kept: Commitments) -> None:
+    request = kept.add("1.2.3", WHO, ASKED)
+    assert kept.waiting() == [request.id]
+    assert kept.read(request.id) == request
+    decided = kept.decide(request, {"1.2.3.2": 0x0112})
+    assert kept.read(request.id) == decided
+    kept.finish(kept.trouble(decided, "it does not listen"))
+    assert kept.waiting() == []
+    assert list(kept.open()) == []
+    [found] = kept.all()
+    assert (found.failed, found.trouble, bool(found.told)) == ({"1.2.3.2": 0x0112}, "", True)
+
+
+def test_what_was_given_up_is_kept_and_may_wait_again(kept: Commitments) -> None:
+    request = kept.decide(kept.add("1.2.3", WHO, ASKED), {})
+    kept.give_up(request, "it does not listen")
+    assert kept.waiting() == []
+    assert [each.given_up for each in kept.open()] == ["it does not listen"]
+    kept.revive()
+    assert kept.read(request.id) == request
+    assert len(list(kept.all())) == 1
+
+
+def test_nothing_failed_is_another_answer_than_none(kept: Commitments) -> None:
+    request = kept.add("1.2.3", WHO, ASKED)
+    assert kept.read(request.id).failed is None
+    kept.decide(request, {})
+    assert kept.read(request.id).failed == {}
+
+
+def test_a_request_is_durable_before_it_is_answered(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    class Watched(Files):
+        def fsync(self, fd: int) -> None:
+            done.append("fsync folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "fsync")
+            super().fsync(fd)
+
+        def rename(self, old: object, new: object, **at: object) -> None:
+            done.append("rename")
+            super().rename(old, new, **at)  # type: ignore[arg-type]
+
+    kept = Commitments(tmp_path, Watched())
+    kept.create()
+    done.clear()
+    kept.add("1.2.3", WHO, ASKED)
+    assert done == ["fsync", "rename", "fsync folder"]
+
+
+@pytest.mark.parametrize("effect", ["fsync", "write", "rename", "fsync_folder"])
+def test_what_could_not_be_kept_leaves_nothing(tmp_path: Path, effect: str) -> None:
+    class Failing(Files):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    files = Failing()
+    kept = Commitments(tmp_path, files)
+    kept.create()
+    setattr(files, effect, fail)
+    with pytest.raises(OSError, match="space"):
+        kept.add("1.2.3", WHO, ASKED)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_crash_in_mid_move_means_told(kept: Commitments, tmp_path: Path) -> None:
+    request = kept.decide(kept.add("1.2.3", WHO, ASKED), {})
+    waiting = tmp_path / "waiting" / f"{request.id}.json"
+    before = waiting.read_bytes()
+    kept.finish(request)
+    waiting.write_bytes(before)
+    kept.tidy()
+    assert kept.waiting() == []
+    assert len(list(kept.all())) == 1
+
+
+def test_what_is_no_request_is_left_where_it_is(kept: Commitments, tmp_path: Path) -> None:
+    for name, content in [("a", b"{}"), ("b", b"junk"), ("c", json.dumps({"instances": [["1"]]}).encode())]:
+        (tmp_path / "waiting" / f"{name}.json").write_bytes(content)
+        with pytest.raises(ValueError):  # noqa: PT011  a JSON error is one too
+            kept.read(name)
+    assert list(kept.all()) == []
+
+
+def test_there_is_a_limit_to_what_waits(kept: Commitments, tmp_path: Path) -> None:
+    for number in range(MOST_WAITING):
+        (tmp_path / "waiting" / f"{number}.json").touch()
+    with pytest.raises(TooMany):
+        kept.add("1.2.3", WHO, ASKED)
+
+
+# --- the decision ---------------------------------------------------------------------------------------------------
+
+A, B = ASKED
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "waited", "answer"),
+    [
+        (Standing.SAFE, Standing.SAFE, False, {}),
+        (Standing.SAFE, Standing.SAFE, True, {}),
+        (Standing.SAFE, Standing.ABSENT, False, None),
+        (Standing.SAFE, Standing.ABSENT, True, {B.sop_uid: 0x0112}),
+        (Standing.NOT_DELIVERED, Standing.SAFE, False, None),
+        (Standing.NOT_DELIVERED, Standing.ABSENT, True, {A.sop_uid: 0x0110, B.sop_uid: 0x0112}),
+        (Standing.OTHER_CLASS, Standing.SAFE, False, {A.sop_uid: 0x0119}),
+        (Standing.OTHER_CLASS, Standing.ABSENT, False, None),
+    ],
+)
+def test_what_is_promised_and_when(one: Standing, other: Standing, waited: bool, answer: dict[str, int] | None) -> None:
+    assert judge({A: one, B: other}, waited) == answer
+
+
+@given(st.lists(st.sampled_from(Standing), min_size=1, max_size=5), st.booleans())
+def test_nothing_is_promised_that_is_not_safe(standing: list[Standing], waited: bool) -> None:
+    asked = {Reference(MR, f"1.2.{number}"): each for number, each in enumerate(standing)}
+    answer = judge(asked, waited)
+    if answer is None:
+        assert not waited
+    else:
+        assert set(answer) == {each.sop_uid for each, said in asked.items() if said is not Standing.SAFE}
+
+
+# --- the index ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spool(tmp_path: Path, files: Files) -> Spool:
+    spool = Spool(tmp_path / "spool", files)
+    spool.create()
+    return spool
+
+
+def an_index(spool: Spool) -> BySop:
+    index = BySop(spool)
+    index.begin()
+    while index.go_on(10):
+        pass
+    return index
+
+
+KEYS = ["0" * 32, "f" * 32]
+
+
+def test_what_was_noted_is_found_in_this_life_and_the_next(spool: Spool) -> None:
+    index = an_index(spool)
+    index.note("1.2.3", KEYS[0])
+    index.note("1.2.3", KEYS[1])
+    assert index.find(["1.2.3"]) == {}
+    index.flush()
+    assert index.find(["1.2.3", "1.2.4"]) == {"1.2.3": set(KEYS)}
+    again = BySop(spool)
+    again.begin()
+    assert again.whole
+    assert again.find(["1.2.3"]) == {"1.2.3": set(KEYS)}
+
+
+def test_it_is_made_anew_from_the_names_in_the_store(spool: Spool) -> None:
+    images = spool.unit_folder(KEYS[0]) / "images" / "00"
+    images.mkdir(parents=True)
+    uids = [str(generate_uid()) for _ in range(5)]
+    for uid in uids:
+        (images / f"{sop_hash(uid)}.dcm").touch()
+    (images / f"{sop_hash(uids[0])}-{'0' * 32}.dcm").touch()  # another copy
+    assert an_index(spool).find(uids) == {uid: {KEYS[0]} for uid in uids}
+
+
+def test_after_a_reboot_it_is_not_trusted(spool: Spool) -> None:
+    an_index(spool)
+    (spool.root / "by-sop" / "whole").write_bytes(b"another boot\n")
+    index = BySop(spool)
+    index.begin()
+    assert not index.whole
+
+
+def test_a_full_disk_means_that_it_is_made_anew(spool: Spool) -> None:
+    index = an_index(spool)
+    (spool.root / "by-sop" / sop_hash("1.2.3")[:3]).mkdir()  # nothing can be appended to a folder
+    index.note("1.2.3", KEYS[0])
+    with pytest.raises(OSError):  # noqa: PT011
+        index.flush()
+    assert not index.whole
+    while index.go_on(10):
+        pass
+    assert index.whole
+    index.note_all(KEYS[0], ["1.2.3", "1.2.4"])
+    index.flush()
+    assert set(index.find(["1.2.3", "1.2.4"])) == {"1.2.3", "1.2.4"}
+
+
+def test_a_torn_line_says_nothing(spool: Spool) -> None:
+    index = an_index(spool)
+    name = sop_hash("1.2.3")
+    (spool.root / "by-sop" / name[:3]).write_bytes(f"{name} 0000".encode())
+    index.note("1.2.3", KEYS[1])
+    index.flush()
+    assert index.find(["1.2.3"]) == {"1.2.3": {KEYS[1]}}
