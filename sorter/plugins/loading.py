@@ -27,7 +27,7 @@ from sorter import hookspecs
 from sorter.durable import Files
 
 GROUP = hookspecs.PROJECT
-BUILT_IN = ("identity", "routing", "naming", "expectations", "targets")
+BUILT_IN = ("identity", "routing", "naming", "expectations", "grouping", "targets")
 """Modules of `sorter.builtin` that are plugins, in the order they are asked."""
 
 MAX_SOURCE = 4 << 20

@@ -34,6 +34,7 @@ class Spool:
         self.taking = root / "taking"
         self.scratch = root / "scratch"
         self.aside = Quarantine(self.quarantine, files)
+        self.groups = root / "groups"  # which series were put together, made with the first
         self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
 
     # --- a life on it -------------------------------------------------------------------------------------------

@@ -24,11 +24,12 @@ from typing import Any, Protocol
 
 from sorter.durable import Files
 from sorter.errors import Quarantine
-from sorter.model import Instance, Source, Standing, UnitKind, unit_key
+from sorter.model import Instance, Source, Standing
 from sorter.spool import Spool, Unit
 from sorter.spool.layout import now
 from sorter.spool.unit import took
 from sorter.take.compare import header_change
+from sorter.take.groups import Groups
 from sorter.take.header import Parsed, Truncated, examine, file_meta
 
 UNKNOWN = Source()
@@ -118,6 +119,7 @@ class Filing:
     ) -> None:
         self._spool, self._rules, self._unit, self._forget = spool, rules, unit, forget
         self._files: Files = spool.files
+        self._groups = Groups(spool, lambda instance: self._rules.group(instance))
         self._copies = 0
 
     def take(self, candidates: Sequence[Candidate]) -> list[Filed]:
@@ -181,8 +183,7 @@ class Filing:
                 source, calling=parsed.calling, called=parsed.called, address=parsed.address or source.address
             )
         instance = _instance(parsed, source)
-        group = self._rules.group(instance)
-        key = unit_key(UnitKind.SERIES, instance.study_uid, group or instance.series_uid)
+        key = self._groups.key(instance)
         unit = self._unit(key)
         copies = [unit.instances[name] for name in unit.by_sop.get(instance.sop_uid, ())]
         same = next((each for each in copies if each.dataset == instance.dataset), None)
@@ -192,8 +193,6 @@ class Filing:
             return Filed(step.candidate, "same", same, key)
         place = unit.place(instance.sop_uid, instance.dataset)
         self._link(step.file, unit.images / place, batch)
-        if not unit.instances:
-            unit.group = group
         instance = self._enter(unit, instance, place, step.file, batch.of(unit))
         return Filed(step.candidate, "new", instance, key)
 
@@ -215,6 +214,7 @@ class Filing:
         """Count an instance, whose bytes are in `file`, as one of the unit's, with its place and its standing."""
         copies = [unit.instances[name] for name in unit.by_sop.get(instance.sop_uid, ())]
         if not unit.instances:
+            unit.group = self._groups.group(instance)
             evidence.append({"unit": unit.kind.value, "study": instance.study_uid, "group": unit.group})
         standing, demoted = self._standing(unit, instance, copies, file)
         header = unit.difference(instance.header)

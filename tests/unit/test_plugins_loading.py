@@ -68,7 +68,8 @@ def test_order_is_files_then_distributions_then_built_ins(
     listing = Plugins.load({}, folder, Files(), {}).listing()
 
     names = [line.name for line in listing]
-    assert names == ["a", "b", *sorted(installed), "identity", "routing", "naming", "expectations", "targets"]
+    built_in = ["identity", "routing", "naming", "expectations", "grouping", "targets"]
+    assert names == ["a", "b", *sorted(installed), *built_in]
     assert {"zoo", "ape"} <= installed
     assert [line.order for line in listing] == list(range(1, len(listing) + 1))
     ape = next(line for line in listing if line.name == "ape")
