@@ -11,11 +11,13 @@ from typing import Any
 import click
 from rich.table import Table
 
+from sorter.cli import door
 from sorter.cli.common import console, open_spool, with_config
 from sorter.cli.find import find_units, in_order, summaries
 from sorter.config import Config
 from sorter.errors import SorterError
 from sorter.model import plain
+from sorter.receive.refusals import told
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.commitments import Commitment, Commitments
 from sorter.watch.taken import still_there
@@ -42,9 +44,14 @@ def status_command(config: Config, as_json: bool) -> None:
     spool = open_spool(config)
     units = in_order(summaries(spool))
     status = _status(config, units, spool)
-    _print_json(status) if as_json else _print_status(status, units)
-    if not as_json:
-        _print_commitments(Commitments(spool.commitments, spool.files))
+    at_the_door = told(spool.received, spool.files)
+    if as_json:
+        _print_json({**status, **door.as_json(at_the_door, config)})
+        return
+    _print_status(status, units)
+    for text in door.lines(at_the_door, config):
+        console.print(text, soft_wrap=True, markup=False)
+    _print_commitments(Commitments(spool.commitments, spool.files))
 
 
 def _is_running(spool: Spool) -> bool:

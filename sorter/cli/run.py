@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import sys
 
 import click
 from rich.table import Table
 
 from sorter.cli.common import Where, console, log_to_stderr, with_config, with_where
-from sorter.config import Config
+from sorter.config import Config, server_context
 from sorter.daemon.assembly import load_plugins, outlets_of, planner_of
 from sorter.daemon.receive import run_receive
 from sorter.daemon.sort import Sort
 from sorter.daemon.supervise import Supervisor, end_with_parent, supervisor_is_gone
 from sorter.durable import Files
+from sorter.receive.gate import is_loopback
 
 supervised = click.option("--supervised", is_flag=True, hidden=True)
 quiet_option = click.option("--quiet", type=click.FloatRange(min=0.1), help="Seconds without an image; default 30.")
@@ -48,6 +47,7 @@ def _checked(config: Config) -> None:
     plugins = load_plugins(config, Files())
     outlets_of(config, plugins)
     planner_of(config, plugins)
+    server_context(config)
 
 
 @click.command("receive")
@@ -58,21 +58,29 @@ def _checked(config: Config) -> None:
 def receive_command(where: Where, host: str | None, port: int | None, supervised: bool) -> None:
     """Only receive: the storage SCP, writing into the spool's received/ folder."""
     log_to_stderr()
-    config = where.load().with_receive(host=host, port=port)
 
-    def ready(port: int) -> None:
-        print(ready_line(config, port), flush=True)  # noqa: T201
+    def load() -> Config:
+        return where.load().with_receive(host=host, port=port)
 
-    run_receive(config, ready, supervisor_is_gone if supervised else lambda: False)
+    config = load()
+
+    def ready(*ports: int) -> None:
+        print(ready_line(config, *ports), flush=True)  # noqa: T201
+
+    run_receive(load, ready, supervisor_is_gone if supervised else lambda: False)
 
 
-def ready_line(config: Config, port: int) -> str:
+def ready_line(config: Config, port: int, tls_port: int | None = None) -> str:
     """One line for people and scripts: who and where we are."""
-    host = config.receive.host
-    line = f"ready: {config.receive.ae_title} receives on {host}:{port}, spool {config.spool}"
-    with contextlib.suppress(ValueError):
-        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
-            line += " (loopback only: for scanners, give --host 0.0.0.0 or this machine's address)"
+    receive = config.receive
+    line = f"ready: {receive.ae_title} receives on {receive.host}:{port}, "
+    hosts = [receive.host]
+    if receive.tls is not None and tls_port is not None:
+        hosts.append(receive.tls.host or receive.host)
+        line += f"with TLS on {hosts[1]}:{tls_port}, "
+    line += f"spool {config.spool}"
+    if all(is_loopback(host) for host in hosts):
+        line += " (loopback only: for scanners, give --host 0.0.0.0 or this machine's address)"
     return line
 
 

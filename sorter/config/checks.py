@@ -17,6 +17,7 @@ def check(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
     """The faults between tables. `raw` says what was written, for what could not be read is still known by name."""
     yield from _spool(config, raw)
     yield from _senders(raw)
+    yield from _places(config, raw)
     yield from _waiting(config, raw)
     yield from _names(config)
     yield from _targets(config, raw)
@@ -34,6 +35,15 @@ def _senders(raw: Mapping[str, Any]) -> Iterator[Fault]:
     for index, each in enumerate(raw["senders"] if isinstance(raw.get("senders"), list) else ()):
         if isinstance(each, Mapping) and not {"ae", "address"} & each.keys():
             yield ("senders", str(index)), "says of no sender who it is; give ae, address, or both"
+
+
+def _places(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
+    given = config.receive
+    if given.reserve >= given.associations:
+        says = f"{given.reserve} of {given.associations} associations would leave none for others; make it less"
+        yield ("receive", "reserve"), says
+    if given.strangers is False and not raw.get("senders"):
+        yield ("receive", "strangers"), "nobody could send, as there are no [[senders]]; list them, or leave this out"
 
 
 def _waiting(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:

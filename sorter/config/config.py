@@ -64,6 +64,21 @@ class Config(Section):
         """The admin's folder of single-file plugins, or None."""
         return self.sorter.plugins
 
+    @property
+    def admits_strangers(self) -> bool:
+        """Whether senders that are not listed may send."""
+        return not self.senders if self.receive.strangers is None else self.receive.strangers
+
+    @property
+    def called(self) -> frozenset[str] | None:
+        """The AE titles that may be called; None for any."""
+        match self.receive.called:
+            case "any":
+                return None
+            case "own":
+                return frozenset({self.receive.ae_title})
+        return frozenset(self.receive.called)
+
     def lab_root(self, name: str) -> Path:
         """The folder of a lab (or of `unassigned`, with `--root`). SorterError where there is no such lab."""
         lab = self.labs.get(name)

@@ -27,11 +27,19 @@ class Unknown(ValueError):
         super().__init__(says)
 
 
-def _path(value: Any, info: ValidationInfo) -> Any:
+def _folder(value: Any, info: ValidationInfo) -> Any:
+    return _path(value, info, "folder")
+
+
+def _file(value: Any, info: ValidationInfo) -> Any:
+    return _path(value, info, "file")
+
+
+def _path(value: Any, info: ValidationInfo, what: str) -> Any:
     if not isinstance(value, str):
-        return value if isinstance(value, Path) else _wrong("must be a folder in quotes", value)
+        return value if isinstance(value, Path) else _wrong(f"must be a {what} in quotes", value)
     if not value.strip() or any(ord(char) < 32 for char in value):
-        raise ValueError("must name a folder")
+        raise ValueError(f"must name a {what}")
     if value.startswith("~"):
         raise ValueError("~ is not known here; write the whole path")
     base = (info.context or {}).get("base", Path())
@@ -71,6 +79,14 @@ def _address(value: str) -> str:
         ) from None
 
 
+def _called(value: Any) -> Any:
+    if value in ("any", "own"):
+        return value
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        return _wrong('must be "any", "own" or a list of AE titles', value)
+    return tuple(_ae_title(each) for each in value)
+
+
 def _host(value: str) -> str:
     if not _HOST.fullmatch(value):
         raise ValueError(f'{shown(value)} is no host; write an address, as "0.0.0.0", or a host name')
@@ -98,7 +114,8 @@ def _keep(value: Any) -> Any:
     return _wrong('must be "forever" or a number of days, at least 1', value)
 
 
-Folder = Annotated[Path, BeforeValidator(_path)]
+Folder = Annotated[Path, BeforeValidator(_folder)]
+File = Annotated[Path, BeforeValidator(_file)]
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
 
@@ -120,6 +137,21 @@ class Sorter(Section):
     """A folder of single-file plugins. Only its owner may write to it. Default: none."""
 
 
+class Tls(Section):
+    """`[receive.tls]`: a second port, on which TLS is spoken. What the files hold is checked before it is opened."""
+
+    cert: File
+    """The certificate of this machine, in PEM, with those between it and its CA behind it."""
+    key: File
+    """Its private key, in PEM, without a passphrase."""
+    ca: File | None = None
+    """The certificates of the CAs, in PEM, that those of senders must be signed by. Without it senders show none."""
+    port: int = Field(default=2762, ge=0, le=65535)
+    """The port to speak TLS on; 0 takes any free one. 2762 is DICOM's own (PS3.8 9.1.1)."""
+    host: Annotated[str, AfterValidator(_host)] | None = None
+    """The address to listen on. Default: `host` of `[receive]`."""
+
+
 class Receive(Section):
     """`[receive]`: the port that scanners send to."""
 
@@ -136,10 +168,23 @@ class Receive(Section):
     in the store, `"delivered"` when it is also at every place it is to be delivered to."""
     commitment_wait: Seconds = 600.0
     """For so many seconds an image that storage commitment is asked for may still come; then it is reported missing."""
+    strangers: bool | None = None
+    """Whether senders that are not listed in `[[senders]]` are admitted. Default: only while none is listed."""
+    called: Annotated[Literal["any", "own"] | tuple[str, ...], BeforeValidator(_called)] = "any"
+    """The AE titles that may be called: `"any"`, `"own"` (that is `ae_title`), or a list of them."""
+    associations: int = Field(default=500, ge=1, le=10_000)
+    """How many associations there may be at once; one more is rejected for the moment."""
+    per_address: int = Field(default=128, ge=1, le=10_000)
+    """How many of these one address may have."""
+    reserve: int = Field(default=50, ge=0, le=10_000)
+    """How many of these are kept for listed senders, where strangers are admitted too."""
+    tls: Tls | None = None
+    """`[receive.tls]`: a second port, on which TLS is spoken. Default: none."""
 
 
 class Sender(Section):
-    """`[[senders]]`: a scanner or another node that is known. `ae`, `address`, or both say which one is meant."""
+    """`[[senders]]`: a scanner or another node that is known. `ae`, `address`, or both say which one is meant. Where
+    one is listed, nobody else may send, unless `strangers` in `[receive]` says so."""
 
     ae: AETitle | None = None
     """The AE title that it calls itself."""

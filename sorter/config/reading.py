@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tomli
 from pydantic import BaseModel, ValidationError
@@ -350,14 +350,24 @@ def _below(model: type[BaseModel], loc: Sequence[str | int]) -> Key:
     """A fault's location without what pydantic adds to tell the members of a union apart."""
     parts = [str(part) for part in loc]
     if len(parts) > 1 and parts[0] in model.model_fields:
-        parts = [parts[0], *(part for part in parts[1:] if part.isdigit())]
+        table = _table_in(model, parts[0])
+        rest = _below(table, parts[1:]) if table else tuple(part for part in parts[1:] if part.isdigit())
+        return (parts[0], *rest)
     return tuple(parts)
+
+
+def _table_in(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The model of a table inside a table, as [receive.tls]."""
+    annotation = model.model_fields[key].annotation
+    kinds = get_args(annotation) or (annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _sentence(item: Mapping[str, Any], model: type[BaseModel], path: Key) -> str:
     kind, context = item["type"], item.get("ctx") or {}
     if kind == "extra_forbidden":
-        return f"there is no such key{did_you_mean(path[-1], model.model_fields)}"
+        table = (_table_in(model, path[0]) or model) if len(path) > 1 else model
+        return f"there is no such key{did_you_mean(path[-1], table.model_fields)}"
     if kind == "missing":
         return "must be given"
     if kind == "value_error":

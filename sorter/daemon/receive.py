@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-import signal
+import logging
 from collections.abc import Callable
 
-from sorter.config import Config
+from sorter.config import Config, server_context
 from sorter.durable import Files
-from sorter.receive import Job, ReceiveSettings, run
+from sorter.receive import Job, Known, ReceiveSettings, Tls, open_to_everybody, run
 from sorter.spool import Spool
 
+log = logging.getLogger("sorter.receive")
 
-def run_receive(config: Config, ready: Callable[[int], None], over: Callable[[], bool]) -> None:
-    """Receive until SIGTERM or SIGINT, or until `over`; `ready` is told the port once it answers."""
-    files = Files()
+
+def run_receive(load: Callable[[], Config], ready: Callable[..., None], over: Callable[[], bool]) -> None:
+    """Receive until SIGTERM or SIGINT, or until `over`; `ready` is told the ports once they answer.
+
+    At SIGHUP the configuration is loaded again: who may send, and the certificates of TLS. The rest needs a restart.
+    """
+    config, files = load(), Files()
+    settings = settings_of(config)
     spool = Spool(config.spool, files)
     spool.create()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing here can change while the port is open
-    run(Job(settings_of(config), spool.received, files), ready, over)
+    if open_to_everybody(settings):
+        log.warning("WARNING: whoever reaches this machine may send images to it; list your scanners as [[senders]]")
+    run(Job(settings, spool.received, files, reload=lambda: settings_of(load())), ready, over)
 
 
 def settings_of(config: Config) -> ReceiveSettings:
     """What the configuration says to the receiver."""
-    given = config.receive
+    given, context = config.receive, server_context(config)
     kept = Spool(config.spool, Files()).commitments if given.commitment != "off" else None
-    return ReceiveSettings(given.ae_title, given.host, given.port, given.processes, commitments=kept)
+    tls = Tls(context, given.tls.host or given.host, given.tls.port) if given.tls and context else None
+    return ReceiveSettings(
+        ae_title=given.ae_title,
+        host=given.host,
+        port=given.port,
+        processes=given.processes,
+        commitments=kept,
+        tls=tls,
+        senders=tuple(Known(each.ae, each.address) for each in config.senders),
+        strangers=config.admits_strangers,
+        called=config.called,
+        associations=given.associations,
+        per_address=given.per_address,
+        reserve=given.reserve,
+    )

@@ -5,8 +5,8 @@ A connection waits in the `lobby` until it has asked; its `association` gets a t
 `upper_layer` and `dimse` hold the encodings, `server` the life of one process, `workers` that of several.
 """
 
-from sorter.receive.server import Receiver, listen
-from sorter.receive.settings import ReceiveSettings
+from sorter.receive.server import Receiver, open_doors, open_to_everybody
+from sorter.receive.settings import Known, ReceiveSettings, Tls
 from sorter.receive.workers import Job, run
 
-__all__ = ["Job", "ReceiveSettings", "Receiver", "listen", "run"]
+__all__ = ["Job", "Known", "ReceiveSettings", "Receiver", "Tls", "open_doors", "open_to_everybody", "run"]

@@ -49,10 +49,10 @@ class Association:
         self._socket, self._arrivals, self._settings, self._patience = sock, arrivals, settings, patience
         self._commitments = commitments
 
-    def run(self, body: bytes, peer: tuple[str, int]) -> None:
-        """`body` is the A-ASSOCIATE-RQ without type and length. The connection is closed at the end."""
+    def run(self, request: Request, peer: tuple[str, int]) -> None:
+        """Answer `request`, then serve. The connection is closed at the end."""
         try:
-            self._serve(body, peer)
+            self._serve(request, peer)
         except ProtocolError as error:
             log.warning("%s broke the protocol: %s", peer[0], error)
             say_last(self._socket, upper_layer.encode_abort(error.reason))
@@ -65,8 +65,7 @@ class Association:
         finally:
             self._socket.close()
 
-    def _serve(self, body: bytes, peer: tuple[str, int]) -> None:
-        request = upper_layer.decode_request(body)
+    def _serve(self, request: Request, peer: tuple[str, int]) -> None:
         agreement = negotiate(request, self._settings.max_pdu, self._commitments is not None)
         route = Route(request.calling, request.called, *peer)
         try:

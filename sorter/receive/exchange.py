@@ -64,12 +64,13 @@ class Exchange:
         context = self._contexts.get(piece.context)
         if context is None:
             raise ProtocolError("a message in a presentation context that was not accepted")
-        data = bytearray()
+        data, size = bytearray(), 0
         while True:
             if not piece.command or piece.context != context.number:
                 raise ProtocolError("a data set without its command", AbortReason.UNEXPECTED_PARAMETER)
             data += piece.data
-            if len(data) > self._settings.max_command:
+            size += max(1, len(piece.data))  # pieces of nothing must end too
+            if size > self._settings.max_command:
                 raise ProtocolError(f"a command set of more than {self._settings.max_command} bytes")
             if piece.last:
                 return context, dimse.decode_command(bytes(data))

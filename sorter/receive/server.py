@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sorter.durable import Files
@@ -14,10 +17,12 @@ from sorter.errors import SorterError
 from sorter.receive import upper_layer
 from sorter.receive.arrivals import Arrivals
 from sorter.receive.association import Association, say
-from sorter.receive.lobby import Lobby, Peer
+from sorter.receive.gate import FULL, NO_THREADS, Caller, Gate, Refusal, is_loopback
+from sorter.receive.lobby import Door, Keeper, Lobby, Peer
+from sorter.receive.refusals import Open, Refusals
 from sorter.receive.settings import ReceiveSettings
 from sorter.receive.tally import Tally
-from sorter.receive.upper_layer import Patience, Rejection
+from sorter.receive.upper_layer import Patience, Rejection, Request
 from sorter.spool.commitments import Commitments
 
 log = logging.getLogger("sorter.receive")
@@ -37,9 +42,12 @@ class Receiver:
         self, settings: ReceiveSettings, received: Path, files: Files, number: int = 1, tally: Tally | None = None
     ) -> None:
         worker = f"w{number}"
-        self._row = (tally or Tally(number)).row(number - 1)
+        self._row = (tally or Tally(number, settings.associations)).row(number - 1)
         self._row.clear()
         self._settings = settings
+        self._keeper = Keeper(Gate(settings), Refusals(received / worker, files), self._row)
+        self._refusals = self._keeper.refusals
+        self._doors: Sequence[Door] = ()
         self._arrivals = Arrivals(received, worker, files, settings)
         self._received = received
         self._commitments = Commitments(settings.commitments, files) if settings.commitments else None
@@ -49,21 +57,45 @@ class Receiver:
         self._lobby: Lobby | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self, listener: socket.socket | None = None) -> int:
-        """Begin to answer, on `listener` if it is given; the port. SorterError says why it cannot be."""
+    def start(self, doors: Sequence[Door] = ()) -> int:
+        """Begin to answer, at `doors` if they are given; the port of the first. SorterError says why it cannot be."""
+        self._doors = doors = doors or open_doors(self._settings)
+        port = int(doors[0].listener.getsockname()[1])
         try:
             self._arrivals.begin()
             if self._commitments is not None:
                 self._commitments.create()
         except OSError as error:
+            for door in doors:
+                door.listener.close()
             why = f"{error.strerror}; sorter must be able to write there"
             raise SorterError(f"{self._received} cannot be used for received images: {why}") from error
-        listener = listener or listen(self._settings)
-        port = int(listener.getsockname()[1])
-        self._lobby = Lobby(listener, self._settings, self._admit, self._row)
-        self._thread = threading.Thread(target=self._lobby.run, args=(self._arrivals.tick,), name="lobby", daemon=True)
+        self._refusals.begin(self._open())
+        self._lobby = Lobby(doors, self._settings, self._keeper, self._admit)
+        self._thread = threading.Thread(target=self._lobby.run, args=(self._tick,), name="lobby", daemon=True)
         self._thread.start()
         return port
+
+    def admit_from_now_on(self, settings: ReceiveSettings) -> None:
+        """Callers, places and certificates as `settings` say. Ports stay open, associations go on."""
+        self._settings = replace(
+            self._settings,
+            senders=settings.senders,
+            strangers=settings.strangers,
+            called=settings.called,
+            associations=min(settings.associations, self._settings.associations),  # the tally has no more places
+            per_address=settings.per_address,
+            reserve=settings.reserve,
+        )
+        self._keeper.gate = Gate(self._settings)
+        for door in self._doors:
+            if door.tls is not None and settings.tls is not None:
+                door.tls = settings.tls.context
+        self._refusals.open(self._open())
+
+    def _open(self) -> Open:
+        port = int(self._doors[0].listener.getsockname()[1])
+        return Open(self._settings.host, port, open_to_everybody(self._settings), time.time())
 
     def stop(self, timeout: float) -> None:
         """Take nothing new, finish the instances in flight, release the associations; `timeout` in seconds.
@@ -83,6 +115,7 @@ class Receiver:
                 _cut(sock)
         self._join(max(deadline, time.monotonic() + _LAST_SECONDS))
         self._arrivals.close()
+        self._refusals.close()
 
     @property
     def alive(self) -> bool:
@@ -95,50 +128,87 @@ class Receiver:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
+    def _tick(self) -> None:
+        self._arrivals.tick()
+        self._refusals.tick()
+
     def _admit(self, sock: socket.socket, body: bytes, peer: Peer) -> None:
-        """A complete request is here: give it a thread, or say that there are too many."""
-        patience = Patience(self._settings.stall_timeout, self._settings.idle_timeout, self._stopping.is_set)
-        association = Association(sock, self._arrivals, self._settings, patience, self._commitments)
-        thread = threading.Thread(target=self._serve, args=(association, body, peer), name="association", daemon=True)
-        with self._lock:
-            full = len(self._serving) >= self._settings.associations
-            if not full:
-                self._serving[thread] = sock
-                self._row.associations(len(self._serving))
-        if full:
-            log.warning("%s: too many associations at once", peer[0])
-            say(sock, Rejection(*upper_layer.LOCAL_LIMIT_EXCEEDED).pdu)
+        """A complete request is here: give it a place and a thread, or say why not."""
+        request = upper_layer.decode_request(body)
+        caller = Caller(peer[0], request.calling, request.called)
+        refusal = self._keeper.gate.at_the_request(caller, *self._row.count(caller.address))
+        if refusal is None:
+            refusal = self._begin(sock, request, peer)
+        if refusal is not None:
+            assert refusal.rejection is not None
+            say(sock, Rejection(*refusal.rejection).pdu)
             sock.close()
-            return
+            self._refusals.note(caller, refusal)
+
+    def _begin(self, sock: socket.socket, request: Request, peer: Peer) -> Refusal | None:
+        place = self._row.take(peer[0])
+        if place is None:
+            return FULL
+        thread = threading.Thread(
+            target=self._serve, args=(sock, request, peer, place), name="association", daemon=True
+        )
+        with self._lock:
+            self._serving[thread] = sock
+            self._row.associations(len(self._serving))
         try:
             thread.start()
         except RuntimeError:  # the system gives no more threads
-            self._forget(thread)
-            say(sock, Rejection(*upper_layer.TEMPORARY_CONGESTION).pdu)
-            sock.close()
+            self._forget(thread, place)
+            return NO_THREADS
+        return None
 
-    def _serve(self, association: Association, body: bytes, peer: Peer) -> None:
+    def _serve(self, sock: socket.socket, request: Request, peer: Peer, place: int) -> None:
+        """A thread's whole life."""
+        settings = self._settings
+        stopping = self._stopping.is_set
+        patience = Patience(settings.stall_timeout, settings.idle_timeout, stopping, settings.least_rate)
         try:
-            association.run(body, peer)
+            Association(sock, self._arrivals, self._settings, patience, self._commitments).run(request, peer)
         finally:
-            self._forget(threading.current_thread())
+            self._forget(threading.current_thread(), place)
 
-    def _forget(self, thread: threading.Thread) -> None:
+    def _forget(self, thread: threading.Thread, place: int) -> None:
         with self._lock:
             del self._serving[thread]
             self._row.associations(len(self._serving))
+            self._row.give_back(place)
 
 
-def listen(settings: ReceiveSettings) -> socket.socket:
-    """A listening socket, which child processes may inherit. SorterError says why there is none."""
-    where = f"{settings.host} port {settings.port}"
+def open_to_everybody(settings: ReceiveSettings) -> bool:
+    """Whether whoever reaches this machine over a network is admitted."""
+    hosts = [settings.host]
+    if settings.tls is not None and settings.tls.context.verify_mode is not ssl.CERT_REQUIRED:
+        hosts.append(settings.tls.host)
+    return settings.strangers and not all(is_loopback(host) for host in hosts)
+
+
+def open_doors(settings: ReceiveSettings) -> list[Door]:
+    """The listening sockets, that without TLS first, which child processes may inherit. SorterError says why not."""
+    doors = [Door(_listen("receive", settings.host, settings.port))]
+    if settings.tls is not None:
+        try:
+            listener = _listen("receive.tls", settings.tls.host, settings.tls.port)
+        except SorterError:
+            doors[0].listener.close()
+            raise
+        doors.append(Door(listener, settings.tls.context))
+    return doors
+
+
+def _listen(table: str, host: str, port: int) -> socket.socket:
+    where = f"{host} port {port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
         raise SorterError(
-            f"cannot receive on {where}: the host is not known ({error.strerror}); set host in [receive]"
+            f"cannot receive on {where}: the host is not known ({error.strerror}); set host in [{table}]"
         ) from error
     sock = socket.socket(family, kind, protocol)
     try:
@@ -147,18 +217,18 @@ def listen(settings: ReceiveSettings) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise SorterError(f"cannot receive on {where}: {_why(error)}") from error
+        raise SorterError(f"cannot receive on {where}: {_why(error, table)}") from error
     return sock
 
 
-def _why(error: OSError) -> str:
+def _why(error: OSError, table: str) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return "another program answers there; end it, or set another port in [receive]"
+            return f"another program answers there; end it, or set another port in [{table}]"
         case errno.EACCES:
-            return "ports below 1024 are for root; set another port in [receive]"
+            return f"ports below 1024 are for root; set another port in [{table}]"
         case errno.EADDRNOTAVAIL:
-            return "this machine has no such address; set host in [receive]"
+            return f"this machine has no such address; set host in [{table}]"
     return error.strerror or str(error)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -83,6 +84,8 @@ class Rejection(Exception):
 
 VERSION_NOT_SUPPORTED = (1, 2, 2)
 APPLICATION_CONTEXT_NOT_SUPPORTED = (1, 1, 2)
+CALLING_NOT_RECOGNIZED = (1, 1, 3)
+CALLED_NOT_RECOGNIZED = (1, 1, 7)
 TEMPORARY_CONGESTION = (2, 3, 1)
 LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 
@@ -260,6 +263,7 @@ class Patience:
     stall: float
     idle: float
     stopping: Callable[[], bool]
+    least_rate: float = 0.0  # bytes/s inside a message, while we wait for them
 
 
 class Wire:
@@ -277,6 +281,7 @@ class Wire:
         self._pdu_left = self._pdv_left = 0
         self._context = self._control = 0
         self._silent = 0.0
+        self._waited, self._came = 0.0, 0  # seconds and bytes, since the message began or the pace was looked at
         self._releasing = False
         self.in_message = False  # set by whoever knows: a message has begun and is not answered yet
         self.before_reuse: Callable[[], None] | None = None
@@ -284,6 +289,10 @@ class Wire:
         self._tick = tick
         wait = struct.pack("ll", int(tick), int(tick % 1 * 1e6))
         send_wait = struct.pack("ll", int(patience.stall), int(patience.stall % 1 * 1e6))
+        self._encrypted = isinstance(sock, ssl.SSLSocket)
+        if self._encrypted:
+            sock.settimeout(tick)
+            return
         sock.setblocking(True)  # the kernel's own timeouts save the poll that Python's would make before each call
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_wait)
@@ -291,9 +300,13 @@ class Wire:
     def send(self, data: bytes) -> None:
         """All of it, in one write where the kernel takes it; Lost when the peer does not."""
         try:
+            if self._encrypted:
+                self._socket.settimeout(self._patience.stall)
             self._socket.sendall(data)
+            if self._encrypted:
+                self._socket.settimeout(self._tick)
         except OSError as error:
-            raise Lost(f"the answer could not be sent: {error.strerror}") from error
+            raise Lost(f"the answer could not be sent: {error.strerror or error}") from error
 
     def piece(self) -> Piece:
         """The next bytes of a message. Raises Released, Aborted, Lost, Stopping or ProtocolError."""
@@ -311,6 +324,7 @@ class Wire:
     def message_done(self) -> None:
         """The message is answered. Raises Stopping when this process is to end."""
         self.in_message = False
+        self._waited, self._came = 0.0, 0
         if self._patience.stopping():
             raise Stopping
 
@@ -378,25 +392,45 @@ class Wire:
 
     def _receive(self, into: memoryview) -> int:
         while True:
+            began = time.monotonic()
             try:
                 # Re-armed each time: without it a sender with Nagle on waits 40 ms for our delayed ACK.
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
                 got = self._socket.recv_into(into)
-            except BlockingIOError:
+            except (BlockingIOError, TimeoutError):
+                self._waited += self._tick
                 self._nothing_came()
                 continue
             except OSError as error:
-                raise Lost(errno.errorcode.get(error.errno or 0, "connection error")) from error
+                raise Lost(_failure(error)) from error
             if not got:
                 raise Lost("the peer closed the connection")
             self._silent = 0.0
+            self._waited += time.monotonic() - began
+            self._came += got
+            if self._waited >= self._patience.stall:
+                self._keep_pace()
             return got
+
+    def _keep_pace(self) -> None:
+        """Whoever sends a byte now and then holds a place and a thread for nothing."""
+        if self._came < self._patience.least_rate * self._waited:
+            raise Lost(f"less than {self._patience.least_rate:g} bytes/s came for {self._waited:.0f} s")
+        self._waited, self._came = 0.0, 0
 
     def _nothing_came(self) -> None:
         self._silent += self._tick
         inside = self.in_message or self._pdu_left > 0 or self._pdv_left > 0 or self._start < self._end
         if not inside and self._patience.stopping():
             raise Stopping
+        if not inside:
+            self._waited, self._came = 0.0, 0
         limit = self._patience.stall if inside else self._patience.idle
         if self._silent >= limit:
             raise Lost(f"nothing came for {limit:g} s")
+
+
+def _failure(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or 'the peer broke it off'}"
+    return errno.errorcode.get(error.errno or 0, "connection error")

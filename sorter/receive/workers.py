@@ -15,18 +15,19 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 
 from sorter.durable import Files
 from sorter.errors import SorterError
-from sorter.receive.server import Receiver, listen
+from sorter.receive.lobby import Door
+from sorter.receive.server import Receiver, open_doors
 from sorter.receive.settings import ReceiveSettings
 from sorter.receive.tally import Tally
 
@@ -45,37 +46,47 @@ _fork = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every worker is given."""
+    """What every worker is given. With `reload`, which makes new settings or raises SorterError, SIGHUP is heeded."""
 
     settings: ReceiveSettings
     received: Path
     files: Files
     grace: float = GRACE
+    reload: Callable[[], ReceiveSettings] | None = None
 
 
-def run(job: Job, ready: Callable[[int], None], over: Callable[[], bool] = lambda: False) -> None:
+def run(job: Job, ready: Callable[..., None], over: Callable[[], bool] = lambda: False) -> None:
     """Receive until SIGTERM or SIGINT, or until `over`; then stop within the grace. For the main thread of a process.
 
-    `ready` is called with the port once every worker answers. SorterError says why one cannot.
+    `ready` is called with the port, and that with TLS if there is one, once every worker answers. SorterError says why
+    one cannot. At SIGHUP the workers are told who may come in from now on, see `Receiver.admit_from_now_on`.
     """
     ended = threading.Event()
+    hangup = _Hangup()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    listener = listen(job.settings)
-    port = int(listener.getsockname()[1])
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hangup.came)
+    doors = open_doors(job.settings)
     gc.freeze()  # what is there now is never looked at again, so its pages stay shared
-    tally = Tally(job.settings.processes)
-    workers = [_Worker(number, job, listener, tally) for number in range(1, job.settings.processes + 1)]
+    tally = Tally(job.settings.processes, job.settings.associations)
+    workers = [_Worker(number, job, doors, tally) for number in range(1, job.settings.processes + 1)]
     try:
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.await_ready()
-        ready(port)
+        ready(*(int(door.listener.getsockname()[1]) for door in doors))
         while not (ended.wait(_LOOK) or over()):
+            changed = hangup.settings(job)
+            if changed is not None:
+                job = replace(job, settings=changed)
+                log.info("who may send here was read again")
+                for worker in workers:
+                    worker.reload(job)
             for worker in workers:
                 worker.look_after(time.monotonic())
     finally:
-        listener.close()  # the last worker to close its own closes the port
+        for door in doors:
+            door.listener.close()  # the last worker to close its own closes the port
         deadline = time.monotonic() + job.grace + _LOOK
         for worker in workers:
             worker.end()
@@ -88,8 +99,8 @@ def run(job: Job, ready: Callable[[int], None], over: Callable[[], bool] = lambd
 class _Worker:
     """One of the workers, as its parent sees it."""
 
-    def __init__(self, number: int, job: Job, listener: socket.socket, tally: Tally) -> None:
-        self._number, self._job, self._listener, self._tally = number, job, listener, tally
+    def __init__(self, number: int, job: Job, doors: Sequence[Door], tally: Tally) -> None:
+        self._number, self._job, self._doors, self._tally = number, job, doors, tally
         self._process: BaseProcess | None = None
         self._says: Connection | None = None
         self._started = self._again_at = self._pause = 0.0
@@ -98,7 +109,7 @@ class _Worker:
         self._says, tell = _fork.Pipe(duplex=False)
         self._started, self._again_at = time.monotonic(), 0.0
         receiver = Receiver(self._job.settings, self._job.received, self._job.files, self._number, self._tally)
-        self._process = _fork.Process(target=_work, args=(receiver, self._listener, self._job.grace, tell))
+        self._process = _fork.Process(target=_work, args=(receiver, self._doors, self._job, tell))
         self._process.start()
         tell.close()
 
@@ -111,6 +122,12 @@ class _Worker:
             why = "it ended; its reason is above"
         if why:
             raise SorterError(why)
+
+    def reload(self, job: Job) -> None:
+        """Heed what was read again; a successor will do so too."""
+        self._job = job
+        if self._process is not None and self._process.pid is not None and self._process.is_alive():
+            os.kill(self._process.pid, signal.SIGHUP)
 
     def look_after(self, now: float) -> None:
         """Replace it if it died: at once, or after 1, 2, 4 … s while it keeps dying early."""
@@ -147,13 +164,35 @@ class _Worker:
         self._process = self._says = None
 
 
-def _work(receiver: Receiver, listener: socket.socket, grace: float, tell: Connection) -> None:
+class _Hangup:
+    """SIGHUP, and the settings that it asks to be read again."""
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def came(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
+
+    def settings(self, job: Job) -> ReceiveSettings | None:
+        """New settings, once for every time that it came; None where they stay as they were."""
+        if not self._came or job.reload is None:
+            return None
+        self._came = False
+        try:
+            return job.reload()
+        except SorterError as error:
+            log.error("who may send here stays as it was, as the configuration cannot be used:\n%s", error)
+            return None
+
+
+def _work(receiver: Receiver, doors: Sequence[Door], job: Job, tell: Connection) -> None:
     """The whole life of a worker. It ends with its parent, too."""
-    parent, ended = os.getppid(), threading.Event()
+    parent, ended, hangup = os.getppid(), threading.Event(), _Hangup()
+    signal.signal(signal.SIGHUP, hangup.came)
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it reaches us all; the parent decides
     try:
-        receiver.start(listener)
+        receiver.start(doors)
     except SorterError as error:
         tell.send(str(error))
         return
@@ -162,5 +201,8 @@ def _work(receiver: Receiver, listener: socket.socket, grace: float, tell: Conne
         while not ended.wait(_LOOK) and os.getppid() == parent:
             if not receiver.alive:
                 raise RuntimeError("the receiver takes no connections any more")  # a bug, shown by its own traceback
+            changed = hangup.settings(job)
+            if changed is not None:
+                receiver.admit_from_now_on(changed)
     finally:
-        receiver.stop(grace)
+        receiver.stop(job.grace)
