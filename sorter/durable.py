@@ -38,6 +38,18 @@ _RENAME_NOREPLACE = 1  # linux/fs.h
 _AT_FDCWD = -100
 _COPY_STEP = 8 << 20
 _READ_STEP = 1 << 20
+_SHARED = frozenset(
+    {
+        0x6969,  # NFS
+        0x517B, 0xFF534D42, 0xFE534D42,  # SMB, CIFS, SMB2
+        0x65735546,  # FUSE: sshfs, s3fs, and what is local behind one
+        0x01021997,  # 9p
+        0x00C36400, 0x0BD00BD0, 0x47504653, 0x19830326,  # Ceph, Lustre, GPFS, BeeGFS
+        0x5346414F, 0x6B414653, 0x73757245,  # AFS, kAFS, Coda
+        0x7461636F, 0x01161970,  # OCFS2, GFS2
+    }
+)  # fmt: skip
+"""f_type (linux/magic.h) of file systems that other machines, or processes unseen, write to."""
 _MANY = 6  # from here on one syncfs is cheaper than an fsync of each
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -130,6 +142,9 @@ class Files:
     def chown(self, path: PathLike | int, uid: int, gid: int) -> None:
         os.chown(path, uid, gid)
 
+    def set_blocking(self, fd: int, *, blocking: bool) -> None:
+        os.set_blocking(fd, blocking)
+
     def set_times(self, path: PathLike | int, atime_ns: int, mtime_ns: int) -> None:
         os.utime(path, ns=(atime_ns, mtime_ns))
 
@@ -177,6 +192,17 @@ class Files:
 
     def unlock(self, fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
+
+    def is_shared(self, fd: int) -> bool:
+        """Can others than this kernel write to the file system of `fd`? True for network and FUSE mounts.
+
+        There a lease, inode numbers and events say nothing about them: NFS and SMB refuse a lease without a delegation
+        as if there were a writer, FUSE grants it whoever writes. (statfs, f_type)
+        """
+        room = ctypes.create_string_buffer(512)  # struct statfs, whose first field is f_type
+        if _libc.fstatfs(fd, room) != 0:
+            raise _libc_error(str(fd))
+        return ctypes.c_long.from_buffer(room).value & 0xFFFFFFFF in _SHARED
 
     def has_writer(self, fd: int) -> bool | None:
         """Does anyone hold the regular file open for writing? None where the kernel does not say.

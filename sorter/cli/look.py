@@ -64,9 +64,10 @@ def _is_running(spool: Spool) -> bool:
 
 
 def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str, Any]:
-    states = Counter(unit.state for unit in units)
+    states, running = Counter(unit.state for unit in units), _is_running(spool)
     return {
-        "running": _is_running(spool),
+        "running": running,
+        "problems": spool.problems() if running else [],
         "spool": str(config.spool),
         "series": {state: states[state] for state in WORDS},
         "unassigned": sum(1 for unit in units if unit.lab is None and unit.state != "open"),
@@ -118,6 +119,8 @@ def _brief(unit: UnitSummary) -> dict[str, Any]:
 def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
     running = "is running" if status["running"] else "is not running"
     console.print(f"sorter {running}; spool {status['spool']}", soft_wrap=True, markup=False)
+    for problem in status["problems"]:
+        console.print(f"now: {problem}", soft_wrap=True, markup=False)
     for state, words in WORDS.items():
         if status["series"][state]:
             console.print(f"{status['series'][state]:6} series {words}")

@@ -76,7 +76,8 @@ def _targets(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _folders(config: Config) -> Iterator[Fault]:
-    """No two folders that sorter writes to may be one, or lie in each other: what is in them would be anybody's."""
+    """No two folders that sorter writes to, or takes from, may be one, or lie in each other: whose would be what is in
+    them? What was delivered would be taken again."""
     seen: list[tuple[Key, Path]] = []
     if config.root is not None or config.sorter.spool is not None:
         seen.append((("sorter", "spool"), config.spool))
@@ -98,6 +99,8 @@ def _roots(config: Config) -> Iterator[tuple[Key, Path | None]]:
     for name, target in config.targets.items():
         if target.kind == "path" and "root" in target.settings:
             yield ("targets", name, "root"), Path(target.settings["root"])
+    for index, watch in enumerate(config.watch):
+        yield ("watch", str(index), "path"), watch.path
 
 
 def _overlap(folder: Path, other: Path) -> str:
@@ -109,5 +112,9 @@ def _overlap(folder: Path, other: Path) -> str:
 
 
 def _called(config: Config, key: Key, folder: Path) -> str:
-    what = "the spool" if key == ("sorter", "spool") else f"the root of {key[0].removesuffix('s')} {key[1]}"
+    what = f"the root of {key[0].removesuffix('s')} {key[1]}"
+    if key == ("sorter", "spool"):
+        what = "the spool"
+    elif key[0] == "watch":
+        what = "a folder that is watched"
     return f"{what} ({folder}, {config.locate(*key)}); choose folders apart from each other"

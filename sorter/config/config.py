@@ -19,6 +19,7 @@ from sorter.config.models import (
     Sorter,
     Store,
     TargetConfig,
+    Watch,
 )
 from sorter.config.places import Key
 from sorter.errors import SorterError
@@ -33,6 +34,7 @@ class Config(Section):
     sorter: Sorter = Sorter()
     receive: Receive = Receive()
     senders: tuple[Sender, ...] = ()
+    watch: tuple[Watch, ...] = ()
     completion: Completion = Completion()
     store: Store = Store()
     engine: Engine = Engine()

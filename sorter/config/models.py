@@ -197,6 +197,18 @@ class Sender(Section):
     sender may, whoever sent the first copy may correct it."""
 
 
+class Watch(Section):
+    """`[[watch]]`: a folder that others fill, and that is looked into besides `incoming/`. It may lie on a share."""
+
+    path: Folder
+    """The folder. It need not be there all the time: a share that is away is waited for."""
+    take: Literal["copy", "move"] = "copy"
+    """`"copy"`: what is there stays, and is remembered. `"move"`: it is removed there when it is safe here."""
+    observer: Literal["auto", "polling"] = "auto"
+    """`"auto"`: events of the kernel say when to look, where the folder is local. `"polling"`: no events are asked
+    for. The folder is looked through every few seconds either way."""
+
+
 class Completion(Section):
     """`[completion]`: how long to wait for more images of a series. All in seconds."""
 

@@ -26,6 +26,7 @@ from sorter.config.models import (
     Store,
     TargetConfig,
     Unknown,
+    Watch,
     shown,
 )
 from sorter.config.places import Key, places
@@ -212,7 +213,8 @@ class _Reader:
         config = Config(
             sorter=settled,
             receive=self._section(Receive, "receive"),
-            senders=self._senders(),
+            senders=self._listed("senders", Sender),
+            watch=self._listed("watch", Watch),
             completion=self._section(Completion, "completion"),
             store=self._section(Store, "store"),
             engine=self._section(Engine, "engine"),
@@ -254,18 +256,19 @@ class _Reader:
         raw = self._table(self._raw.get(name, {}), (name,)) or {}
         return self._model(model, raw, (name,)) or model()
 
-    def _senders(self) -> tuple[Sender, ...]:
-        raw = self._raw.get("senders", [])
+    def _listed(self, name: str, model: type[M]) -> tuple[M, ...]:
+        """The tables [[name]], in their order."""
+        raw = self._raw.get(name, [])
         if not isinstance(raw, list):
-            self._fault(("senders",), f"must be a list of tables, each begun by [[senders]], not {shown(raw)}")
+            self._fault((name,), f"must be a list of tables, each begun by [[{name}]], not {shown(raw)}")
             return ()
         found = []
         for index, each in enumerate(raw):
-            key = ("senders", str(index))
+            key = (name, str(index))
             table = self._table(each, key)
-            sender = self._model(Sender, table, key) if table is not None else None
-            if sender is not None:
-                found.append(sender)
+            made = self._model(model, table, key) if table is not None else None
+            if made is not None:
+                found.append(made)
         return tuple(found)
 
     def _tables(self, name: str) -> dict[str, dict[str, Any]]:

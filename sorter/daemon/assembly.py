@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sorter.completion import Timing
@@ -27,7 +28,7 @@ from sorter.spool.by_sop import BySop
 from sorter.spool.commitments import Commitment
 from sorter.take.filing import Filing
 from sorter.take.received import Received
-from sorter.watch import Incoming, Taken
+from sorter.watch import Incoming, Lookout, Taken, Watched
 
 UNASSIGNED = "unassigned"
 
@@ -132,6 +133,7 @@ class Parts:
         self.rules.plugins, self.rules.senders = plugins, config.senders
         self.pipeline.units.timing = timing_of(config)
         self.pipeline.outlets.configure(outlets)
+        self.pipeline.intake.watch(watched_of(config))
         self.pipeline.ask_again(planner, plugins)
         if self.commitments is not None:
             self.commitments.terms = terms_of(config)
@@ -148,6 +150,13 @@ def timing_of(config: Config) -> Timing:
     return Timing(quiet=config.completion.quiet, cap=config.completion.cap)
 
 
+def watched_of(config: Config) -> list[Watched]:
+    """The trees of `[[watch]]`; none may lead into a folder that sorter delivers to."""
+    settings = [target.settings for target in config.all_targets().values() if target.kind == "path"]
+    apart = tuple(Path(each["root"]) for each in settings if "root" in each)
+    return [Watched(each.path, each.take == "copy", each.observer == "polling", apart) for each in config.watch]
+
+
 def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     """Everything that sorts, for this spool. `wake` is called, from any thread, when there is something to do."""
     files = spool.files
@@ -160,8 +169,12 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     units = Units(spool, timing_of(config), lambda unit: filing.adopt(unit))
     filing = Filing(spool, rules, lambda key: pipeline.unit(key), units.forget)
     intake = Intake(
-        filing, Received(spool.received, files), Incoming(spool.incoming, files, Taken(spool.left / "incoming", files))
+        filing,
+        Received(spool.received, files),
+        Incoming(spool.incoming, files, Taken(spool.left / "incoming", files)),
+        lambda watched: Lookout(watched, spool, wake),
     )
+    intake.watch(watched_of(config))
     index = BySop(spool)
     commitments = CommitmentProvider(spool, index, terms_of(config), _report, wake) if _commits(config) else None
     if commitments is not None:

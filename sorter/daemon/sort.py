@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -61,7 +62,7 @@ class Sort:
     def run(self) -> None:
         """Turn after turn. A full disk or an error of the spool's disk is waited out, and said once."""
         hints = Hints([self._spool.received, self._spool.incoming], self._wake.set)
-        said: tuple[str, ...] = ()
+        said: tuple[str, ...] | None = None
         tables = time.monotonic()
         try:
             while not self._stop.is_set():
@@ -77,15 +78,26 @@ class Sort:
                 intake = self._parts.pipeline.intake
                 hints.compare(intake.fresh)
                 while intake.strange:
-                    path, why = intake.strange.popleft()
-                    log.warning("incoming/: something is left where it is: %s", why)
+                    folder, path, why = intake.strange.popleft()
+                    log.warning("%s: something is left where it is: %s", folder, why)
                     self._spool.note("left in incoming", why=why, depth=path.count("/"))
-                said = _say_new([*hints.problems(), intake.problem], said)
+                said = self._say_new([*hints.problems(), *intake.problems()], said)
                 self._wake.wait(max(0.0, min(until - time.monotonic(), LONGEST_NAP)))
         finally:
             hints.stop()
             self._parts.pipeline.stop(10.0)
             self._files.close(self._lock)
+
+    def _say_new(self, problems: list[str], said: tuple[str, ...] | None) -> tuple[str, ...]:
+        """Each problem once in the log; those that there are now, for `status`."""
+        now = tuple(problems)
+        for problem in now:
+            if problem not in (said or ()):
+                log.warning("%s", problem)
+        if now != said:
+            with contextlib.suppress(OSError):  # the disk is full: that is among what was just said
+                self._spool.write_problems(now)
+        return now
 
     def _turn(self, now: float) -> float:
         try:
@@ -133,14 +145,6 @@ class Sort:
         except (ValueError, KeyError, TypeError):
             log.error("%s is no request that this sorter understands; it was removed", path.name)
         self._files.unlink(path)
-
-
-def _say_new(problems: list[str], said: tuple[str, ...]) -> tuple[str, ...]:
-    now = tuple(problem for problem in problems if problem)
-    for problem in now:
-        if problem not in said:
-            log.warning("%s", problem)
-    return now
 
 
 def mark_defaults(config: Config, files: Files) -> None:

@@ -80,6 +80,7 @@ class Pipeline:
 
     def stop(self, timeout: float) -> None:
         """End what runs beside; whatever it did not finish is owed still."""
+        self.intake.stop()
         self.outlets.stop(timeout)
         self.workshop.engine.stop()
 

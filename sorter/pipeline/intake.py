@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sorter.model import Source
 from sorter.take.filing import Candidate, Filed, Filing
 from sorter.take.received import Ended, Received
-from sorter.watch import Incoming, Ready
+from sorter.watch import Incoming, Lookout, Ready, Tree, Watched
 
 BATCH = 128
 """Files taken in one go: one sync of the folders serves them all, and a large one delays the others little."""
@@ -24,16 +25,25 @@ RELIST = 60.0
 
 @dataclass(frozen=True, slots=True)
 class _Door:
-    """The way to one ready file: through `Incoming`, which follows no link."""
+    """The way to one ready file: through the tree that found it, which follows no link."""
 
-    incoming: Incoming
+    tree: Tree
     ready: Ready
 
     def open(self) -> int:
-        return self.incoming.open(self.ready)
+        return self.tree.open(self.ready)
 
     def remove(self) -> bool:
-        return self.incoming.remove(self.ready)
+        return self.tree.remove(self.ready)
+
+    def not_yet(self) -> None:
+        self.tree.not_yet(self.ready)
+
+    def again(self) -> None:
+        self.tree.again(self.ready)
+
+    def gone(self) -> None:
+        self.tree.gone(self.ready)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +60,17 @@ class Intake:
     filing: Filing
     received: Received
     incoming: Incoming
+    follow: Callable[[Watched], Lookout]
+    lookouts: dict[Watched, Lookout] = field(default_factory=dict)  # the trees of [[watch]]
     problem: str = ""  # why nothing is taken at the moment, "" if it is
     _own: deque[Candidate | Ended] = field(default_factory=deque)
     _dropped: deque[Candidate] = field(default_factory=deque)
     _late: list[tuple[float, Candidate]] = field(default_factory=list)
     _ends: Counter[str] = field(default_factory=Counter)  # associations whose end is still in the queue
     _ended: deque[str] = field(default_factory=lambda: deque(maxlen=10_000))
-    _whole: list[str] = field(default_factory=list)
-    _empty: list[str] = field(default_factory=list)
-    strange: deque[tuple[str, str]] = field(default_factory=deque)  # what lies in incoming/ and is left there, and why
+    _whole: list[tuple[Tree, str]] = field(default_factory=list)
+    _empty: list[tuple[Tree, str]] = field(default_factory=list)
+    strange: deque[tuple[Path, str, str]] = field(default_factory=deque)  # (tree, path, why) of what is left there
     fresh: int = 0  # files that the last look saw for the first time
     _relisted: float | None = None
     _look_again: float = 0.0
@@ -72,23 +84,39 @@ class Intake:
             self._own.append(item)
             if isinstance(item, Ended):
                 self._ends[item.association] += 1
-        look = self.incoming.look(now)
-        self._dropped.extend(self._candidate(ready) for ready in look.ready)
-        self._whole += look.whole
-        self._empty += look.empty
-        self.strange.extend(look.strange)
-        self.fresh, self._look_again = look.fresh, look.next
+        looks = [(tree, tree.look(now)) for tree in self._trees]
+        for tree, look in looks:
+            self._dropped.extend(_candidate(tree, ready) for ready in look.ready)
+            self._whole += [(tree, drop) for drop in look.whole]
+            self._empty += [(tree, drop) for drop in look.empty]
+            self.strange.extend((tree.folder, path, why) for path, why in look.strange)
+        self.fresh = looks[0][1].fresh
+        self._look_again = min(look.next for _, look in looks)
         late, self._late = self._late, [each for each in self._late if each[0] > now]
         self._own.extend(candidate for due, candidate in late if due <= now)
 
-    def _candidate(self, ready: Ready) -> Candidate:
-        return Candidate(
-            self.incoming.folder / ready.path,
-            Source(uid=ready.uid, drop=ready.drop),
-            _Door(self.incoming, ready),
-            (ready.size, ready.mtime_ns),
-            ready.final,
-        )
+    @property
+    def _trees(self) -> list[Tree]:
+        return [self.incoming, *self.lookouts.values()]
+
+    def watch(self, wanted: Iterable[Watched]) -> None:
+        """Follow these trees besides incoming/, and no others."""
+        wanted = list(wanted)
+        for each in [each for each in self.lookouts if each not in wanted]:
+            self.lookouts.pop(each).stop()
+        for each in wanted:
+            if each not in self.lookouts:
+                self.lookouts[each] = self.follow(each)
+
+    def problems(self) -> list[str]:
+        """Sentences on what keeps files from being found or taken; [] while nothing does."""
+        said = [problem for lookout in self.lookouts.values() for problem in lookout.problems()]
+        return [*said, self.problem] if self.problem else said
+
+    def stop(self) -> None:
+        """End what runs beside."""
+        for lookout in self.lookouts.values():
+            lookout.stop()
 
     def is_open(self, association: str) -> bool:
         """Could this association still bring images?"""
@@ -114,10 +142,10 @@ class Intake:
         yield from self._take_dropped()
         self.received.tidy()
         whole, self._whole = self._whole, []
-        yield from (Whole(drop) for drop in whole)
+        yield from (Whole(drop) for _, drop in whole)
         empty, self._empty = self._empty, []
-        for drop in [*whole, *empty]:
-            self.incoming.tidy(drop)
+        for tree, drop in [*whole, *empty]:
+            tree.tidy(drop)
 
     def _take_own(self, now: float) -> Iterator[Filed | Ended]:
         batch: list[Candidate] = []
@@ -136,11 +164,11 @@ class Intake:
     def _take_dropped(self) -> Iterator[Filed]:
         filed, failed = self._file([self._dropped.popleft() for _ in range(min(BATCH, len(self._dropped)))])
         for each in filed:
-            ready = _ready(each.candidate)
-            self.incoming.not_yet(ready) if each.outcome == "changed" else self.incoming.gone(ready)
+            door = _door(each.candidate)
+            door.not_yet() if each.outcome == "changed" else door.gone()
             yield each
         for candidate in failed:
-            self.incoming.again(_ready(candidate))
+            _door(candidate).again()
 
     def _file(self, batch: list[Candidate]) -> tuple[list[Filed], list[Candidate]]:
         """Take them together, or if that fails one by one: what was filed, and what has to be tried again later."""
@@ -165,6 +193,17 @@ class Intake:
         return filed, failed
 
 
-def _ready(candidate: Candidate) -> Ready:
+def _candidate(tree: Tree, ready: Ready) -> Candidate:
+    return Candidate(
+        tree.folder / ready.path,
+        Source(uid=ready.uid, drop=ready.drop),
+        _Door(tree, ready),
+        (ready.size, ready.mtime_ns),
+        ready.final,
+        ready.copy,
+    )
+
+
+def _door(candidate: Candidate) -> _Door:
     assert isinstance(candidate.door, _Door)
-    return candidate.door.ready
+    return candidate.door

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sorter.spool.lines import line as line
 from sorter.spool.lines import now as now
 from sorter.spool.quarantine import Quarantine
 
+PROBLEMS = "problems.json"
 VERSION = 1
 """Of the layout. An older spool is always read; a newer one is refused."""
 
@@ -105,6 +107,19 @@ class Spool:
         """(file, {reason, origin, at}) of everything set aside, oldest day first."""
         for each in self.aside.entries():
             yield each.path, {"reason": each.reason, "origin": each.origin, "at": each.at}
+
+    # --- what is wrong now --------------------------------------------------------------------------------------
+
+    def write_problems(self, problems: Sequence[str]) -> None:
+        """What keeps the sorting process from its work at the moment, in sentences, for `status`."""
+        self.files.write_file(self.root / PROBLEMS, line({"at": now(), "problems": list(problems)}), durable=False)
+
+    def problems(self) -> list[str]:
+        """The same, read by another process; only true while a sorting process runs."""
+        try:
+            return [str(each) for each in json.loads(self.files.read_file(self.root / PROBLEMS))["problems"]]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return []
 
     # --- journal ------------------------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class Candidate:
     door: Door | None = None
     found: tuple[int, int] = (0, 0)  # size and mtime_ns of another's file, when it was found ready
     final: bool = False  # another's file that stood still for long: what is truncated now stays so
-    copy: Path | None = None  # a synced copy of another's file that lies in the spool already
+    copy: Path | None = None  # a synced copy of another's file that lies in the spool already, for the tree to remove
 
     @property
     def own(self) -> bool:
@@ -335,8 +335,6 @@ class Filing:
             filed = self._remove_from_its_place(filed, candidate.door)
             if step.fresh:
                 self._drop(step.file)
-            if candidate.copy is not None:
-                self._drop(candidate.copy)
         return filed
 
     def _remove_from_its_place(self, filed: Filed, door: Door) -> Filed:

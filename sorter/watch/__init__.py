@@ -2,7 +2,8 @@
 
 from sorter.watch.hints import Hints
 from sorter.watch.incoming import Incoming
-from sorter.watch.state import Look, Ready
+from sorter.watch.lookout import Lookout, Watched
+from sorter.watch.state import Look, Ready, Tree
 from sorter.watch.taken import Taken
 
-__all__ = ["Hints", "Incoming", "Look", "Ready", "Taken"]
+__all__ = ["Hints", "Incoming", "Look", "Lookout", "Ready", "Taken", "Tree", "Watched"]

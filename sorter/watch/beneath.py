@@ -17,6 +17,14 @@ from sorter.watch.names import DONE
 from sorter.watch.state import Ready
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+AWAY = frozenset(
+    {
+        errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN,
+        errno.ECONNABORTED, errno.ECONNRESET, errno.ETIMEDOUT, errno.ESHUTDOWN,
+    }
+)  # fmt: skip
+"""Errors that are not a file's own: the share that it lies on has gone."""
+
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 

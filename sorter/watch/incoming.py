@@ -1,4 +1,6 @@
-"""incoming/: where people and other programs leave files. Everything is found by looking; events only say when to look.
+"""A folder tree where people and other programs leave files: incoming/, or one that `[[watch]]` names.
+
+Everything is found by looking; events only say when to look.
 
 A file is ready when its size, times and inode stood still between two looks at least `STILL` seconds apart, nobody is
 known to hold it open for writing, and its name is not that of something unfinished. Whether it is an image, whole to
@@ -17,8 +19,8 @@ from pathlib import Path
 
 from sorter.durable import Files
 from sorter.watch import beneath, names
-from sorter.watch.state import Drop, File, Folder, Look, Ready, State
-from sorter.watch.taken import Taken, facts
+from sorter.watch.state import Drop, File, Folder, Habits, Look, Ready, State
+from sorter.watch.taken import Taken, facts, mark_of
 from sorter.watch.whole import came_whole
 from sorter.watch.writers import open_for_writing
 
@@ -39,17 +41,19 @@ DEEPEST = 64
 
 _GAP = 0.5  # seconds between scans at least; more where a scan takes long
 _SELDOM = 60.0  # seconds between looks at what is not expected to change
+_OVER_AT_ONCE = 2000  # files that were taken and stay, whose facts are read again at one look
 _TEMPORARY_FOR = 3600.0  # seconds after which a temporary name is reported
 _STANDING = 86400.0  # seconds after which an emptied folder of a drop that was not whole may go
+_USUAL = Habits()
 _LISTED_AFTER = 2.0  # seconds: the coarsest clock of a file system's times
 
 
 class Incoming:
     """Follows one folder tree. Every `now` is in seconds of one monotonic clock; not for use by several threads."""
 
-    def __init__(self, folder: Path, files: Files, taken: Taken) -> None:
-        """`taken` remembers what could not be removed, so that another life does not take it again."""
-        self.folder, self._files, self._taken = folder, files, taken
+    def __init__(self, folder: Path, files: Files, taken: Taken, habits: Habits = _USUAL) -> None:
+        """`taken` remembers what was taken and is still there, so that another life does not take it again."""
+        self.folder, self._files, self._taken, self._habits = folder, files, taken, habits
         self._now = 0.0
         self._scanned: float | None = None
         self._cost = 0.0
@@ -58,6 +62,8 @@ class Incoming:
         self._strange: list[tuple[str, str]] = []
         self._root: Folder | None = None
         self._device = 0
+        self._shared = False  # others than this machine write to it: leases say nothing, inodes and ctimes may change
+        self._round, self._round_begun, self._left_over = 0, 0.0, 0  # of looking over what was taken and stays
         self._drops: dict[str, Drop] = {}
         self._past: dict[str, Drop] = {}  # drops whose folder went away: a late .done may still come
         self._queues: dict[Drop, deque[File]] = {}
@@ -71,12 +77,33 @@ class Incoming:
 
     # --- what the caller does -----------------------------------------------------------------------------------
 
+    @property
+    def there(self) -> bool:
+        """Was the folder there at the last look?"""
+        return self._root is not None
+
+    @property
+    def shared(self) -> bool:
+        """Can others than this machine write to the file system that it lies on?"""
+        return self._shared
+
+    @property
+    def lies_on(self) -> int:
+        """The st_dev of the file system that it was found on."""
+        return self._device
+
+    @property
+    def empty(self) -> bool:
+        """Lies nothing at all in it?"""
+        root = self._root
+        return root is None or not (root.files or root.folders or root.left)
+
     def look(self, now: float) -> Look:
         """What is new since the last look. Cheap: the folders are read at most every half second, and less often where
         that takes long. OSError: incoming/ cannot be read at all.
         """
         self._now = now
-        if self._scanned is None or now - self._scanned >= max(_GAP, min(4 * self._cost, POLL)):
+        if self._scanned is None or now - self._scanned >= max(_GAP, min(4 * self._cost, self._habits.rest)):
             self._scan()
         ready = self._offer()
         strange, self._strange = tuple(self._strange), []
@@ -145,21 +172,24 @@ class Incoming:
         try:
             info = self._files.stat(root)
             if self._root is None or (self._root.inode, self._device) != (info.st_ino, info.st_dev):
-                self._start(info)
+                self._start(info, self._files.is_shared(root))
             assert self._root is not None
+            self._left_over = _OVER_AT_ONCE
             self._visit(self._root, root, None, 0)
             self._match_markers(self._root)
+            if self._left_over and self._now - self._round_begun >= _SELDOM:  # all of it was looked over: once more
+                self._round, self._round_begun = self._round + 1, self._now
         finally:
             self._files.close(root)
-        if first:
+        if first and not (self.empty and self._habits.stays):  # else: perhaps a share is not mounted yet
             self._taken.only(self._left)
         with contextlib.suppress(OSError):  # a full disk: it is known while this process lives, and written later
             self._taken.keep()
         self._judge()
         self._scanned, self._cost = self._now, time.perf_counter() - begun
 
-    def _start(self, info: os.stat_result) -> None:
-        self._root, self._device = Folder("", info.st_ino), info.st_dev
+    def _start(self, info: os.stat_result, shared: bool) -> None:
+        self._root, self._device, self._shared = Folder("", info.st_ino), info.st_dev, shared
         self._drops, self._past, self._queues, self._finishing = {}, {}, {}, {}
         self._offered, self._done_names, self._left = {}, set(), set()
 
@@ -179,6 +209,8 @@ class Incoming:
                 self._check(file, name, fd)
             if name in folder.active:
                 self._soonest = min(self._soonest, file.due)
+        if folder.left and folder.round != self._round:
+            self._look_over(folder, fd, drop, depth)
         for name, inner in list(folder.folders.items()):
             self._descend(folder, inner, fd, (self._drops[name] if drop is None else drop, depth + 1))
 
@@ -189,9 +221,31 @@ class Incoming:
             self._forget_file(folder.files[name])
         for name in folder.folders.keys() - present:
             self._forget_folder(folder, name)
+        for name in folder.left.keys() - present:
+            self._taken.forget(folder.left.pop(name))
         for name in found:
-            if name not in folder.files and name not in folder.folders:
+            if name not in folder.files and name not in folder.folders and name not in folder.left:
                 self._meet(folder, name, fd, (drop or self._drop(name), depth))
+
+    def _look_over(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> None:
+        """Has what was taken and stays here changed? A part of it at each look, so that a large tree costs no more."""
+        if not folder.unchecked:
+            folder.unchecked = list(folder.left)
+        while folder.unchecked and self._left_over:
+            name = folder.unchecked.pop()
+            self._left_over -= 1
+            with contextlib.suppress(FileNotFoundError):
+                info = self._files.stat(name, at=fd)
+                path = f"{folder.path}/{name}" if folder.path else name
+                if name in folder.left and self._mark_of(path, facts(info)) != folder.left[name]:
+                    self._taken.forget(folder.left.pop(name))
+                    self._meet(folder, name, fd, (drop or self._drop(name), depth))
+        if not folder.unchecked:
+            folder.round = self._round
+
+    def _mark_of(self, path: str, found: tuple[int, int, int, int]) -> bytes:
+        size, mtime_ns, inode, ctime_ns = found
+        return mark_of(path, (size, mtime_ns, 0, 0) if self._shared else (size, mtime_ns, inode, ctime_ns))
 
     def _descend(self, outer: Folder, inner: Folder, fd: int, where: tuple[Drop, int]) -> None:
         name = inner.path.rpartition("/")[2]
@@ -199,6 +253,8 @@ class Incoming:
         try:
             below = self._files.open(name, beneath.FOLDER, at=fd)
         except OSError as error:
+            if error.errno in beneath.AWAY:
+                raise
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 self._forget_folder(outer, name)
                 outer.settled = False
@@ -213,7 +269,9 @@ class Incoming:
                 outer.settled = False
                 return
             self._visit(inner, below, drop, depth)
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno in beneath.AWAY:
+                raise
             if not inner.told:
                 inner.told = True
                 self._strange.append((inner.path, f"a folder that cannot be read: {error.strerror}"))
@@ -229,6 +287,8 @@ class Incoming:
         except FileNotFoundError:
             return
         except OSError as error:
+            if error.errno in beneath.AWAY:
+                raise
             self._enter(File(path, folder, drop, State.STRANGE, (0, 0, 0, 0), 0, 0, self._now, self._now + _SELDOM))
             self._strange.append((path, f"it cannot be looked at: {error.strerror}"))
             return
@@ -244,15 +304,16 @@ class Incoming:
         if self._is_marker(name, info, drop, depth):
             self._enter(self._file(path, folder, drop, (info, State.MARKER)))
             return
+        mark = self._mark_of(path, facts(info))
+        if stat.S_ISREG(info.st_mode) and mark in self._taken:
+            folder.left[name] = mark
+            self._left.add(mark)
+            return
         self._fresh += 1
         drop.ever += 1
         drop.newest = self._now
         self._grown(drop)
-        file = self._file(path, folder, drop, (info, self._state(path, name, info)))
-        if file.state is State.WATCHED and file.mark in self._taken:
-            self._left.add(file.mark)
-            file.state, file.told = State.GONE, True
-        self._enter(file)
+        self._enter(self._file(path, folder, drop, (info, self._state(path, name, info))))
 
     def _not_entered(self, info: os.stat_result, depth: int) -> str | None:
         if info.st_dev != self._device:
@@ -326,7 +387,9 @@ class Incoming:
         except FileNotFoundError:
             self._forget_file(file)
             return
-        except OSError:
+        except OSError as error:
+            if error.errno in beneath.AWAY:
+                raise
             file.due = self._now + _SELDOM
             return
         if facts(info) != file.info or info.st_dev != file.device:
@@ -357,40 +420,61 @@ class Incoming:
             self._forget_file(file)
             return
         except OSError as error:
+            if error.errno in beneath.AWAY:
+                raise
             self._strange.append((file.path, f"it cannot be read: {error.strerror}"))
             self._await(file, State.STRANGE, self._now + _SELDOM)
             return
         try:
             same = facts(self._files.stat(reading)) == file.info
-            writer = self._files.has_writer(reading)
+            writer = self._has_writer(reading, file.path)
         finally:
             self._files.close(reading)
-        if writer is None:
-            writer = self._has_writer(file.path)
         if writer or not same:
             file.final = False
             file.since, file.due = self._now, self._now + STILL
             return
+        if file.final and writer is None:
+            self._left_unfinished(file)
+            return
         self._set(file, State.QUEUED)
         self._queues.setdefault(file.drop, deque()).append(file)
 
-    def _has_writer(self, path: str) -> bool:
+    def _has_writer(self, reading: int, path: str) -> bool | None:
+        """None: nobody that can be seen has it open for writing; whether anybody does, cannot be known here."""
+        leased = None if self._shared else self._files.has_writer(reading)
+        if leased is not None:
+            return leased
         if self._writers is None:
             self._writers = open_for_writing(self._files)
-        return f"{os.path.realpath(self.folder)}/{path}" in self._writers if self._writers else False
+        return True if self._writers and f"{os.path.realpath(self.folder)}/{path}" in self._writers else None
+
+    def _left_unfinished(self, file: File) -> None:
+        """It ends too early and stands still, but a writer that we cannot see may go on, in an hour or tomorrow: were
+        the file set aside, what it writes then would be lost.
+        """
+        file.final, file.due = False, self._now + _SELDOM
+        if not file.told:
+            file.told = True
+            self._strange.append((file.path, "it ends too early and has not changed for long; left until it changes"))
 
     def _left_alone(self, file: File) -> None:
         file.due = self._now + (10.0 if file.state is State.TEMPORARY else _SELDOM)
         late = self._now - file.since >= _TEMPORARY_FOR
-        if file.told:
-            return
         if file.state is State.GONE:
-            file.told = True
-            self._taken.add(file.mark)
-            self._strange.append((file.path, "taken, but it could not be removed; remove it by hand"))
-        elif file.state is State.TEMPORARY and late:
+            self._stays(file)
+        elif file.state is State.TEMPORARY and late and not file.told:
             file.told = True
             self._strange.append((file.path, "its name says that it is unfinished; rename it if it is not"))
+
+    def _stays(self, file: File) -> None:
+        """It was taken and is still there: on purpose, or because it may not be removed."""
+        if not self._habits.stays:
+            self._strange.append((file.path, "taken, but it could not be removed; remove it by hand"))
+        mark = self._mark_of(file.path, file.info)
+        self._taken.add(mark)
+        self._forget_file(file)
+        file.home.left[file.name] = mark
 
     def _await(self, file: File, state: State, due: float) -> None:
         """Look at it again, at `due`."""
@@ -415,8 +499,6 @@ class Incoming:
         self._touched[file.drop] = None
         if file.state is State.OFFERED:
             self._offered.pop(file.path, None)
-        if file.state is State.GONE and file.told:
-            self._taken.forget(file.mark)
         file.state = State.GONE  # whoever still has it in a queue passes it over
         if file.home is self._root:
             self._done_names.discard(name)
@@ -428,6 +510,8 @@ class Incoming:
             folder = rest.pop()
             for file in list(folder.files.values()):
                 self._forget_file(file)
+            for mark in folder.left.values():
+                self._taken.forget(mark)
             rest += folder.folders.values()
         if outer is self._root:
             self._ended(name)

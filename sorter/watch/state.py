@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-
-from sorter.watch.taken import mark_of
+from pathlib import Path
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Ready:
     uid: int
     drop: str  # the name of the top entry below incoming/
     final: bool = False
+    copy: Path | None = None  # a synced copy that lies in the spool, of a file that is not to be touched from here
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,41 @@ class Look:
     empty: tuple[str, ...] = ()  # drops of which nothing but empty folders is left, for `Incoming.tidy`
     fresh: int = 0  # files seen for the first time, for `Hints.compare`
     next: float = 0.0  # when to look again, in the time of `now`
+
+
+class Tree(Protocol):
+    """A folder that is followed: by `Incoming` itself, or by `Lookout`, whose worker does."""
+
+    folder: Path
+
+    def look(self, now: float) -> Look:
+        """What is new since the last look."""
+
+    def not_yet(self, ready: Ready) -> None:
+        """It is not whole, or changed."""
+
+    def again(self, ready: Ready) -> None:
+        """It could not be taken, and not for a fault of its own."""
+
+    def gone(self, ready: Ready) -> None:
+        """It was taken or set aside."""
+
+    def open(self, ready: Ready) -> int:
+        """A descriptor for reading what was found ready."""
+
+    def remove(self, ready: Ready) -> bool:
+        """Remove what was found ready; False if another is there by now, or none."""
+
+    def tidy(self, drop: str) -> bool:
+        """Remove what is empty of a drop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How a tree is followed."""
+
+    stays: bool = False  # what was taken is not removed, but remembered
+    rest: float = 2.0  # seconds between two scans at most, however long they take
 
 
 class State(enum.IntEnum):
@@ -73,10 +109,6 @@ class File:
     def name(self) -> str:
         return self.path.rpartition("/")[2]
 
-    @property
-    def mark(self) -> bytes:
-        return mark_of(self.path, self.info)
-
     def ready(self) -> Ready:
         size, mtime_ns, inode, _ = self.info
         return Ready(self.path, size, mtime_ns, inode, self.device, self.uid, self.drop.name, self.final)
@@ -96,6 +128,9 @@ class Folder:
     files: dict[str, File] = field(default_factory=dict)
     folders: dict[str, Folder] = field(default_factory=dict)
     active: set[str] = field(default_factory=set)  # files to look at again
+    left: dict[str, bytes] = field(default_factory=dict)  # files that were taken and stay, with their marks
+    unchecked: list[str] = field(default_factory=list)  # of `left`, in this round
+    round: int = 0  # of looking over what is left, that this folder has seen the end of
 
 
 @dataclass(slots=True, eq=False)

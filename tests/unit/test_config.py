@@ -241,6 +241,19 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
             "[labs.m]\n[targets.m]\nkind = 'x'",
             "2: targets.m: a lab's root is a target of its name already (sorter.toml:1)",
         ),
+        ("[[watch]]\ntake = 'copy'", "1: watch.0.path: must be given"),
+        ("[[watch]]\npath = '/in'\ntake = 'steal'", "3: watch.0.take: must be"),
+        ("[[watch]]\npath = '/in'\nobserver = 'inotify'", "3: watch.0.observer: must be"),
+        ("[watch]\npath = '/in'", "1: watch: must be a list of tables, each begun by [[watch]], not a table"),
+        (
+            "[sorter]\nspool = '/r/s'\n[[watch]]\npath = '/r/s/in'",
+            "watch.0.path: /r/s/in lies inside the spool",
+        ),
+        ("[labs.m]\nroot = '/m'\n[[watch]]\npath = '/m/in'", "watch.0.path: /m/in lies inside the root of lab m (/m, "),
+        (
+            "[[watch]]\npath = '/in'\n[[watch]]\npath = '/in/x'",
+            "4: watch.1.path: /in/x lies inside a folder that is watched",
+        ),
         ("[targets.x]", "1: targets.x.kind: must be given"),
         ("[targets.x]\nkind = 'path'", "1: targets.x.root: must be given"),
         (
@@ -469,7 +482,8 @@ def test_the_examples_are_good(tmp_path: Path) -> None:
 DOCS = PROJECT / "docs" / "configuration.md"
 HEADINGS = {
     "sorter": "[sorter]", "receive": "[receive]", "receive.tls": "[receive.tls]",
-    "senders": "[[senders]]", "completion": "[completion]",
+    "senders": "[[senders]]", "watch": "[[watch]]",
+    "completion": "[completion]",
     "store": "[store]", "engine": "[engine]", "labs": "[labs.NAME]", "targets": "[targets.NAME]",
     "plugins": "[plugins.NAME]",
 }  # fmt: skip

@@ -14,8 +14,10 @@ from sorter.durable import Files
 from sorter.watch import Incoming, Look, Ready, Taken
 from sorter.watch import incoming as incoming_module
 from sorter.watch.names import is_temporary
+from sorter.watch.state import Habits
 
 STEP = 2.0
+USUAL = Habits()
 
 
 class Bench:
@@ -30,9 +32,9 @@ class Bench:
         self.strange: dict[str, str] = {}
         self.whole: list[str] = []
 
-    def follow(self) -> Incoming:
+    def follow(self, habits: Habits = USUAL) -> Incoming:
         """As the next life of sorter would."""
-        return Incoming(self.folder, Files(), Taken(self.root / "left", Files()))
+        return Incoming(self.folder, Files(), Taken(self.root / "left", Files()), habits)
 
     def look(self, later: float = STEP) -> Look:
         self.now += later
@@ -204,6 +206,38 @@ def test_a_stalled_writer_is_never_final(bench: Bench) -> None:
     assert last.final
 
 
+def test_an_unfinished_file_whose_writer_cannot_be_known_is_never_final(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a share: it stands still for a day, is left where it is, is said once, and goes on."""
+    monkeypatch.setattr(Files, "has_writer", lambda self, fd: None)
+    path = bench.folder / "a"
+    path.write_bytes(b"half")
+    [found] = bench.settle()
+    bench.incoming.not_yet(found)
+    assert [bench.ready(600.0) for _ in range(144)] == [[]] * 144
+    assert "ends too early" in bench.strange.pop("a")
+    assert path.exists()
+    path.write_bytes(b"half and half")
+    bench.look(100)
+    assert [each.size for each in bench.settle()] == [13]
+    assert not bench.strange
+
+
+def test_a_lease_says_nothing_on_a_share(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS refuses a lease as if there were a writer: then nothing would ever be taken."""
+    monkeypatch.setattr(Files, "is_shared", lambda self, fd: True)
+    monkeypatch.setattr(Files, "has_writer", lambda self, fd: True)
+    (bench.folder / "a").write_bytes(b"1")
+    assert [each.path for each in bench.settle()] == ["a"]
+
+
+def test_a_file_system_of_this_machine_is_not_shared(tmp_path: Path) -> None:
+    files = Files()
+    with files.opened(tmp_path, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        assert files.is_shared(fd) is False
+
+
 def test_what_could_not_be_taken_is_offered_again_soon(bench: Bench) -> None:
     (bench.folder / "a").write_bytes(b"1")
     [found] = bench.settle()
@@ -257,6 +291,77 @@ def test_what_was_removed_while_nobody_looked_is_forgotten(bench: Bench) -> None
     bench.incoming = bench.follow()
     bench.look()
     assert len(Taken(bench.root / "left", Files())) == 0
+
+
+def test_what_is_to_stay_is_remembered_without_a_word(bench: Bench) -> None:
+    habits = Habits(stays=True)
+    bench.incoming = bench.follow(habits)
+    for name in ("a", "b", "c"):
+        (bench.folder / name).write_bytes(b"1")
+    for each in bench.settle():
+        bench.incoming.gone(each)
+    bench.look()
+    bench.incoming = bench.follow(habits)
+    assert bench.settle() == []
+    assert bench.strange == {}
+    bench.tick()
+    (bench.folder / "a").write_bytes(b"2")  # in place: no folder changes by that
+    (bench.folder / "d").write_bytes(b"1")
+    bench.look(60)
+    assert sorted(each.path for each in bench.settle()) == ["a", "d"]
+    assert sorted(each.name for each in bench.folder.iterdir()) == ["a", "b", "c", "d"]
+
+
+def test_a_share_that_is_mounted_late_is_not_taken_again(bench: Bench) -> None:
+    """At the start its empty mount point was found: what was taken must not be forgotten by that."""
+    (bench.folder / "a").write_bytes(b"1")
+    bench.incoming = bench.follow(Habits(stays=True))
+    [found] = bench.settle()
+    bench.incoming.gone(found)
+    bench.look()
+    share = bench.root / "share"
+    bench.folder.rename(share)
+    bench.folder.mkdir()
+    bench.incoming = bench.follow(Habits(stays=True))
+    bench.look()
+    bench.folder.rmdir()
+    share.rename(bench.folder)
+    assert bench.settle() == []
+
+
+def test_on_a_share_another_inode_is_not_another_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sshfs numbers its files anew with every mount."""
+    monkeypatch.setattr(Files, "is_shared", lambda self, fd: True)
+    bench.incoming = bench.follow(Habits(stays=True))
+    path = bench.folder / "a"
+    path.write_bytes(b"1")
+    [found] = bench.settle()
+    bench.incoming.gone(found)
+    bench.look()
+    copy = bench.folder / "copy"
+    shutil.copy2(path, copy)
+    copy.rename(path)
+    bench.incoming = bench.follow(Habits(stays=True))
+    assert bench.settle() == []
+
+
+def test_looking_over_what_stays_costs_the_same_however_much_it_is(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incoming_module, "_OVER_AT_ONCE", 10)
+    bench.incoming = bench.follow(Habits(stays=True))
+    paths = [bench.folder / f"{folder}" / f"{number}" for folder in range(3) for number in range(15)]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"1")
+    for each in bench.settle():
+        bench.incoming.gone(each)
+    bench.look(60)
+    for path in paths:
+        path.write_bytes(b"22")
+    found = [len(bench.look(60).ready) for _ in range(9)]
+    assert max(found) <= 10
+    assert sum(found) == 45
 
 
 def test_half_a_record_left_by_a_power_cut_says_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,180 @@
+"""A tree of [[watch]], followed by its worker process: what stays, what is remembered, and a share that is away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sorter.durable import Files
+from sorter.spool import Spool
+from sorter.testing.waiting import wait_until
+from sorter.watch import Lookout, Ready, Watched
+
+
+class Post:
+    """A spool, a tree besides it, and lookouts on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.spool = Spool(root / "spool", Files())
+        self.spool.create()
+        self.tree = root / "tree"
+        self.tree.mkdir()
+        self.lookout: Lookout | None = None
+        self.strange: dict[str, str] = {}
+        self.whole: list[str] = []
+
+    def follow(self, *, stays: bool = True, polling: bool = False) -> Lookout:
+        self.stop()
+        self.lookout = Lookout(Watched(self.tree, stays, polling), self.spool, threading.Event().set)
+        return self.lookout
+
+    def stop(self) -> None:
+        if self.lookout is not None:
+            self.lookout.stop()
+
+    def look(self) -> list[Ready]:
+        assert self.lookout is not None
+        look = self.lookout.look(time.monotonic())
+        self.strange.update(look.strange)
+        self.whole += look.whole
+        return list(look.ready)
+
+    def take(self, count: int) -> dict[str, bytes]:
+        """The content of the next files that are ready; each is answered for as taken."""
+        found: dict[str, bytes] = {}
+
+        def enough() -> bool:
+            for ready in self.look():
+                assert self.lookout is not None
+                fd = self.lookout.open(ready)
+                found[ready.path] = os.read(fd, 1 << 20)
+                os.close(fd)
+                self.lookout.gone(ready)
+            return len(found) >= count
+
+        wait_until(enough, 20.0, f"{count} files to be ready")
+        return found
+
+    def problem(self, words: str) -> str:
+        def said() -> str | None:
+            self.look()
+            assert self.lookout is not None
+            return next((each for each in self.lookout.problems() if words in each), None)
+
+        return wait_until(said, 20.0, f"a problem with the words {words!r}")
+
+
+@pytest.fixture
+def post(tmp_path: Path) -> Iterator[Post]:
+    made = Post(tmp_path)
+    yield made
+    made.stop()
+
+
+def test_what_stays_is_remembered_over_restarts_and_taken_again_when_it_changed(post: Post) -> None:
+    (post.tree / "a").mkdir()
+    for number in range(3):
+        (post.tree / "a" / f"{number}").write_bytes(b"%d" % number)
+    post.follow()
+    assert post.take(3) == {"a/0": b"0", "a/1": b"1", "a/2": b"2"}
+    wait_until(lambda: post.look() or sum(each.stat().st_size for each in post.spool.left.iterdir()) == 48)
+    assert list(post.spool.taking.iterdir()) == []
+    post.follow()
+    (post.tree / "a" / "1").write_bytes(b"changed")
+    (post.tree / "b").write_bytes(b"new")
+    assert post.take(2) == {"a/1": b"changed", "b": b"new"}
+    assert sorted(each.name for each in (post.tree / "a").iterdir()) == ["0", "1", "2"]
+
+
+def test_what_is_moved_is_removed_when_it_is_safe_and_not_before(post: Post) -> None:
+    (post.tree / "a").write_bytes(b"1")
+    lookout = post.follow(stays=False)
+    [ready] = wait_until(post.look, 20.0)
+    assert ready.copy is not None
+    assert (ready.copy.read_bytes(), ready.uid, ready.drop) == (b"1", os.getuid(), f"{post.tree}/a")
+    assert (post.tree / "a").exists()
+    lookout.gone(ready)
+    wait_until(lambda: post.look() or not (post.tree / "a").exists())
+    assert not ready.copy.exists()
+
+
+def test_a_tree_that_is_away_is_said_and_found_again_with_what_was_taken(post: Post) -> None:
+    post.follow(polling=True)
+    (post.tree / "a").write_bytes(b"1")
+    post.take(1)
+    wait_until(lambda: post.look() or any(each.stat().st_size for each in post.spool.left.iterdir()))
+    away = post.tree.with_name("away")
+    post.tree.rename(away)
+    assert post.problem("is not there") == f"{post.tree} is not there; it is waited for"
+    (away / "b").write_bytes(b"2")
+    away.rename(post.tree)
+    assert post.take(1) == {"b": b"2"}
+    assert post.lookout is not None
+    assert post.lookout.problems() == []
+
+
+def test_a_worker_that_hangs_is_said_and_holds_up_nobody(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sorter.watch.lookout.SILENT", 2.5)
+    lookout = post.follow()
+    (post.tree / "a").write_bytes(b"1")
+    [ready] = wait_until(post.look, 20.0)
+    assert lookout._process is not None
+    os.kill(lookout._process.pid, signal.SIGSTOP)  # as in a system call of a mount that hangs
+    begun = time.monotonic()
+    for _ in range(10_000):
+        lookout.not_yet(ready)  # more than its pipe holds
+        lookout.look(time.monotonic())
+    assert time.monotonic() - begun < 5
+    assert "hangs" in post.problem("does not answer")
+    os.kill(lookout._process.pid, signal.SIGCONT)
+    wait_until(lambda: post.look() or not lookout.problems(), 20.0)
+
+
+def test_a_worker_that_is_killed_is_replaced_and_offers_anew(post: Post) -> None:
+    lookout = post.follow()
+    (post.tree / "a").write_bytes(b"1")
+    [first] = wait_until(post.look, 20.0)
+    assert lookout._process is not None
+    killed = lookout._process.pid
+    (post.spool.taking / f"{killed}-ffffffff").write_bytes(b"it had no time to tell of this copy")
+    os.kill(killed, signal.SIGKILL)
+    [again] = wait_until(post.look, 20.0)
+    assert (again.path, again.copy == first.copy) == ("a", False)
+    lookout.gone(first)
+    lookout.gone(again)
+    assert list(post.spool.taking.iterdir()) == []
+
+
+def test_a_tree_that_leads_into_the_spool_is_not_looked_into(post: Post) -> None:
+    """What lies in the store would be taken as a resend, and removed there."""
+    (post.spool.store / "image").write_bytes(b"1")
+    post.tree.rmdir()
+    post.tree.symlink_to(post.spool.store)
+    post.follow(stays=False)
+    assert "leads into" in post.problem("not looked into")
+    assert post.look() == []
+
+
+def test_no_worker_outlives_the_lookout(post: Post) -> None:
+    lookout = post.follow()
+    wait_until(lambda: post.look() or lookout._process)
+    assert lookout._process is not None
+    process = lookout._process
+    lookout.stop()
+    assert process.returncode is not None
+
+
+def test_a_tree_that_nobody_may_write_to_is_read(post: Post) -> None:
+    (post.tree / "a").write_bytes(b"1")
+    (post.tree / "a").chmod(0o444)
+    post.tree.chmod(0o555)
+    post.follow()
+    assert post.take(1) == {"a": b"1"}
+    assert post.strange == {}
+    post.tree.chmod(0o755)
