@@ -111,7 +111,7 @@ def environment(venv: str, test: bool) -> None:
         )
         requirements: list[str] = []
         for folder in distributions():
-            requirements += ["-e", f"{folder}[test]" if test and folder == ROOT else folder]
+            requirements += ["-e", f"{folder}[{'test,zstd' if test else 'zstd'}]" if folder == ROOT else folder]
         pip_install(venv, requirements)
         write_stamp(venv, test)
 

@@ -15,6 +15,7 @@ from sorter.engine.local import LocalEngine
 from sorter.errors import ConfigError, SorterError
 from sorter.model import Instance, Source
 from sorter.pipeline import Pipeline
+from sorter.pipeline.archives import Archives
 from sorter.pipeline.commitments import CommitmentProvider, Peer, Terms
 from sorter.pipeline.intake import Intake
 from sorter.pipeline.outlets import Outlet, Outlets
@@ -172,6 +173,7 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
         filing,
         Received(spool.received, files),
         Incoming(spool.incoming, files, Taken(spool.left / "incoming", files)),
+        Archives(spool),
         lambda watched: Lookout(watched, spool, wake),
     )
     intake.watch(watched_of(config))

@@ -16,6 +16,7 @@ from sorter.completion import AssociationEnded, DropWhole, Input, Publish, Publi
 from sorter.deliver.target import Done, Put, Result, Wanted
 from sorter.engine.work import Outcome
 from sorter.model import DICOM, Delivery, Event, Instance, Receipt, Revision, plain
+from sorter.pipeline.archives import Read
 from sorter.pipeline.intake import Intake, Whole
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import NoPlan, Planner
@@ -101,7 +102,7 @@ class Pipeline:
 
     # --- what came ----------------------------------------------------------------------------------------------
 
-    def _note(self, news: Filed | Ended | Whole) -> Iterator[Live]:
+    def _note(self, news: Filed | Ended | Whole | Read) -> Iterator[Live]:
         match news:
             case Ended():
                 self.spool.note(
@@ -118,8 +119,22 @@ class Pipeline:
                     live.unit.drop_is_whole(news.drop)
                     self._settle(live, DropWhole(news.drop))
                     yield live
+            case Read():
+                self._note_archive(news)
             case Filed():
                 yield from self._note_file(news)
+
+    def _note_archive(self, read: Read) -> None:
+        self.spool.note(
+            "archive",
+            ended=read.end.how,
+            why=read.end.why,
+            entries=read.entries,
+            images=read.images,
+            known=read.known,
+            aside=read.aside,
+            without_content=read.end.other,
+        )
 
     def _note_file(self, filed: Filed) -> Iterator[Live]:
         if filed.outcome == "aside":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sorter.model import Source
+from sorter.pipeline.archives import Archives, Read
 from sorter.take.filing import Candidate, Filed, Filing
 from sorter.take.received import Ended, Received
 from sorter.watch import Incoming, Lookout, Ready, Tree, Watched
@@ -60,6 +61,7 @@ class Intake:
     filing: Filing
     received: Received
     incoming: Incoming
+    archives: Archives
     follow: Callable[[Watched], Lookout]
     lookouts: dict[Watched, Lookout] = field(default_factory=dict)  # the trees of [[watch]]
     problem: str = ""  # why nothing is taken at the moment, "" if it is
@@ -69,6 +71,7 @@ class Intake:
     _ends: Counter[str] = field(default_factory=Counter)  # associations whose end is still in the queue
     _ended: deque[str] = field(default_factory=lambda: deque(maxlen=10_000))
     _whole: list[tuple[Tree, str]] = field(default_factory=list)
+    _read: list[Read] = field(default_factory=list)  # archives read to their end, in a drop that has more of them
     _empty: list[tuple[Tree, str]] = field(default_factory=list)
     strange: deque[tuple[Path, str, str]] = field(default_factory=deque)  # (tree, path, why) of what is left there
     fresh: int = 0  # files that the last look saw for the first time
@@ -115,6 +118,7 @@ class Intake:
 
     def stop(self) -> None:
         """End what runs beside."""
+        self.archives.stop()
         for lookout in self.lookouts.values():
             lookout.stop()
 
@@ -131,15 +135,19 @@ class Intake:
 
     def next(self, now: float) -> float:
         """When to look again, in the time of `now`."""
-        late = min((due for due, _ in self._late), default=now + RELIST)
-        return now if self.busy else min(self._look_again, late, (self._relisted or now) + RELIST)
+        if self.busy:
+            return now
+        times = [self._look_again, (self._relisted or now) + RELIST, *(due for due, _ in self._late)]
+        reading = self.archives.next(now)
+        return min(times if reading is None else [*times, reading])
 
     # --- taking -------------------------------------------------------------------------------------------------
 
-    def take(self, now: float) -> Iterator[Filed | Ended | Whole]:
-        """The next batch of what came by network, then one of what was dropped; then what ended by that."""
+    def take(self, now: float) -> Iterator[Filed | Ended | Whole | Read]:
+        """The next batch of what came by network, one of what was dropped, one of an archive; what ended by that."""
         yield from self._take_own(now)
         yield from self._take_dropped()
+        yield from self._take_archives(now)
         self.received.tidy()
         whole, self._whole = self._whole, []
         yield from (Whole(drop) for _, drop in whole)
@@ -165,10 +173,35 @@ class Intake:
         filed, failed = self._file([self._dropped.popleft() for _ in range(min(BATCH, len(self._dropped)))])
         for each in filed:
             door = _door(each.candidate)
+            if each.outcome == "archive":
+                if not self.archives.add(each.candidate):
+                    door.again()
+                continue
             door.not_yet() if each.outcome == "changed" else door.gone()
             yield each
         for candidate in failed:
             _door(candidate).again()
+
+    def _take_archives(self, now: float) -> Iterator[Filed | Whole | Read]:
+        for news in self.archives.turn(now, self._file):
+            if isinstance(news, Read):
+                self._archive_read(news)
+            yield news
+        whole = [each for each in self._read if not self.archives.of(each.candidate.source.drop)]
+        self._read = [each for each in self._read if each not in whole]
+        yield from (Whole(each.drop) for each in whole)
+
+    def _archive_read(self, read: Read) -> None:
+        door = _door(read.candidate)
+        if read.end.how == "later":
+            self.problem = f"an archive cannot be read now: {read.end.why}"
+            door.again()
+        elif read.end.how == "truncated":
+            door.not_yet()
+        else:
+            door.gone()
+            if read.end.how == "whole":
+                self._read.append(read)
 
     def _file(self, batch: list[Candidate]) -> tuple[list[Filed], list[Candidate]]:
         """Take them together, or if that fails one by one: what was filed, and what has to be tried again later."""

@@ -28,6 +28,7 @@ from sorter.model import Instance, Source, Standing
 from sorter.spool import Spool, Unit
 from sorter.spool.layout import now
 from sorter.spool.unit import took
+from sorter.take import kinds
 from sorter.take.compare import header_change
 from sorter.take.groups import Groups
 from sorter.take.header import Parsed, Truncated, examine, file_meta
@@ -40,6 +41,10 @@ _NOT_THAT_FILE = (errno.ESTALE, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.
 
 class _Changed(Exception):
     """Another's file is not what it was when it was found ready."""
+
+
+class _IsArchive(Exception):
+    """Another's file holds other files."""
 
 
 class Rules(Protocol):
@@ -72,6 +77,8 @@ class Candidate:
     found: tuple[int, int] = (0, 0)  # size and mtime_ns of another's file, when it was found ready
     final: bool = False  # another's file that stood still for long: what is truncated now stays so
     copy: Path | None = None  # a synced copy of another's file that lies in the spool already, for the tree to remove
+    origin: str = ""  # in words, for quarantine, where `path` does not say it: of a file that came in an archive
+    aside: str = ""  # why it is to be set aside, whatever it holds
 
     @property
     def own(self) -> bool:
@@ -80,7 +87,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Filed:
-    """What became of it: "new", "same" (an identical resend), "aside" (quarantine) or "changed" (look again)."""
+    """What became of it: "new", "same" (an identical resend), "aside" (quarantine) or "changed" (look again).
+
+    Or "archive": another's file that has to be unpacked first (`sorter.take.archive`); it lies where it lay.
+    """
 
     candidate: Candidate
     outcome: str
@@ -150,7 +160,11 @@ class Filing:
         try:
             if candidate.door is not None and candidate.copy is None:
                 self._copy(step, candidate.door)
+            if candidate.aside:
+                raise Quarantine(candidate.aside)
             with self._files.opened(step.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
+                if candidate.copy is not None:
+                    self._refuse_archive(fd)
                 parsed = examine(self._files, fd)
             if parsed.bare and not (candidate.own or candidate.final):
                 raise Truncated("its pixels are not there yet")
@@ -159,6 +173,8 @@ class Filing:
                 with self._files.opened(step.file) as fd:
                     parsed = examine(self._files, fd)
             return parsed
+        except _IsArchive:
+            step.filed = Filed(candidate, "archive")
         except _Changed as changed:
             step.filed = Filed(candidate, "changed", why=str(changed))
         except Quarantine as reason:
@@ -267,9 +283,10 @@ class Filing:
     # --- copies of what others dropped --------------------------------------------------------------------------
 
     def _copy(self, step: _Step, door: Door) -> None:
-        """A copy of another's file in the spool; _Changed if it changed meanwhile."""
+        """A copy of another's file in the spool; _IsArchive, before anything is copied; _Changed if it changed."""
         reading = door.open()
         try:
+            self._refuse_archive(reading)
             with self._new_copy(step) as writing:
                 self._files.copy(reading, writing)
             info = self._files.stat(reading)
@@ -277,6 +294,10 @@ class Filing:
             self._files.close(reading)
         if (info.st_size, info.st_mtime_ns) != step.candidate.found:
             raise _Changed("it is still changing")
+
+    def _refuse_archive(self, fd: int) -> None:
+        if kinds.archive(self._files.pread(fd, kinds.HEAD, 0)):
+            raise _IsArchive
 
     def _add_meta(self, step: _Step, parsed: Parsed) -> None:
         """The same data set behind a file meta (PS3.10 7.1) of ours, in a new file."""
@@ -328,17 +349,18 @@ class Filing:
         """The last step: the name that the file came under goes, unless the file has changed meanwhile."""
         candidate, filed = step.candidate, step.filed
         if filed.outcome == "aside":
-            self._spool.set_aside(step.file, filed.why, os.path.relpath(candidate.path, self._spool.root))
+            origin = candidate.origin or os.path.relpath(candidate.path, self._spool.root)
+            self._spool.set_aside(candidate.path if candidate.own else step.file, filed.why, origin)
         elif candidate.own and filed.outcome != "changed":
             self._files.unlink(candidate.path)
         if candidate.door is not None:
             filed = self._remove_from_its_place(filed, candidate.door)
-            if step.fresh:
-                self._drop(step.file)
+        if step.fresh:
+            self._drop(step.file)
         return filed
 
     def _remove_from_its_place(self, filed: Filed, door: Door) -> Filed:
-        if filed.outcome == "changed":
+        if filed.outcome in ("changed", "archive"):
             return filed
         try:
             if not door.remove():

@@ -189,7 +189,7 @@ def start(files: Files, fd: int, whole: elements.Sink | None = None) -> tuple[St
     stream = Stream(_reader(files, fd, info.st_size), info.st_size, whole)
     meta = _read_meta(stream)
     if meta.values.get(0x00020002) == _MEDIA_DIRECTORY:
-        raise Quarantine("a media directory (DICOMDIR), not an image")
+        raise Quarantine("a media directory (DICOMDIR): the images beside it are taken by themselves")
     return stream, meta
 
 
@@ -293,7 +293,7 @@ def _read_meta(stream: Stream) -> Meta:
     elif head.startswith(b"DICM"):
         stream.skip(4)
     elif head[:4] == b"\x04\x00\x00\x00" or (head[:2] == b"\x04\x00" and elements.seems_explicit(head)):
-        raise Quarantine("a media directory (DICOMDIR), not an image")
+        raise Quarantine("a media directory (DICOMDIR): the images beside it are taken by themselves")
     elif head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
         raise _not_dicom(head)
     found = _meta_values(stream)

@@ -58,6 +58,7 @@ MAY_TOUCH = {
     "engine/worker.py": "inside a job's own process and scratch folder",
     "engine/processes.py": "looks at /proc, which is no file system of ours",
     "take/inflate.py": "a child process that is given one descriptor, and no path",
+    "take/unpack.py": "a child process that is given descriptors, and no path",
 }
 
 
