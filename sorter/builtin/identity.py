@@ -16,10 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from sorter import Identity, Series, hookimpl
 
-NO_ID = "no-id"
-"""The subject of what has neither PatientID nor PatientName."""
-
-DEFAULT_SUBJECT = f"PatientID ?? PatientName ?? '{NO_ID}'"
+DEFAULT_SUBJECT = "PatientID ?? PatientName ?? 'no-id'"
 
 SENDER = {"CallingAE": "calling", "CalledAE": "called", "PeerAddress": "address"}
 

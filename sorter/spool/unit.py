@@ -54,7 +54,6 @@ class UnitSummary:
     number: str = ""
     description: str = ""
     modality: str = ""
-    scanner: str = ""  # its serial number, else the station's name
     senders: tuple[str, ...] = ()
     images: int = 0
     verdict: str = ""

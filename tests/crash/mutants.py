@@ -1,0 +1,136 @@
+"""Mistakes that somebody could make one day: each must be caught by the enumeration, or it proves nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from sorter.builtin import _path_stage
+from sorter.builtin._path_folders import Visit
+from sorter.durable import Files
+from sorter.pipeline import Pipeline
+from sorter.receive import arrivals
+from sorter.take import filing
+
+Mutant = Callable[[pytest.MonkeyPatch], None]
+
+
+def no_folder_sync(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Files, "fsync_folder", lambda self, path: None)
+    patch.setattr(Files, "fsync_folders", lambda self, paths: None)
+
+
+def no_folder_sync_while_taking(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Files, "fsync_folders", lambda self, paths: None)
+
+
+def evidence_before_folders(patch: pytest.MonkeyPatch) -> None:
+    def commit(self: filing.Filing, batch: filing._Batch) -> None:
+        for key, entries in batch.evidence.items():
+            batch.units[key].add_evidence(entries)
+        self._files.fsync_folders(batch.folders)
+
+    patch.setattr(filing.Filing, "_commit", commit)
+    patch.setattr(filing.Filing, "_is_there", lambda *_: True)  # which would find it again
+
+
+def answer_before_the_name_is_synced(patch: pytest.MonkeyPatch) -> None:
+    def store(self: arrivals.Commit, part: arrivals.Part) -> None:
+        self._files.fsync(part.fd)
+        self._files.rename(part.part, part.name, at=part.segment.folder, to=part.segment.folder)
+
+    patch.setattr(arrivals.Commit, "store", store)
+
+
+def rename_before_the_bytes_are_synced(patch: pytest.MonkeyPatch) -> None:
+    def store(self: arrivals.Commit, part: arrivals.Part) -> None:
+        folder = part.segment.folder
+        self._files.rename(part.part, part.name, at=folder, to=folder)
+        self._files.fsync_folder(folder)
+        self._files.fsync(part.fd)
+
+    patch.setattr(arrivals.Commit, "store", store)
+
+
+def no_sync_of_received_bytes(patch: pytest.MonkeyPatch) -> None:
+    def store(self: arrivals.Commit, part: arrivals.Part) -> None:
+        folder = part.segment.folder
+        self._files.rename(part.part, part.name, at=folder, to=folder)
+        self._files.fsync_folder(folder)
+
+    patch.setattr(arrivals.Commit, "store", store)
+
+
+def received_file_removed_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    link = filing.Filing._link
+
+    def eager(self: filing.Filing, file: object, place: object, batch: filing._Batch) -> None:
+        link(self, file, place, batch)  # type: ignore[arg-type]
+        self._files.unlink(file)  # type: ignore[arg-type]
+
+    patch.setattr(filing.Filing, "_link", eager)
+
+
+def files_written_in_place(patch: pytest.MonkeyPatch) -> None:
+    def write_file(self: Files, path: object, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
+        with self.opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as fd:  # type: ignore[arg-type]
+            self.write_all(fd, data)
+            self.fsync(fd)
+        self.fsync_folder(os.path.dirname(path))  # type: ignore[call-overload]
+
+    patch.setattr(Files, "write_file", write_file)
+
+
+def records_not_synced(patch: pytest.MonkeyPatch) -> None:
+    def write_file(self: Files, path: str, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
+        with self.opened(f"{path}.part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as fd:
+            self.write_all(fd, data)
+        self.rename(f"{path}.part", path)
+
+    patch.setattr(Files, "write_file", write_file)
+
+
+def receipt_before_the_delivered_folder_is_synced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Visit, "settle", lambda self, relative: None)
+
+
+def delivered_bytes_not_synced(patch: pytest.MonkeyPatch) -> None:
+    def write(self: _path_stage.Stage, group: object, source: object) -> None:
+        for item in group:  # type: ignore[attr-defined]
+            with self.files.opened(item.name, _path_stage._NEW, 0o644, at=self.fd) as fd:
+                self.files.copy(source(item.index), fd)  # type: ignore[operator]
+
+    patch.setattr(_path_stage.Stage, "_write", write)
+
+
+def receipt_without_delivery(patch: pytest.MonkeyPatch) -> None:
+    send = Pipeline._send
+
+    def early(self: Pipeline, live: object, delivery: object, files: object) -> None:
+        from sorter.model import Delivered, Receipt
+
+        done = tuple(Delivered(each.name, each.sha256, each.size, each.file) for each in files)  # type: ignore[attr-defined]
+        where = (delivery.product, delivery.target)  # type: ignore[attr-defined]
+        receipt = Receipt(live.key, *where, live.plan.revision, delivery.folder, done, "")  # type: ignore[attr-defined]
+        live.unit.write_receipt(receipt)  # type: ignore[attr-defined]
+        send(self, live, delivery, files)  # type: ignore[arg-type]
+
+    patch.setattr(Pipeline, "_send", early)
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    no_folder_sync,
+    no_folder_sync_while_taking,
+    evidence_before_folders,
+    answer_before_the_name_is_synced,
+    rename_before_the_bytes_are_synced,
+    no_sync_of_received_bytes,
+    received_file_removed_before_the_commit,
+    files_written_in_place,
+    records_not_synced,
+    receipt_before_the_delivered_folder_is_synced,
+    delivered_bytes_not_synced,
+    receipt_without_delivery,
+)

@@ -1,0 +1,182 @@
+"""One life of sorter on a disk in memory: receive, take, publish, deliver, grow; and the life after a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+
+from sorter.builtin.path_target import PathTarget
+from sorter.config import Config
+from sorter.daemon.assembly import Parts, assemble
+from sorter.daemon.sort import mark_defaults
+from sorter.deliver.target import Later, Put, Refused, Result, Wanted
+from sorter.engine.work import Outcome
+from sorter.errors import Held, TryLater
+from sorter.receive.arrivals import Arrivals
+from sorter.receive.dimse import Command
+from sorter.receive.file_meta import Route, file_head
+from sorter.receive.incoming import Intake
+from sorter.receive.negotiation import Context
+from sorter.receive.settings import ReceiveSettings
+from sorter.spool import Spool
+from tests.crash.memory import Memory
+
+ROOT = "/site"
+CONFIG = """
+[labs.memory]
+match = ["Modality=MR"]
+products = ["dicom"]
+"""
+
+
+def data_set(number: int, *, series: int = 1, pixels: bytes = b"\1\2\3\4", name: str = "One^Patient") -> bytes:
+    """A small MR image as it is sent: without file meta information."""
+    data = Dataset()
+    data.SOPClassUID = MRImageStorage
+    data.SOPInstanceUID = f"1.2.3.{series}.{number}"
+    data.StudyInstanceUID = "1.2.3"
+    data.SeriesInstanceUID = f"1.2.3.{series}"
+    data.PatientID = "P1"
+    data.PatientName = name
+    data.StudyDate, data.StudyTime = "20260102", "101112"
+    data.SeriesNumber, data.InstanceNumber = series, number
+    data.SeriesDescription = "T1"
+    data.Modality = "MR"
+    data.Rows, data.Columns, data.BitsAllocated = 1, 4, 16
+    data.PixelData = pixels + b"END."
+    data["PixelData"].VR = "OW"
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=False)
+    whole = buffer.getvalue()
+    return whole[whole.index(b"\x08\x00\x16\x00") :]
+
+
+class Idle:
+    """An engine that is never asked for anything: no products are made here."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def finished(self) -> list[Outcome]:
+        return []
+
+    def stop(self) -> None:
+        pass
+
+
+class Near:
+    """A lane without a process: the delivery is made at once, by the real target, on the disk in memory."""
+
+    def __init__(
+        self, target: str, code: str, settings: Mapping[str, Any], open_input: Callable[[Put, Wanted], int],
+        report: Callable[[Put, Result], None], **_: Any,
+    ) -> None:  # fmt: skip
+        self.disk: Memory = open_input.__self__._spool.files  # type: ignore[attr-defined]
+        self.target = PathTarget({**settings, "threads": 1}, self.disk)
+        self.open_input, self.report = open_input, report
+
+    def submit(self, put: Put) -> None:
+        with contextlib.ExitStack() as opened:
+            source = _Source(put, self, opened)
+            try:
+                result: Result = self.target.put(put, source)
+            except TryLater as error:
+                result = Later(str(error))
+            except Held as error:
+                result = Refused(str(error))
+        self.report(put, result)
+
+    def stop(self, timeout: float) -> None:
+        pass
+
+
+class _Source:
+    def __init__(self, put: Put, lane: Near, opened: contextlib.ExitStack) -> None:
+        self.put, self.lane, self.opened = put, lane, opened
+
+    def will_need(self, indexes: list[int]) -> None:
+        pass
+
+    def __call__(self, index: int) -> int:
+        fd = self.lane.open_input(self.put, self.put.files[index])
+        self.opened.callback(self.lane.disk.close, fd)
+        return fd
+
+
+@dataclass
+class Life:
+    """sorter on this disk, from its start. `now` is its clock, in seconds."""
+
+    disk: Memory
+    parts: Parts
+    now: float = 1000.0
+    acknowledged: set[bytes] = field(default_factory=set)  # data sets that were answered with success
+    dropped: set[bytes] = field(default_factory=set)  # files that a person left in incoming/, and synced
+
+    @property
+    def spool(self) -> Spool:
+        return self.parts.spool
+
+    def turns(self, seconds: float, step: float = 5.0) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.parts.pipeline.turn(self.now)
+            self.now += step
+
+    def receive(self, *data_sets: bytes, worker: str = "w1") -> None:
+        """As the receiver does it, for one association."""
+        arrivals = Arrivals(self.spool.received, worker, self.disk, ReceiveSettings())
+        arrivals.begin()
+        route = Route("SCANNER", "SORTER", "127.0.0.1", 4711)
+        association = arrivals.opened(route)
+        intake = Intake(arrivals, association, route)
+        for data in data_sets:
+            uid = _sop_uid(data)
+            incoming = intake.receive(
+                Command(1, 1, MRImageStorage, uid, has_data_set=True),
+                Context(1, MRImageStorage, ExplicitVRLittleEndian),
+            )
+            incoming.add(memoryview(data))
+            incoming.store()
+            assert incoming.failure is None
+            self.acknowledged.add(data)
+        arrivals.ended(association, "released")
+        arrivals.close()
+
+    def drop(self, folder: str, *contents: bytes) -> None:
+        """As a person does it who waits for the disk."""
+        place = f"{self.spool.incoming}/{folder}"
+        self.disk.make_folders(place)
+        for number, content in enumerate(contents):
+            self.disk.write_file(f"{place}/{number}", content)
+            self.dropped.add(content)
+
+
+def as_file(data: bytes) -> bytes:
+    """The data set behind the file meta information of another program."""
+    head = file_head(MRImageStorage, _sop_uid(data), ExplicitVRLittleEndian, b"")
+    return head + data
+
+
+def _sop_uid(data: bytes) -> str:
+    at = data.index(b"\x08\x00\x18\x00UI") + 8
+    length = int.from_bytes(data[at - 2 : at], "little")
+    return data[at : at + length].rstrip(b"\0").decode()
+
+
+def begin(disk: Memory, settings: Config) -> Life:
+    """Start sorter on this disk, as `sort` does."""
+    spool = Spool(settings.spool, disk)
+    spool.create()
+    spool.clear_temporary()
+    parts = assemble(settings, spool, lambda: None)
+    mark_defaults(settings, disk)
+    return Life(disk, parts)
