@@ -88,6 +88,10 @@ class Files:
     def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
         return os.writev(fd, buffers)
 
+    def splice(self, pipe: int, fd: int, size: int) -> int:
+        """Move at most `size` bytes that are in a pipe to the end of what was written; how many it were."""
+        return os.splice(pipe, fd, size)
+
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 

@@ -24,7 +24,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,21 @@ from sorter.receive.file_meta import Route
 from sorter.receive.settings import ReceiveSettings
 
 ARRIVALS = "arrivals.jsonl"
+_STORED = '{"event":"stored",'  # of a line that is written for each image; names of ours need no escapes
 _MOST_BUFFERS = 512  # of one writev; Linux takes 1,024
 _MOST_UNWRITTEN = 1 << 20  # bytes of lines kept for later while the disk is full
 
 
 class Segment:
-    """One folder and its arrivals file. Not for use without the lock of its `Arrivals`."""
+    """One folder and its arrivals file. But for `commit`, not for use without `lock`, that of its `Arrivals`."""
 
-    def __init__(self, path: Path, files: Files) -> None:
-        self.path, self._files = path, files
+    def __init__(self, path: Path, files: Files, lock: threading.Lock) -> None:
+        self.path, self._files, self._lock = path, files, lock
         self.begun = time.monotonic()
         self.given = 0  # file names given out
         self.in_flight = 0  # parts that are neither stored nor dropped yet
         self.over = False  # another has followed
+        self.spoilt = False  # its folder could not be synced: nothing more is acknowledged in it
         self._unwritten = b""
         files.mkdir(path)
         try:
@@ -54,6 +56,7 @@ class Segment:
         except OSError:
             files.remove_tree(path)
             raise
+        self.commit = Commit(files, self, self._stored)
 
     def _opened(self) -> tuple[int, int]:
         folder = self._files.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -78,6 +81,12 @@ class Segment:
         except OSError:
             if len(self._unwritten) < _MOST_UNWRITTEN:
                 self._unwritten += line
+
+    def _stored(self, parts: Sequence[Part]) -> None:
+        at = _now()
+        lines = [f'{_STORED}"association":"{each.association}","file":"{each.name}","at":"{at}"}}\n' for each in parts]
+        with self._lock:
+            self._append("".join(lines).encode())
 
     def _append(self, line: bytes) -> None:
         try:
@@ -118,6 +127,11 @@ class Part:
             if done:
                 views[at] = views[at][done:]
 
+    def pour(self, pipe: int, size: int) -> None:
+        """`size` bytes that wait in a pipe."""
+        while size:
+            size -= self._files.splice(pipe, self.fd, size)
+
     def close(self) -> None:
         """Give the descriptor back; harmless when done before."""
         if self.fd >= 0:
@@ -126,20 +140,70 @@ class Part:
 
 
 class Commit:
-    """Makes parts durable: bytes, then name (PS3.4 B.2.3: Success only when both survive a power cut).
+    """Makes the parts of one segment durable: bytes, then name (PS3.4 B.2.3: both survive a power cut before Success).
 
-    `store` returns when that is so, or raises OSError, after which the part must be dropped. An fsync that failed is
-    never tried again: the kernel has marked the pages clean. Called from many threads at once.
+    Every thread syncs the bytes of its own part, which the kernel does well for several at once, and gives it its name.
+    The folder is then synced for all that wait, and their lines are written together. Whoever comes meanwhile waits for
+    the next time; who is alone waits for nobody.
     """
 
-    def __init__(self, files: Files) -> None:
-        self._files = files
+    def __init__(self, files: Files, segment: Segment, write: Callable[[Sequence[Part]], None]) -> None:
+        self._files, self._segment, self._write = files, segment, write
+        self._turn = threading.Condition(threading.Lock())
+        self._gathering = _Group()
+        self._busy = False
 
     def store(self, part: Part) -> None:
-        folder = part.segment.folder
+        """Returns when `part` is durable, or raises OSError, after which it must be dropped.
+
+        A sync that failed is never tried again on that descriptor: the kernel has marked the pages clean.
+        """
+        folder = self._segment.folder
         self._files.fsync(part.fd)
         self._files.rename(part.part, part.name, at=folder, to=folder)
-        self._files.fsync_folder(folder)
+        group = self._gather(part)
+        if group.failure is not None:
+            raise OSError(group.failure.errno, group.failure.strerror) from group.failure
+
+    def _gather(self, part: Part) -> _Group:
+        """The group that `part` was in, once it is over; one of its threads does the work for all."""
+        with self._turn:
+            group = self._gathering
+            group.parts.append(part)
+            while self._busy and not group.over:
+                self._turn.wait()
+            if group.over:
+                return group
+            self._busy, self._gathering = True, _Group()
+        try:
+            self._settle(group)
+        except OSError as error:
+            group.failure = error
+        except BaseException as error:
+            group.failure = OSError(errno.EIO, f"{type(error).__name__} while others waited")
+            raise
+        finally:
+            with self._turn:
+                group.over, self._busy = True, False
+                self._turn.notify_all()
+        return group
+
+    def _settle(self, group: _Group) -> None:
+        try:
+            self._files.fsync_folder(self._segment.folder)
+        except OSError:
+            self._segment.spoilt = True
+            raise
+        self._write(group.parts)
+
+
+class _Group:
+    """Parts whose names are made durable together."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.over = False
+        self.failure: OSError | None = None
 
 
 class Arrivals:
@@ -147,7 +211,6 @@ class Arrivals:
 
     def __init__(self, received: Path, worker: str, files: Files, settings: ReceiveSettings) -> None:
         self._folder, self._files, self._settings = received / worker, files, settings
-        self._commit = Commit(files)
         self._lock = threading.Lock()
         self._segment: Segment | None = None
         self._open: dict[str, Route] = {}
@@ -191,9 +254,7 @@ class Arrivals:
     def store(self, part: Part) -> None:
         """Make `part` durable under its name and write that down. On OSError nothing is left of it."""
         try:
-            self._commit.store(part)
-            with self._lock:
-                part.segment.write("stored", association=part.association, file=part.name)
+            part.segment.commit.store(part)
         except BaseException:
             self._remove(part.segment, part.name)
             self.drop(part)
@@ -232,14 +293,15 @@ class Arrivals:
     def _new(self) -> Segment:
         for name in _segment_names():
             try:
-                return Segment(self._folder / name, self._files)
+                return Segment(self._folder / name, self._files, self._lock)
             except FileExistsError:
                 continue
         raise OSError(errno.EEXIST, "no name for a new segment", os.fspath(self._folder))
 
     def _is_full(self, segment: Segment) -> bool:
         age = time.monotonic() - segment.begun
-        return segment.given >= self._settings.segment_files or age >= self._settings.segment_age
+        full = segment.given >= self._settings.segment_files or age >= self._settings.segment_age
+        return full or segment.spoilt
 
     def _follow(self, segment: Segment) -> None:
         self._segment = None

@@ -19,14 +19,13 @@ from sorter.receive.upper_layer import (
     Aborted,
     AbortReason,
     Lost,
-    Patience,
     ProtocolError,
     Rejection,
     Released,
     Request,
     Stopping,
-    Wire,
 )
+from sorter.receive.wire import Patience, Wire
 from sorter.spool.commitments import Commitments
 
 log = logging.getLogger("sorter.receive")
@@ -83,8 +82,8 @@ class Association:
 
     def _established(self, request: Request, agreement: Agreement, intake: Intake) -> str:
         """How it ended: "released", "aborted" or "lost"."""
+        wire = Wire(self._socket, self._settings.max_pdu, self._patience)
         try:
-            wire = Wire(self._socket, self._settings.max_pdu, self._patience)
             wire.send(upper_layer.encode_accept(request.titles, agreement.answers))
             try:
                 desk = Desk(self._commitments, intake.route) if self._commitments is not None else None
@@ -99,6 +98,8 @@ class Association:
             log.info("association %s: %s", intake.association, error)
             say(self._socket, upper_layer.encode_abort(AbortReason.NOT_SPECIFIED))
             return "lost"
+        finally:
+            wire.drop_pipe()
         return "released"
 
 

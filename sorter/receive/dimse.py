@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ _ACTION_TYPE = 0x1008
 
 _ELEMENT = struct.Struct("<HHI")
 _US = struct.Struct("<HHIH")
+_NUMBER = struct.Struct("<H")
+_UL = struct.Struct("<I")
+_GROUP_LENGTH_IS = _ELEMENT.pack(0, _GROUP_LENGTH, 4)
 
 
 class Status:
@@ -72,18 +76,21 @@ def decode_command(data: bytes) -> Command:
 
 def encode_response(command: Command, status: int, comment: str = "") -> bytes:
     """The response to `command`, without a data set. `comment` (LO, 64 characters) goes with failures."""
-    body = b""
-    if command.class_uid:
-        body += _uid_element(_CLASS_UID, command.class_uid)
-    body += _US.pack(0, _FIELD, 2, command.field | RESPONSE)
-    body += _US.pack(0, _RESPONDED_ID, 2, command.message_id)
-    body += _US.pack(0, _DATA_SET_TYPE, 2, NO_DATA_SET)
-    body += _US.pack(0, _STATUS, 2, status)
+    before, after = _response(command.class_uid, command.field, status, comment)
+    instance = _uid_element(_INSTANCE_UID, command.instance_uid) if command.instance_uid else b""
+    size = len(before) + 2 + len(after) + len(instance)
+    return b"".join((_GROUP_LENGTH_IS, _UL.pack(size), before, _NUMBER.pack(command.message_id), after, instance))
+
+
+@functools.lru_cache(maxsize=256)
+def _response(class_uid: str, field: int, status: int, comment: str) -> tuple[bytes, bytes]:
+    """What is the same in many responses: before and after the number of the message responded to."""
+    before = _uid_element(_CLASS_UID, class_uid) if class_uid else b""
+    before += _US.pack(0, _FIELD, 2, field | RESPONSE) + _ELEMENT.pack(0, _RESPONDED_ID, 2)
+    after = _US.pack(0, _DATA_SET_TYPE, 2, NO_DATA_SET) + _US.pack(0, _STATUS, 2, status)
     if comment:
-        body += _value_element(_COMMENT, comment[:64].encode("ascii", "replace"), b" ")
-    if command.instance_uid:
-        body += _uid_element(_INSTANCE_UID, command.instance_uid)
-    return _ELEMENT.pack(0, _GROUP_LENGTH, 4) + len(body).to_bytes(4, "little") + body
+        after += _value_element(_COMMENT, comment[:64].encode("ascii", "replace"), b" ")
+    return before, after
 
 
 def _elements(data: bytes) -> dict[int, bytes]:
@@ -93,22 +100,24 @@ def _elements(data: bytes) -> dict[int, bytes]:
         if at + 8 > end:
             raise ProtocolError("a command element is cut short")
         group, element, length = _ELEMENT.unpack_from(data, at)
-        at += 8 + length
+        start = at + 8
+        at = start + length
         if group != 0 or at > end:
             raise ProtocolError("a command set holds what is no command element")
-        found[element] = data[at - length : at]
+        found[element] = data[start:at]
     return found
 
 
 def _number(elements: dict[int, bytes], element: int) -> int:
-    value = elements.get(element, b"")
-    if len(value) != 2:
+    value = elements.get(element)
+    if value is None or len(value) != 2:
         raise ProtocolError(f"a command set without (0000,{element:04X})")
-    return int.from_bytes(value, "little")
+    number: int = _NUMBER.unpack(value)[0]
+    return number
 
 
 def _text(value: bytes | None) -> str:
-    return (value or b"").rstrip(b"\0 ").decode("ascii", "replace")
+    return value.rstrip(b"\0 ").decode("ascii", "replace") if value else ""
 
 
 def _uid_element(element: int, uid: str) -> bytes:

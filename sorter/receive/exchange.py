@@ -13,7 +13,8 @@ from sorter.receive.dimse import Command, Outcome, Status
 from sorter.receive.incoming import Incoming, Intake
 from sorter.receive.negotiation import STORAGE_COMMITMENT, VERIFICATION, Agreement, Context, is_storage, is_uid
 from sorter.receive.settings import ReceiveSettings
-from sorter.receive.upper_layer import AbortReason, ProtocolError, Wire
+from sorter.receive.upper_layer import AbortReason, ProtocolError
+from sorter.receive.wire import Wire
 
 log = logging.getLogger("sorter.receive")
 
@@ -133,15 +134,20 @@ class Exchange:
 
     def _data_set(self, context: Context, into: Sink | None) -> int:
         """Read a data set to its end, into a sink or into nothing; its size in bytes."""
+        file = into if isinstance(into, Incoming) else None
         size, most = 0, self._settings.max_instance
         while True:
-            piece = self._wire.piece()
+            piece = self._wire.piece(piped=file is not None and file.failure is None)
             if piece.command or piece.context != context.number:
                 raise ProtocolError("a command inside a data set", AbortReason.UNEXPECTED_PARAMETER)
-            size += len(piece.data)
+            size += piece.size
             if size > most:
                 raise ProtocolError(f"an instance of more than {most} bytes")
-            if into is not None:
+            if file is not None and piece.piped:
+                file.pour(self._wire.pipe, piece.piped)
+                if file.failure is not None:
+                    self._wire.drop_pipe()
+            elif into is not None:
                 into.add(piece.data)
             if piece.last:
                 return size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from sorter.receive.upper_layer import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_
 
 _SHORT = struct.Struct("<HH2sH")
 _LONG = struct.Struct("<HH2sHI")
+_GROUP_LENGTH = _SHORT.pack(2, 0x0000, b"UL", 4)
 _PREFIX = bytes(128) + b"DICM"
 
 
@@ -43,14 +45,17 @@ def tail_of_meta(route: Route) -> bytes:
 
 def file_head(class_uid: str, instance_uid: str, transfer: str, tail: bytes) -> bytes:
     """What stands in a file before the data set. `tail` is `tail_of_meta` of the association."""
-    elements = (
-        _long(0x0001, b"OB", b"\0\1")
-        + _short(0x0002, b"UI", class_uid.encode())
-        + _short(0x0003, b"UI", instance_uid.encode())
-        + _short(0x0010, b"UI", transfer.encode())
-        + tail
-    )
-    return _PREFIX + _short(0x0000, b"UL", len(elements).to_bytes(4, "little")) + elements
+    before, after = _around_instance(class_uid, transfer, tail)
+    instance = _short(0x0003, b"UI", instance_uid.encode())
+    size = len(before) + len(instance) + len(after)
+    return b"".join((_PREFIX, _GROUP_LENGTH, size.to_bytes(4, "little"), before, instance, after))
+
+
+@functools.lru_cache(maxsize=256)
+def _around_instance(class_uid: str, transfer: str, tail: bytes) -> tuple[bytes, bytes]:
+    """What is the same in many files, before and after the SOP Instance UID."""
+    before = _long(0x0001, b"OB", b"\0\1") + _short(0x0002, b"UI", class_uid.encode())
+    return before, _short(0x0010, b"UI", transfer.encode()) + tail
 
 
 def _short(element: int, vr: bytes, value: bytes) -> bytes:

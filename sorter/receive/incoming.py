@@ -27,6 +27,16 @@ class Incoming:
             if len(self._pieces) >= _MOST_PIECES:
                 self.write()
 
+    def pour(self, pipe: int, size: int) -> None:
+        """Move `size` bytes that wait in a pipe. After a `failure` some of them are still there."""
+        self.write()
+        if self._part is not None:
+            try:
+                self._part.pour(pipe, size)
+            except OSError as error:
+                self.failure = error
+                self.drop()
+
     def write(self) -> None:
         """Write what was collected: the pieces are about to be overwritten."""
         if self._part is not None and self._pieces:

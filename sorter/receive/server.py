@@ -22,7 +22,8 @@ from sorter.receive.lobby import Door, Keeper, Lobby, Peer
 from sorter.receive.refusals import Open, Refusals
 from sorter.receive.settings import ReceiveSettings
 from sorter.receive.tally import Tally
-from sorter.receive.upper_layer import Patience, Rejection, Request
+from sorter.receive.upper_layer import Rejection, Request
+from sorter.receive.wire import Patience
 from sorter.spool.commitments import Commitments
 
 log = logging.getLogger("sorter.receive")

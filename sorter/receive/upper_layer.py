@@ -6,14 +6,9 @@ proposal, and answers junk with bare assertions and KeyErrors. The tests hold th
 
 from __future__ import annotations
 
-import errno
-import socket
-import ssl
 import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 
@@ -22,14 +17,12 @@ IMPLEMENTATION_CLASS_UID = "2.25.69988629887158946819400123722328831240"
 IMPLEMENTATION_VERSION_NAME = "SORTER"
 
 _ITEM = struct.Struct(">BxH")
-_PDU = struct.Struct(">BxI")
-_PDV = struct.Struct(">IBB")
+PDU = struct.Struct(">BxI")
+PDV = struct.Struct(">IBB")
 _REQUEST_HEAD = 68  # of an A-ASSOCIATE-RQ, after type and length, before its first item
-_BUFFER = 256 << 10
-_TICK = 0.5  # seconds between two looks at whether to stop
 
-RELEASE_REQUEST = _PDU.pack(RELEASE_RQ, 4) + bytes(4)
-RELEASE_REPLY = _PDU.pack(RELEASE_RP, 4) + bytes(4)
+RELEASE_REQUEST = PDU.pack(RELEASE_RQ, 4) + bytes(4)
+RELEASE_REPLY = PDU.pack(RELEASE_RP, 4) + bytes(4)
 
 
 class AbortReason:
@@ -78,7 +71,7 @@ class Rejection(Exception):
     """An A-ASSOCIATE-RJ: result 1 permanent or 2 transient, source and reason as in PS3.8 9.3.4."""
 
     def __init__(self, result: int, source: int, reason: int) -> None:
-        self.pdu = _PDU.pack(ASSOCIATE_RJ, 4) + bytes((0, result, source, reason))
+        self.pdu = PDU.pack(ASSOCIATE_RJ, 4) + bytes((0, result, source, reason))
         super().__init__(f"rejected: result {result}, source {source}, reason {reason}")
 
 
@@ -157,7 +150,7 @@ def decode_items(items: bytes) -> UserItems:
 
 def encode_accept(titles: bytes, answers: bytes) -> bytes:
     """An A-ASSOCIATE-AC (PS3.8 9.3.3) of the request's own `titles` and of `encode_answers`."""
-    return _PDU.pack(ASSOCIATE_AC, 4 + len(titles) + len(answers)) + b"\0\1\0\0" + titles + answers
+    return PDU.pack(ASSOCIATE_AC, 4 + len(titles) + len(answers)) + b"\0\1\0\0" + titles + answers
 
 
 def encode_answers(results: dict[int, tuple[int, str]], max_pdu: int) -> bytes:
@@ -176,23 +169,24 @@ def encode_answers(results: dict[int, tuple[int, str]], max_pdu: int) -> bytes:
 def encode_abort(reason: int | None = None) -> bytes:
     """An A-ABORT (PS3.8 9.3.8) by the service provider for `reason`, by the service user without one."""
     source = (0, 0) if reason is None else (2, reason)
-    return _PDU.pack(ABORT, 4) + bytes((0, 0, *source))
+    return PDU.pack(ABORT, 4) + bytes((0, 0, *source))
 
 
 def encode_data(context: int, command: bytes, max_length: int) -> bytes:
     """A command set as P-DATA-TF PDUs, none longer than `max_length` (0: any length)."""
-    step = max(1, max_length - 6) if max_length else len(command)
-    out = []
+    if len(command) + 6 <= max_length or not max_length:
+        return PDU.pack(P_DATA, len(command) + 6) + PDV.pack(len(command) + 2, context, 3) + command
+    step, out = max(1, max_length - 6), []
     for start in range(0, len(command), step):
         piece = command[start : start + step]
         control = 3 if start + step >= len(command) else 1
-        out.append(_PDU.pack(P_DATA, len(piece) + 6) + _PDV.pack(len(piece) + 2, context, control) + piece)
+        out.append(PDU.pack(P_DATA, len(piece) + 6) + PDV.pack(len(piece) + 2, context, control) + piece)
     return b"".join(out)
 
 
 def pdu_head(data: bytes | bytearray) -> tuple[int, int]:
     """Type and length of a PDU, from its first six bytes."""
-    kind, length = _PDU.unpack_from(data)
+    kind, length = PDU.unpack_from(data)
     return kind, length
 
 
@@ -242,195 +236,3 @@ def _title(value: bytes) -> str:
     """An AE title for people and headers: what its VR forbids becomes "?" (PS3.5 6.2)."""
     text = value.replace(b"\0", b" ").strip(b" ").decode("ascii", "replace")
     return "".join(char if " " <= char <= "~" and char != "\\" else "?" for char in text)
-
-
-# --- an established association's bytes -----------------------------------------------------------------------------
-
-
-class Piece(NamedTuple):
-    """Some bytes of a message, as they came: a part of one PDV. `data` holds until the next piece is asked for."""
-
-    context: int
-    command: bool
-    last: bool
-    data: memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a wire waits for the peer, in seconds, and whether this process is about to end."""
-
-    stall: float
-    idle: float
-    stopping: Callable[[], bool]
-    least_rate: float = 0.0  # bytes/s inside a message, while we wait for them
-
-
-class Wire:
-    """Both directions of one association. P-DATA-TF PDUs come out in pieces, whatever their length.
-
-    One buffer is filled again and again; `before_reuse` is called before the bytes of earlier pieces are overwritten,
-    so that whoever collects them can write many with one system call.
-    """
-
-    def __init__(self, sock: socket.socket, max_pdu: int, patience: Patience) -> None:
-        self._socket, self._max_pdu, self._patience = sock, max_pdu, patience
-        self._buffer = bytearray(_BUFFER)
-        self._view = memoryview(self._buffer)
-        self._start = self._end = 0
-        self._pdu_left = self._pdv_left = 0
-        self._context = self._control = 0
-        self._silent = 0.0
-        self._waited, self._came = 0.0, 0  # seconds and bytes, since the message began or the pace was looked at
-        self._releasing = False
-        self.in_message = False  # set by whoever knows: a message has begun and is not answered yet
-        self.before_reuse: Callable[[], None] | None = None
-        tick = min(_TICK, patience.stall, patience.idle)
-        self._tick = tick
-        wait = struct.pack("ll", int(tick), int(tick % 1 * 1e6))
-        send_wait = struct.pack("ll", int(patience.stall), int(patience.stall % 1 * 1e6))
-        self._encrypted = isinstance(sock, ssl.SSLSocket)
-        if self._encrypted:
-            sock.settimeout(tick)
-            return
-        sock.setblocking(True)  # the kernel's own timeouts save the poll that Python's would make before each call
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_wait)
-
-    def send(self, data: bytes) -> None:
-        """All of it, in one write where the kernel takes it; Lost when the peer does not."""
-        try:
-            if self._encrypted:
-                self._socket.settimeout(self._patience.stall)
-            self._socket.sendall(data)
-            if self._encrypted:
-                self._socket.settimeout(self._tick)
-        except OSError as error:
-            raise Lost(f"the answer could not be sent: {error.strerror or error}") from error
-
-    def piece(self) -> Piece:
-        """The next bytes of a message. Raises Released, Aborted, Lost, Stopping or ProtocolError."""
-        if not self._pdv_left:
-            self._next_pdv()
-        if self._pdv_left and self._start == self._end:
-            self._fill(1)
-        size = min(self._pdv_left, self._end - self._start)
-        data = self._view[self._start : self._start + size]
-        self._start += size
-        self._pdv_left -= size
-        control = self._control
-        return Piece(self._context, control & 1 == 1, control & 2 == 2 and not self._pdv_left, data)
-
-    def message_done(self) -> None:
-        """The message is answered. Raises Stopping when this process is to end."""
-        self.in_message = False
-        self._waited, self._came = 0.0, 0
-        if self._patience.stopping():
-            raise Stopping
-
-    def release(self, patience: float) -> None:
-        """Ask the peer to release and wait for its reply, `patience` seconds at most; Lost if there is none."""
-        self._releasing = True
-        self._patience = Patience(patience, patience, lambda: False)
-        self.send(RELEASE_REQUEST)
-        deadline = time.monotonic() + patience
-        try:
-            while time.monotonic() < deadline:  # what was under way may still come; it is not answered any more
-                self.piece()
-        except Released as end:
-            if not end.confirmed:
-                self.send(RELEASE_REPLY)  # both asked at once (PS3.8 9.2, states 9 to 12)
-            return
-        raise Lost("the peer went on after our release request")
-
-    def _next_pdv(self) -> None:
-        while not self._pdu_left:
-            self._next_pdu()
-        if self._pdu_left < 6:
-            raise ProtocolError("a PDU ends inside a PDV")
-        self._fill(6)
-        length, self._context, self._control = _PDV.unpack_from(self._buffer, self._start)
-        if length < 2 or length + 4 > self._pdu_left:
-            raise ProtocolError("a PDV is longer than its PDU")
-        self._start += 6
-        self._pdu_left -= length + 4
-        self._pdv_left = length - 2
-
-    def _next_pdu(self) -> None:
-        self._fill(6)
-        kind, length = _PDU.unpack_from(self._buffer, self._start)
-        self._start += 6
-        if kind != P_DATA:
-            self._other(kind, length)
-        if not 6 <= length <= self._max_pdu:
-            raise ProtocolError(f"a P-DATA-TF of {length} bytes, {self._max_pdu} were agreed")
-        self._pdu_left = length
-
-    def _other(self, kind: int, length: int) -> None:
-        if kind == ABORT:
-            raise Aborted
-        if kind == RELEASE_RQ or (kind == RELEASE_RP and self._releasing):
-            if length != 4:
-                raise ProtocolError("a release PDU is not four bytes long")
-            self._fill(4)
-            self._start += 4
-            raise Released(confirmed=kind == RELEASE_RP)
-        known = ASSOCIATE_RQ <= kind <= ABORT
-        reason = AbortReason.UNEXPECTED_PDU if known else AbortReason.UNRECOGNIZED_PDU
-        raise ProtocolError(f"PDU type {kind} inside an association", reason)
-
-    def _fill(self, size: int) -> None:
-        """At least `size` bytes stand in the buffer from `_start` on. `size` is small: headers, or one byte."""
-        while self._end - self._start < size:
-            if self._start == self._end or self._end > _BUFFER // 2:
-                if self.before_reuse is not None:
-                    self.before_reuse()
-                rest = self._end - self._start
-                self._buffer[:rest] = self._buffer[self._start : self._end]
-                self._start, self._end = 0, rest
-            self._end += self._receive(self._view[self._end :])
-
-    def _receive(self, into: memoryview) -> int:
-        while True:
-            began = time.monotonic()
-            try:
-                # Re-armed each time: without it a sender with Nagle on waits 40 ms for our delayed ACK.
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-                got = self._socket.recv_into(into)
-            except (BlockingIOError, TimeoutError):
-                self._waited += self._tick
-                self._nothing_came()
-                continue
-            except OSError as error:
-                raise Lost(_failure(error)) from error
-            if not got:
-                raise Lost("the peer closed the connection")
-            self._silent = 0.0
-            self._waited += time.monotonic() - began
-            self._came += got
-            if self._waited >= self._patience.stall:
-                self._keep_pace()
-            return got
-
-    def _keep_pace(self) -> None:
-        """Whoever sends a byte now and then holds a place and a thread for nothing."""
-        if self._came < self._patience.least_rate * self._waited:
-            raise Lost(f"less than {self._patience.least_rate:g} bytes/s came for {self._waited:.0f} s")
-        self._waited, self._came = 0.0, 0
-
-    def _nothing_came(self) -> None:
-        self._silent += self._tick
-        inside = self.in_message or self._pdu_left > 0 or self._pdv_left > 0 or self._start < self._end
-        if not inside and self._patience.stopping():
-            raise Stopping
-        if not inside:
-            self._waited, self._came = 0.0, 0
-        limit = self._patience.stall if inside else self._patience.idle
-        if self._silent >= limit:
-            raise Lost(f"nothing came for {limit:g} s")
-
-
-def _failure(error: OSError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or 'the peer broke it off'}"
-    return errno.errorcode.get(error.errno or 0, "connection error")

@@ -332,6 +332,10 @@ class Failing(Files):
             return super().writev(fd, [bytes(buffers[0])[: self.broken["short"]]])
         return super().writev(fd, buffers)
 
+    def splice(self, pipe: int, fd: int, size: int) -> int:
+        self._maybe("splice")
+        return super().splice(pipe, fd, min(size, self.broken.get("short", size)))
+
     def fsync(self, fd: int) -> None:
         self._maybe("fsync")
         super().fsync(fd)
@@ -357,6 +361,72 @@ def test_out_of_resources_is_said_and_nothing_is_left(tmp_path: Path, effect: st
         client.release()
     assert len(served.images()) == 1
     assert [line["event"] for line in served.lines()] == ["opened", "stored", "released", "closed"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_under_a_large_pdv_leaves_the_association_whole(tmp_path: Path, code: int) -> None:
+    """What waits in the pipe then is thrown away, and the next instance is not mixed with it."""
+    files, big = Failing(), os.urandom(600_000)
+    with serving(tmp_path / "received", files) as served, Client(served.port).associate() as client:
+        files.broken = {"splice": code}
+        client.send(a_store(big, step=100_000))
+        assert client.status() == 0xA700
+        assert served.names() == []
+        files.broken = {"short": 1000}
+        client.send(a_store(big, step=100_000))
+        assert client.status() == 0
+        assert [data_set_of(path) for path in served.images()] == [big]
+        client.release()
+
+
+class Gathering(Files):
+    """Holds the first sync of a folder with images back until `others` more have been renamed, and counts them all."""
+
+    def __init__(self, others: int, fails: bool) -> None:
+        self.others, self.fails = others, fails
+        self.renamed = 0
+        self.synced: list[int] = []
+        self._lock = threading.Lock()
+
+    def rename(self, old: PathLike, new: PathLike, *, at: int | None = None, to: int | None = None) -> None:
+        super().rename(old, new, at=at, to=to)
+        with self._lock:
+            self.renamed += at is not None  # parts, and nothing else, are named from their folder's descriptor
+
+    def fsync_folder(self, path: PathLike | int) -> None:
+        if isinstance(path, int):
+            self.synced.append(path)
+            if len(self.synced) == 1:
+                wait_until(lambda: self.renamed == 1 + self.others, what="the others' names")
+            elif self.fails and len(self.synced) == 2:
+                raise OSError(errno.EIO, "a broken disk")
+        super().fsync_folder(path)
+
+
+def test_instances_that_wait_for_one_sync_share_the_next(tmp_path: Path) -> None:
+    files = Gathering(others=5, fails=False)
+    with serving(tmp_path / "received", files) as served, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(served.port).associate()) for _ in range(6)]
+        for client in clients:
+            client.send(a_store())
+        assert [client.status() for client in clients] == [0] * 6
+        assert len(files.synced) == 2
+        assert served.events().count("stored") == len(served.images()) == 6
+
+
+def test_a_failed_sync_refuses_all_that_waited_for_it_and_is_not_tried_again(tmp_path: Path) -> None:
+    files = Gathering(others=3, fails=True)
+    with serving(tmp_path / "received", files) as served, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(served.port).associate()) for _ in range(4)]
+        for client in clients:
+            client.send(a_store())
+        assert sorted(client.status() for client in clients) == [0, 0xA700, 0xA700, 0xA700]
+        assert len(served.names()) == 1
+        for client in clients:
+            client.send(a_store())
+        assert [client.status() for client in clients] == [0] * 4
+        assert len(list(served.received.rglob("arrivals.jsonl"))) == 2  # a new segment, with a descriptor of its own
+        assert len(served.images()) == 5
 
 
 def test_short_writes_are_continued(tmp_path: Path) -> None:

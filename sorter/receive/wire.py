@@ -1,0 +1,288 @@
+"""An established association's bytes: PDUs in, taken apart as they come, and PDUs out (PS3.8 9.3.5)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sorter.receive.upper_layer import (
+    ABORT,
+    ASSOCIATE_RQ,
+    P_DATA,
+    PDU,
+    PDV,
+    RELEASE_REPLY,
+    RELEASE_REQUEST,
+    RELEASE_RP,
+    RELEASE_RQ,
+    Aborted,
+    AbortReason,
+    Lost,
+    ProtocolError,
+    Released,
+    Stopping,
+)
+
+_NOTHING = memoryview(b"")
+_BUFFER = 256 << 10
+_WORTH_A_PIPE = 32 << 10  # bytes left of a PDV from which on two splices cost less than two copies
+_SIP = 4096  # bytes read at the head of a message whose data set will come through the pipe
+_HEADERS = 12  # bytes of a PDU's and its PDV's header
+_PIPE = 1 << 20  # bytes that a pipe is asked to hold
+_TICK = 0.5  # seconds between two looks at whether to stop
+
+
+class Piece(NamedTuple):
+    """Some bytes of a message: a part of one PDV.
+
+    Either they are `data`, which holds until the next piece is asked for, or they are `piped`: so many bytes wait in
+    the wire's pipe, and must be taken out of it first.
+    """
+
+    context: int
+    command: bool
+    last: bool
+    data: memoryview
+    piped: int = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.data) + self.piped
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a wire waits for the peer, in seconds, and whether this process is about to end."""
+
+    stall: float
+    idle: float
+    stopping: Callable[[], bool]
+    least_rate: float = 0.0  # bytes/s inside a message, while we wait for them
+
+
+class Wire:
+    """Both directions of one association. P-DATA-TF PDUs come out in pieces, whatever their length.
+
+    One buffer is filled again and again; `before_reuse` is called before the bytes of earlier pieces are overwritten,
+    so that whoever collects them can write many with one system call. What is left of a large PDV can go through a pipe
+    instead, from the socket to a file, and is never copied into this process. Headers are then read with small reads.
+    """
+
+    def __init__(self, sock: socket.socket, max_pdu: int, patience: Patience) -> None:
+        self._socket, self._max_pdu, self._patience = sock, max_pdu, patience
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        self._pdu_left = self._pdv_left = 0
+        self._context = self._control = 0
+        self._pipe: tuple[int, int] | None = None
+        self._large = False  # the peer sends PDVs that are worth a pipe
+        self._silent = 0.0
+        self._waited, self._came = 0.0, 0  # seconds and bytes, since the message began or the pace was looked at
+        self._releasing = False
+        self.in_message = False  # set by whoever knows: a message has begun and is not answered yet
+        self.before_reuse: Callable[[], None] | None = None
+        tick = min(_TICK, patience.stall, patience.idle)
+        self._tick = tick
+        wait = struct.pack("ll", int(tick), int(tick % 1 * 1e6))
+        send_wait = struct.pack("ll", int(patience.stall), int(patience.stall % 1 * 1e6))
+        self._encrypted = isinstance(sock, ssl.SSLSocket)
+        if self._encrypted:
+            sock.settimeout(tick)
+            return
+        sock.setblocking(True)  # the kernel's own timeouts save the poll that Python's would make before each call
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_wait)
+        self._acknowledge_at_once()
+
+    def drop_pipe(self) -> None:
+        """With what is in it. It is made again when it is needed."""
+        if self._pipe is not None:
+            pipe, self._pipe = self._pipe, None
+            for end in pipe:
+                os.close(end)
+
+    @property
+    def pipe(self) -> int:
+        """The descriptor that `piped` bytes are taken from."""
+        assert self._pipe is not None
+        return self._pipe[0]
+
+    def _into_pipe(self) -> int:
+        if self._pipe is None:
+            self._pipe = os.pipe()
+            with contextlib.suppress(OSError):  # this user's pipes hold enough already: then more, smaller steps
+                fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE)
+        return self._pipe[1]
+
+    def send(self, data: bytes) -> None:
+        """All of it, in one write where the kernel takes it; Lost when the peer does not."""
+        try:
+            if self._encrypted:
+                self._socket.settimeout(self._patience.stall)
+            self._socket.sendall(data)
+            if self._encrypted:
+                self._socket.settimeout(self._tick)
+        except OSError as error:
+            raise Lost(f"the answer could not be sent: {error.strerror or error}") from error
+        self._acknowledge_at_once()
+
+    def piece(self, *, piped: bool = False) -> Piece:
+        """The next bytes of a message, if `piped` perhaps through the pipe.
+
+        Raises Released, Aborted, Lost, Stopping or ProtocolError.
+        """
+        if not self._pdv_left:
+            self._next_pdv(_HEADERS if piped and self._large else _SIP if self._large else _BUFFER)
+        if self._pdv_left and self._start == self._end:
+            self._large = self._pdv_left >= _WORTH_A_PIPE and not self._encrypted
+            if piped and self._large:
+                return self._through_the_pipe()
+            self._fill(1)
+        size = min(self._pdv_left, self._end - self._start)
+        data = self._view[self._start : self._start + size]
+        self._start += size
+        self._pdv_left -= size
+        control = self._control
+        return Piece(self._context, bool(control & 1), bool(control & 2) and not self._pdv_left, data)
+
+    def message_done(self) -> None:
+        """The message is answered. Raises Stopping when this process is to end."""
+        self.in_message = False
+        self._waited, self._came = 0.0, 0
+        if self._patience.stopping():
+            raise Stopping
+
+    def release(self, patience: float) -> None:
+        """Ask the peer to release and wait for its reply, `patience` seconds at most; Lost if there is none."""
+        self._releasing = True
+        self._patience = Patience(patience, patience, lambda: False)
+        self.send(RELEASE_REQUEST)
+        deadline = time.monotonic() + patience
+        try:
+            while time.monotonic() < deadline:  # what was under way may still come; it is not answered any more
+                self.piece()
+        except Released as end:
+            if not end.confirmed:
+                self.send(RELEASE_REPLY)  # both asked at once (PS3.8 9.2, states 9 to 12)
+            return
+        raise Lost("the peer went on after our release request")
+
+    def _through_the_pipe(self) -> Piece:
+        connection, end = self._socket.fileno(), self._into_pipe()
+        size = self._receive(lambda: os.splice(connection, end, self._pdv_left))
+        self._pdv_left -= size
+        control = self._control
+        return Piece(self._context, bool(control & 1), bool(control & 2) and not self._pdv_left, _NOTHING, size)
+
+    def _next_pdv(self, most: int) -> None:
+        """To the start of a PDV's bytes, reading at most `most` at a time on the way there."""
+        while not self._pdu_left:
+            self._next_pdu(most)
+        if self._pdu_left < 6:
+            raise ProtocolError("a PDU ends inside a PDV")
+        if self._end - self._start < 6:
+            self._fill(6, most)
+        length, self._context, self._control = PDV.unpack_from(self._buffer, self._start)
+        if length < 2 or length + 4 > self._pdu_left:
+            raise ProtocolError("a PDV is longer than its PDU")
+        self._start += 6
+        self._pdu_left -= length + 4
+        self._pdv_left = length - 2
+
+    def _next_pdu(self, most: int) -> None:
+        if self._end - self._start < 6:
+            self._fill(6, most)
+        kind, length = PDU.unpack_from(self._buffer, self._start)
+        self._start += 6
+        if kind != P_DATA:
+            self._other(kind, length)
+        if not 6 <= length <= self._max_pdu:
+            raise ProtocolError(f"a P-DATA-TF of {length} bytes, {self._max_pdu} were agreed")
+        self._pdu_left = length
+
+    def _other(self, kind: int, length: int) -> None:
+        if kind == ABORT:
+            raise Aborted
+        if kind == RELEASE_RQ or (kind == RELEASE_RP and self._releasing):
+            if length != 4:
+                raise ProtocolError("a release PDU is not four bytes long")
+            self._fill(4)
+            self._start += 4
+            raise Released(confirmed=kind == RELEASE_RP)
+        known = ASSOCIATE_RQ <= kind <= ABORT
+        reason = AbortReason.UNEXPECTED_PDU if known else AbortReason.UNRECOGNIZED_PDU
+        raise ProtocolError(f"PDU type {kind} inside an association", reason)
+
+    def _fill(self, size: int, most: int = _BUFFER) -> None:
+        """At least `size` bytes stand in the buffer from `_start` on. `size` is small: headers, or one byte.
+
+        Not much more than `most` are read at a time.
+        """
+        while self._end - self._start < size:
+            if self._start == self._end or self._end > _BUFFER // 2:
+                if self.before_reuse is not None:
+                    self.before_reuse()
+                rest = self._end - self._start
+                self._buffer[:rest] = self._buffer[self._start : self._end]
+                self._start, self._end = 0, rest
+            room = self._view[self._end : self._end + most]
+            self._end += self._receive(lambda: self._socket.recv_into(room))  # noqa: B023  # called at once
+
+    def _receive(self, some: Callable[[], int]) -> int:
+        """The number of bytes that `some` got from the socket, once there are any."""
+        while True:
+            began = time.monotonic()
+            try:
+                got = some()
+            except (BlockingIOError, TimeoutError):
+                self._waited += self._tick
+                self._nothing_came()
+                continue
+            except OSError as error:
+                raise Lost(_failure(error)) from error
+            if not got:
+                raise Lost("the peer closed the connection")
+            self._silent = 0.0
+            self._waited += time.monotonic() - began
+            self._came += got
+            if self._waited >= self._patience.stall:
+                self._keep_pace()
+            return got
+
+    def _acknowledge_at_once(self) -> None:
+        """Until we send again: without it a sender with Nagle on waits 40 ms for our delayed ACK."""
+        with contextlib.suppress(OSError):  # the connection is gone: the next read says so
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def _keep_pace(self) -> None:
+        """Whoever sends a byte now and then holds a place and a thread for nothing."""
+        if self._came < self._patience.least_rate * self._waited:
+            raise Lost(f"less than {self._patience.least_rate:g} bytes/s came for {self._waited:.0f} s")
+        self._waited, self._came = 0.0, 0
+
+    def _nothing_came(self) -> None:
+        self._silent += self._tick
+        inside = self.in_message or self._pdu_left > 0 or self._pdv_left > 0 or self._start < self._end
+        if not inside and self._patience.stopping():
+            raise Stopping
+        if not inside:
+            self._waited, self._came = 0.0, 0
+        limit = self._patience.stall if inside else self._patience.idle
+        if self._silent >= limit:
+            raise Lost(f"nothing came for {limit:g} s")
+
+
+def _failure(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or 'the peer broke it off'}"
+    return errno.errorcode.get(error.errno or 0, "connection error")
