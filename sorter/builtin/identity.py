@@ -16,7 +16,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from sorter import Identity, Series, hookimpl
 
-DEFAULT_SUBJECT = "PatientID ?? PatientName ?? 'no-id'"
+NO_ID = "no-id"
+"""The subject of what has neither PatientID nor PatientName."""
+
+DEFAULT_SUBJECT = f"PatientID ?? PatientName ?? '{NO_ID}'"
 
 SENDER = {"CallingAE": "calling", "CalledAE": "called", "PeerAddress": "address"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -18,6 +19,7 @@ from sorter.config import Config
 from sorter.errors import SorterError
 from sorter.model import plain
 from sorter.receive.refusals import told
+from sorter.sessions import Split, split_sessions
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.commitments import Commitment, Commitments
 from sorter.watch.taken import still_there
@@ -74,6 +76,7 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "quarantined": spool.aside.count(),
         "not_removable": list(islice(still_there(spool.left / "incoming", spool.incoming, spool.files), MOST_SHOWN)),
         "commitments": [_asked(each) for each in Commitments(spool.commitments, spool.files).open()],
+        "split_sessions": [plain(each) for each in split_sessions(units)],
         "waiting": [_brief(unit) for unit in units if unit.state != "delivered"],
     }
 
@@ -100,6 +103,13 @@ def _print_commitments(kept: Commitments) -> None:
                 soft_wrap=True,
                 markup=False,
             )
+
+
+def _print_splits(splits: Sequence[Split]) -> None:
+    for each in splits[:5]:
+        console.print(f"       {each}", soft_wrap=True, markup=False)
+    if len(splits) > 5:
+        console.print(f"       … and {len(splits) - 5} more such days; `sorter status --json` has them all")
 
 
 def _brief(unit: UnitSummary) -> dict[str, Any]:
@@ -133,6 +143,7 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
         console.print(f"{some:>6} files in incoming/ are taken, but may not be removed; remove them by hand:")
         for path in left[:5]:
             console.print(f"          {path}", soft_wrap=True, markup=False)
+    _print_splits(split_sessions(units))
     waiting = [unit for unit in units if unit.state not in ("delivered",)]
     for unit in waiting[:MOST_SHOWN]:
         console.print(f"{unit.key[:8]}  {_title(unit)}: {WORDS[unit.state]}. {unit.why}", soft_wrap=True, markup=False)

@@ -137,6 +137,7 @@ def summarise(live: Live) -> UnitSummary:
         number=text("SeriesNumber"),
         description=text("SeriesDescription", "ProtocolName", "SequenceName"),
         modality=text("Modality"),
+        scanner=text("DeviceSerialNumber", "StationName"),
         senders=tuple(dict.fromkeys(_sender(each) for each in unit.instances.values())),
         images=len(unit.deliverable),
         verdict=live.revision.verdict.value if live.revision else "",

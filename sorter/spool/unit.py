@@ -54,6 +54,7 @@ class UnitSummary:
     number: str = ""
     description: str = ""
     modality: str = ""
+    scanner: str = ""  # its serial number, else the station's name
     senders: tuple[str, ...] = ()
     images: int = 0
     verdict: str = ""
