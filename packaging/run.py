@@ -280,8 +280,12 @@ PEERS = {  # package: a command that it brings
     "openssh-server": "sshd",
     "openssh-client": "sftp",
     "iproute2": "ip",
+    "npm": "npm",
 }
-"""Debian's packages that the second tier is run with, besides what it brings by npm."""
+"""Debian's packages that the second tier is run with."""
+
+NPM_PEERS = ("dcmjs-dimse",)
+"""And what it brings by npm, into .peers/node_modules."""
 
 
 def ensure_peers() -> None:
@@ -290,6 +294,14 @@ def ensure_peers() -> None:
         there = shutil.which(command) or os.path.isdir(os.path.join("/usr/share/doc", package))
         if not there and os.geteuid() == 0:
             apt_install(package)
+    folder = os.path.join(ROOT, ".peers")
+    for package in NPM_PEERS:
+        if shutil.which("npm") and not os.path.isdir(os.path.join(folder, "node_modules", package)):
+            say(f"Installing {package} with npm")
+            options = ["--ignore-scripts", "--no-audit", "--no-fund", "--prefix", folder]
+            done = run_quietly(["npm", "install", *options, package])
+            if done.returncode:
+                say(f"{done.stdout}{package} could not be installed; its tests are skipped.")
 
 
 def ensure_dcmtk() -> None:
