@@ -16,6 +16,9 @@ from sorter.take.header import Parsed, examine
 
 CONTEXTS = 128  # presentation contexts of one association (PS3.8 7.1.1.13: odd numbers below 256)
 
+PATIENCE = 10
+"""Seconds for a connection, and for the answer to an association request."""
+
 STATUSES = {
     0xA700: "the receiver has no room",
     0xA900: "the receiver says that the data set does not fit its SOP class",
@@ -121,7 +124,7 @@ def _associate(
 
     where = f"{called} at {host}:{port}"
     entity = AE(ae_title=calling)
-    entity.connection_timeout = entity.acse_timeout = 10
+    entity.connection_timeout = entity.acse_timeout = PATIENCE
     wanted = [build_context(uid, list(syntaxes)) for uid, syntaxes in contexts]
     association = entity.associate(
         host, port, contexts=wanted, ae_title=called, ext_neg=list(roles), evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)]
@@ -170,6 +173,7 @@ def _store(association: Any, files: Files, path: Path, parsed: Parsed) -> int:
 # --- Storage Commitment ---------------------------------------------------------------------------------------------
 
 _COMMITMENT, _COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
+REPORT_SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
 _ALL_SAFE, _FAILURES_EXIST = 1, 2  # event types (PS3.4 J.3.3.1)
 
 
@@ -181,7 +185,7 @@ def report_commitment(request: Commitment, host: str, port: int) -> None:
     """
     from pynetdicom import build_role
 
-    context = (_COMMITMENT, ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2"))
+    context = (_COMMITMENT, REPORT_SYNTAXES)
     roles = [build_role(_COMMITMENT, scp_role=True)]
     association = _associate(host, port, request.calling, request.called, [context], roles)
     try:

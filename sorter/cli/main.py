@@ -19,6 +19,7 @@ COMMANDS = {
     "status": "look",
     "list": "look",
     "why": "look",
+    "conformance": "run",
     "echo": "network",
     "send": "network",
     "rename": "rename",

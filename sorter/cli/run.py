@@ -10,6 +10,7 @@ from rich.table import Table
 from sorter.cli.common import Where, console, log_to_stderr, with_config, with_where
 from sorter.config import Config, server_context
 from sorter.daemon.assembly import load_plugins, outlets_of, planner_of
+from sorter.daemon.conformance import statement
 from sorter.daemon.receive import run_receive
 from sorter.daemon.sort import Sort
 from sorter.daemon.supervise import Supervisor, end_with_parent, supervisor_is_gone
@@ -106,6 +107,13 @@ def check_command(config: Config) -> None:
     _checked(config)
     labs = ", ".join(config.labs) or "none (everything is delivered as unassigned)"
     console.print(f"The configuration is good. Labs: {labs}. Spool: {config.spool}", soft_wrap=True)
+
+
+@click.command("conformance")
+@with_config
+def conformance_command(config: Config) -> None:
+    """The DICOM Conformance Statement (PS3.2) of this configuration, as Markdown."""
+    click.echo(statement(config), nl=False)
 
 
 @click.command("plugins")

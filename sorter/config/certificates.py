@@ -32,14 +32,20 @@ def server_context(config: Config) -> ssl.SSLContext | None:
     ]
     if faults:
         raise ConfigError(faults)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_CIPHERS)
-    context.options |= ssl.OP_NO_RENEGOTIATION
+    context = tls_profile()
     context.load_cert_chain(tls.cert, tls.key)
     if tls.ca is not None:
         context.load_verify_locations(tls.ca)
         context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def tls_profile() -> ssl.SSLContext:
+    """Versions and cipher suites that are spoken, before any certificate is known."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_CIPHERS)
+    context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 
 

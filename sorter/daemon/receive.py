@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from sorter.config import Config, server_context
 from sorter.durable import Files
@@ -30,15 +31,20 @@ def run_receive(load: Callable[[], Config], ready: Callable[..., None], over: Ca
 def settings_of(config: Config) -> ReceiveSettings:
     """What the configuration says to the receiver."""
     given, context = config.receive, server_context(config)
-    kept = Spool(config.spool, Files()).commitments if given.commitment != "off" else None
     tls = Tls(context, given.tls.host or given.host, given.tls.port) if given.tls and context else None
+    return replace(settings_without_tls(config), tls=tls)
+
+
+def settings_without_tls(config: Config) -> ReceiveSettings:
+    """The same, for whoever may not read the key."""
+    given = config.receive
+    kept = Spool(config.spool, Files()).commitments if given.commitment != "off" else None
     return ReceiveSettings(
         ae_title=given.ae_title,
         host=given.host,
         port=given.port,
         processes=given.processes,
         commitments=kept,
-        tls=tls,
         senders=tuple(Known(each.ae, each.address) for each in config.senders),
         strangers=config.admits_strangers,
         called=config.called,

@@ -49,7 +49,7 @@ class Standing(enum.Enum):
     ABSENT = "absent"
 
 
-_REASONS = {
+REASONS = {
     Standing.NOT_DELIVERED: PROCESSING_FAILURE,
     Standing.OTHER_CLASS: CLASS_CONFLICT,
     Standing.ABSENT: NO_SUCH_OBJECT,
@@ -64,7 +64,7 @@ def judge(standing: Mapping[Reference, Standing], waited: bool) -> dict[str, int
     patient = any(each in (Standing.ABSENT, Standing.NOT_DELIVERED) for each in standing.values())
     if patient and not waited:
         return None
-    return {reference.sop_uid: _REASONS[each] for reference, each in standing.items() if each is not Standing.SAFE}
+    return {reference.sop_uid: REASONS[each] for reference, each in standing.items() if each is not Standing.SAFE}
 
 
 @dataclass(frozen=True, slots=True)

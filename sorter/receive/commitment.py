@@ -38,6 +38,25 @@ _ROOM = threading.BoundedSemaphore(8)  # requests that are in memory at once, wh
 _PATIENCE = 10.0  # seconds to wait for room
 
 
+TOO_BUSY = Outcome(Status.RESOURCE_LIMITATION, "too many requests at once")
+
+_KEPT = Outcome(Status.SUCCESS)
+_OTHER_CLASS = Outcome(Status.NO_SUCH_CLASS, "only storage commitment can be asked for here")
+_OTHER_INSTANCE = Outcome(Status.NO_SUCH_INSTANCE, "not the well-known SOP instance")
+_OTHER_ACTION = Outcome(Status.NO_SUCH_ACTION, "Action Type ID is not 1")
+_NO_INFORMATION = Outcome(Status.INVALID_ARGUMENT, "no Action Information")
+_TOO_LONG = Outcome(Status.RESOURCE_LIMITATION, f"more than {MOST_BYTES >> 20} MiB; ask for fewer at a time")
+_TOO_MANY = Outcome(Status.RESOURCE_LIMITATION, "too many requests wait for their report")
+_NOT_KEPT = Outcome(Status.PROCESSING_FAILURE, "cannot be kept now")
+
+ACTION_ANSWERS = (
+    *(_KEPT, _OTHER_CLASS, _OTHER_INSTANCE, _OTHER_ACTION, _NO_INFORMATION),
+    *(TOO_BUSY, _TOO_LONG, _TOO_MANY, _NOT_KEPT),
+)
+"""All that an N-ACTION is answered with, but for data sets that are no request: those have the status of
+`_NO_INFORMATION`, and the reason that `parse` gives."""
+
+
 class Unreadable(Exception):
     """The data set is no request for storage commitment; the reason names no value of it."""
 
@@ -51,12 +70,12 @@ class Desk:
     def refusal(self, command: Command) -> Outcome | None:
         """Why an N-ACTION is refused before its data set is looked at (PS3.7 10.1.4.1.10); None if it is not."""
         if command.class_uid != STORAGE_COMMITMENT:
-            return Outcome(Status.NO_SUCH_CLASS, "only storage commitment can be asked for here")
+            return _OTHER_CLASS
         if command.instance_uid != _INSTANCE:
-            return Outcome(Status.NO_SUCH_INSTANCE, "not the well-known SOP instance")
+            return _OTHER_INSTANCE
         if command.action != _REQUEST_COMMITMENT:
-            return Outcome(Status.NO_SUCH_ACTION, "Action Type ID is not 1")
-        return None if command.has_data_set else Outcome(Status.INVALID_ARGUMENT, "no Action Information")
+            return _OTHER_ACTION
+        return None if command.has_data_set else _NO_INFORMATION
 
     def begin(self) -> Asked | None:
         """A place for a request's data set; None where too many are being read."""
@@ -65,7 +84,7 @@ class Desk:
     def take(self, asked: Asked, transfer: str) -> Outcome:
         """Keep the request. Success only when it is durable."""
         if asked.too_long:
-            return Outcome(Status.RESOURCE_LIMITATION, f"more than {MOST_BYTES >> 20} MiB; ask for fewer at a time")
+            return _TOO_LONG
         try:
             transaction, instances = parse(bytes(asked.data), transfer)
             who = (self._route.calling, self._route.called, self._route.address)
@@ -73,12 +92,12 @@ class Desk:
         except Unreadable as reason:
             return Outcome(Status.INVALID_ARGUMENT, str(reason))
         except TooMany:
-            return Outcome(Status.RESOURCE_LIMITATION, "too many requests wait for their report")
+            return _TOO_MANY
         except OSError as error:
             log.error("a request for storage commitment could not be kept: %s", error.strerror)
-            return Outcome(Status.PROCESSING_FAILURE, "cannot be kept now")
+            return _NOT_KEPT
         log.info("%s asks for storage commitment of %d instances: %s", who[0], len(instances), request.id)
-        return Outcome(Status.SUCCESS)
+        return _KEPT
 
 
 class Asked:

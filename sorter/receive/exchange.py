@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from sorter.receive import dimse, upper_layer
-from sorter.receive.commitment import Desk
+from sorter.receive.commitment import TOO_BUSY, Desk
 from sorter.receive.dimse import Command, Outcome, Status
 from sorter.receive.incoming import Incoming, Intake
 from sorter.receive.negotiation import STORAGE_COMMITMENT, VERIFICATION, Agreement, Context, is_storage, is_uid
@@ -23,10 +23,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _SUCCESS = Outcome(Status.SUCCESS)
 _UNKNOWN_OPERATION = Outcome(Status.UNRECOGNIZED_OPERATION, "this operation is not served here")
-_TOO_BUSY = Outcome(Status.RESOURCE_LIMITATION, "too many requests at once")
 _NO_DATA_SET = Outcome(Status.CANNOT_UNDERSTAND, "C-STORE without a data set")
 _WRONG_CLASS = Outcome(Status.CLASS_NOT_SUPPORTED, "Affected SOP Class UID missing or not a storage class")
 _WRONG_INSTANCE = Outcome(Status.INVALID_INSTANCE, "Affected SOP Instance UID missing or not a UID")
+_DISK_FULL = Outcome(Status.OUT_OF_RESOURCES, "disk full")
+_NOT_NOW = Outcome(Status.OUT_OF_RESOURCES, "cannot be stored now")
+
+STORE_ANSWERS = (_SUCCESS, _DISK_FULL, _NOT_NOW, _WRONG_CLASS, _WRONG_INSTANCE, _NO_DATA_SET)
+"""All that a C-STORE is answered with."""
+
+ECHO_ANSWERS = (_SUCCESS,)
+OTHER_ANSWERS = (_UNKNOWN_OPERATION,)
+"""What any operation is answered with that is not served."""
 
 
 class Sink(Protocol):
@@ -93,7 +101,7 @@ class Exchange:
         if asked is None:
             if command.has_data_set:
                 self._data_set(context, None)
-            return refusal or _TOO_BUSY
+            return refusal or TOO_BUSY
         with asked:
             self._data_set(context, asked)
             return desk.take(asked, context.transfer)
@@ -154,4 +162,4 @@ class Exchange:
 
     def _no_room(self, error: OSError) -> Outcome:
         log.error("association %s: an instance could not be stored: %s", self._intake.association, error.strerror)
-        return Outcome(Status.OUT_OF_RESOURCES, "disk full" if error.errno in _FULL else "cannot be stored now")
+        return _DISK_FULL if error.errno in _FULL else _NOT_NOW

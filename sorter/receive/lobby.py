@@ -34,7 +34,8 @@ _PAUSE = 0.1  # seconds without accepting when descriptors have run out
 _COURTESY = 0.003  # seconds that a process with fewer connections has to take the next one
 _LEAST = 68  # bytes of an A-ASSOCIATE-RQ without items
 _TLS_HANDSHAKE = 0x16  # the first byte of whoever speaks TLS (RFC 8446 5.1)
-_KEEPALIVE = (60, 10, 6)  # seconds of silence before the kernel asks, between asking, and how often
+KEEPALIVE = (60, 10, 6)
+"""Seconds of silence before the kernel asks, between asking, and how often."""
 
 Peer = tuple[str, int]
 Admit = Callable[[socket.socket, bytes, Peer], None]
@@ -290,7 +291,7 @@ def _prepare(sock: socket.socket, patience: float) -> None:
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in zip((socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT), _KEEPALIVE, strict=True):
+    for option, value in zip((socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT), KEEPALIVE, strict=True):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(patience * 1000)))
 

@@ -17,6 +17,9 @@ STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"  # Push Model (PS3.4 annex J)
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 
+NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN)
+"""What storage commitment is spoken in."""
+
 ACCEPTED, ABSTRACT_NOT_SUPPORTED, TRANSFER_NOT_SUPPORTED = 0, 3, 4
 _NO_TRANSFER = IMPLICIT  # not significant where a context is refused, but must be a UID
 
@@ -42,6 +45,22 @@ _CACHED_ITEMS = 32 << 10  # bytes of a proposal that may be remembered
 def is_uid(text: str) -> bool:
     """True for what may stand as a UID: digits and dots, 64 at most. Leading zeros, frequent in the field, pass."""
     return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
+def known_storage_classes() -> dict[str, str]:
+    """The SOP classes that objects are taken of and that have a name, by UID; others are taken too."""
+    listed = {uid: UID_dictionary[uid][0] if uid in UID_dictionary else "" for uid in {*_STORAGE, *UID_dictionary}}
+    return {uid: listed[uid] for uid in sorted(listed, key=_by_number) if is_storage(uid)}
+
+
+def known_transfer_syntaxes() -> dict[str, str]:
+    """The transfer syntaxes that are taken and have a name, by UID; private ones are taken too."""
+    listed = {uid: entry[0] for uid, entry in UID_dictionary.items() if entry[1] == "Transfer Syntax"}
+    return {uid: listed[uid] for uid in sorted(listed, key=_by_number) if choose_transfer_syntax((uid,)) == uid}
+
+
+def _by_number(uid: str) -> list[int]:
+    return [int(part) for part in uid.split(".")]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -122,7 +141,7 @@ def _agree(items: bytes, max_pdu: int, commitment: bool) -> Agreement:
 
 def _answer(proposal: Proposal, commitment: bool) -> tuple[int, str]:
     if proposal.abstract == STORAGE_COMMITMENT and commitment:
-        transfer = next((uid for uid in proposal.transfers if uid in (IMPLICIT, EXPLICIT, BIG_ENDIAN)), None)
+        transfer = next((uid for uid in proposal.transfers if uid in NATIVE), None)
     elif proposal.abstract == VERIFICATION or is_storage(proposal.abstract):
         transfer = choose_transfer_syntax(proposal.transfers)
     else:

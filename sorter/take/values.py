@@ -22,6 +22,10 @@ MOST_VALUES = 64
 """Values kept of one element."""
 
 _LATIN = "iso8859"
+
+CHARACTER_SETS = tuple(python_encoding)
+"""The terms of SpecificCharacterSet (PS3.3 C.12.1.1.2) that text is decoded from, with slips that are frequent."""
+
 CODED = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 """VRs whose text is in the data set's SpecificCharacterSet."""
 
