@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
@@ -16,8 +17,10 @@ from sorter.cli import door
 from sorter.cli.common import console, open_spool, with_config
 from sorter.cli.find import find_units, in_order, summaries
 from sorter.config import Config
+from sorter.daemon.receive import keep_of
 from sorter.errors import SorterError
 from sorter.model import plain
+from sorter.receive import space
 from sorter.receive.refusals import told
 from sorter.sessions import Split, split_sessions
 from sorter.spool import Spool, Unit, UnitSummary
@@ -51,6 +54,8 @@ def status_command(config: Config, as_json: bool) -> None:
         _print_json({**status, **door.as_json(at_the_door, config)})
         return
     _print_status(status, units)
+    if status["space"]:
+        console.print(f"now: {status['space']}", soft_wrap=True, markup=False)
     for text in door.lines(at_the_door, config):
         console.print(text, soft_wrap=True, markup=False)
     _print_commitments(Commitments(spool.commitments, spool.files))
@@ -71,6 +76,7 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "running": running,
         "problems": spool.problems() if running else [],
         "spool": str(config.spool),
+        "space": space.told(spool.received, spool.files, keep_of(config), time.time()),
         "series": {state: states[state] for state in WORDS},
         "unassigned": sum(1 for unit in units if unit.lab is None and unit.state != "open"),
         "quarantined": spool.aside.count(),

@@ -178,6 +178,11 @@ class Receive(Section):
     """How many of these one address may have."""
     reserve: int = Field(default=50, ge=0, le=10_000)
     """How many of these are kept for listed senders, where strangers are admitted too."""
+    keep_free: float | None = Field(default=None, ge=0, le=1e6, allow_inf_nan=False)
+    """Gigabytes (1,000,000,000 bytes) that stay free on the spool's disk: below, new associations are rejected for the
+    moment; below an eighth of it, every image. Default: a twentieth of the disk, 10 at most."""
+    keep_inodes: int | None = Field(default=None, ge=0)
+    """Inodes that stay free, in the same way. Default: a twentieth of all, 100,000 at most."""
     tls: Tls | None = None
     """`[receive.tls]`: a second port, on which TLS is spoken. Default: none."""
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sorter.config import Config, server_context
 from sorter.durable import Files
-from sorter.receive import Job, Known, ReceiveSettings, Tls, open_to_everybody, run
+from sorter.receive import Job, Keep, Known, ReceiveSettings, Tls, open_to_everybody, run
 from sorter.spool import Spool
 
 log = logging.getLogger("sorter.receive")
@@ -51,4 +51,11 @@ def settings_without_tls(config: Config) -> ReceiveSettings:
         associations=given.associations,
         per_address=given.per_address,
         reserve=given.reserve,
+        keep=keep_of(config),
     )
+
+
+def keep_of(config: Config) -> Keep:
+    """What is to stay free on the spool's disk."""
+    given = config.receive
+    return Keep(None if given.keep_free is None else round(given.keep_free * 1e9), given.keep_inodes)

@@ -7,7 +7,7 @@ A connection waits in the `lobby` until it has asked; its `association` gets a t
 """
 
 from sorter.receive.server import Receiver, open_doors, open_to_everybody
-from sorter.receive.settings import Known, ReceiveSettings, Tls
+from sorter.receive.settings import Keep, Known, ReceiveSettings, Tls
 from sorter.receive.workers import Job, run
 
-__all__ = ["Job", "Known", "ReceiveSettings", "Receiver", "Tls", "open_doors", "open_to_everybody", "run"]
+__all__ = ["Job", "Keep", "Known", "ReceiveSettings", "Receiver", "Tls", "open_doors", "open_to_everybody", "run"]

@@ -31,6 +31,7 @@ from typing import Any
 from sorter.durable import PART, Buffer, Files
 from sorter.receive.file_meta import Route
 from sorter.receive.settings import ReceiveSettings
+from sorter.receive.space import Gauge
 
 ARRIVALS = "arrivals.jsonl"
 _STORED = '{"event":"stored",'  # of a line that is written for each image; names of ours need no escapes
@@ -211,6 +212,7 @@ class Arrivals:
 
     def __init__(self, received: Path, worker: str, files: Files, settings: ReceiveSettings) -> None:
         self._folder, self._files, self._settings = received / worker, files, settings
+        self.space = Gauge(received, files, settings.keep)
         self._lock = threading.Lock()
         self._segment: Segment | None = None
         self._open: dict[str, Route] = {}
@@ -222,6 +224,7 @@ class Arrivals:
         for name in self._files.names(self._folder):
             if self._files.is_folder(self._folder / name):
                 self._sweep(self._folder / name)
+        self.space.look()
 
     def opened(self, route: Route) -> str:
         """An association begins; its identifier. OSError where that cannot be written down: then it must not begin."""
@@ -241,6 +244,9 @@ class Arrivals:
 
     def part(self, association: str, count: int) -> Part:
         """A new part for the association's `count`-th instance. OSError where there can be none."""
+        self.space.look()
+        if self.space.out:
+            raise OSError(errno.ENOSPC, "the last of the disk is kept free")
         with self._lock:
             segment = self._current()
             segment.given += 1
@@ -269,7 +275,8 @@ class Arrivals:
         self._landed(part.segment)
 
     def tick(self) -> None:
-        """To be called now and then: ends a segment whose time is over and that nothing uses."""
+        """To be called about once a second: looks at the disk; ends a segment whose time is over and that is unused."""
+        self.space.look()
         with self._lock:
             if self._segment is not None and not self._open and self._is_full(self._segment):
                 self._follow(self._segment)

@@ -43,6 +43,7 @@ OTHER_CALLED = Refusal("calls another AE title", CALLED_NOT_RECOGNIZED)
 ADDRESS_FULL = Refusal("too many associations at once from this address", LOCAL_LIMIT_EXCEEDED)
 RESERVED = Refusal("the last places are kept for known senders", LOCAL_LIMIT_EXCEEDED)
 FULL = Refusal("too many associations at once", LOCAL_LIMIT_EXCEEDED)
+NO_SPACE = Refusal("no room on the disk of the spool", LOCAL_LIMIT_EXCEEDED)
 NO_THREADS = Refusal("this machine gives no more threads", TEMPORARY_CONGESTION)
 
 SILENT = Refusal("asked for no association in time")

@@ -17,7 +17,7 @@ from sorter.errors import SorterError
 from sorter.receive import upper_layer
 from sorter.receive.arrivals import Arrivals
 from sorter.receive.association import Association, say
-from sorter.receive.gate import FULL, NO_THREADS, Caller, Gate, Refusal, is_loopback
+from sorter.receive.gate import FULL, NO_SPACE, NO_THREADS, Caller, Gate, Refusal, is_loopback
 from sorter.receive.lobby import Door, Keeper, Lobby, Peer
 from sorter.receive.refusals import Open, Refusals
 from sorter.receive.settings import ReceiveSettings
@@ -138,6 +138,8 @@ class Receiver:
         request = upper_layer.decode_request(body)
         caller = Caller(peer[0], request.calling, request.called)
         refusal = self._keeper.gate.at_the_request(caller, *self._row.count(caller.address))
+        if refusal is None and self._arrivals.space.short:
+            refusal = NO_SPACE
         if refusal is None:
             refusal = self._begin(sock, request, peer)
         if refusal is not None:

@@ -25,6 +25,14 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """What stays free on the spool's disk. None: a share of it, see `sorter.receive.space`."""
+
+    bytes: int | None = None
+    inodes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ReceiveSettings:
     """Sizes are in bytes, times in seconds. The defaults are meant for use; tests make some of them small."""
 
@@ -56,6 +64,8 @@ class ReceiveSettings:
     associations: int = 500  # at once, in all processes; beyond, a transient rejection
     per_address: int = 128  # of these; beyond, a transient rejection
     reserve: int = 50  # of these, for listed senders where others are admitted too
+
+    keep: Keep = Keep()
 
     segment_files: int = 4096
     segment_age: float = 3600.0

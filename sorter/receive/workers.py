@@ -29,6 +29,7 @@ from sorter.errors import SorterError
 from sorter.receive.lobby import Door
 from sorter.receive.server import Receiver, open_doors
 from sorter.receive.settings import ReceiveSettings
+from sorter.receive.space import Ledger
 from sorter.receive.tally import Tally
 
 log = logging.getLogger("sorter.receive")
@@ -68,6 +69,7 @@ def run(job: Job, ready: Callable[..., None], over: Callable[[], bool] = lambda:
     doors = open_doors(job.settings)
     gc.freeze()  # what is there now is never looked at again, so its pages stay shared
     tally = Tally(job.settings.processes, job.settings.associations)
+    ledger = Ledger(job.received, job.files, job.settings.keep)
     workers = [_Worker(number, job, doors, tally) for number in range(1, job.settings.processes + 1)]
     try:
         for worker in workers:
@@ -84,6 +86,7 @@ def run(job: Job, ready: Callable[..., None], over: Callable[[], bool] = lambda:
                     worker.reload(job)
             for worker in workers:
                 worker.look_after(time.monotonic())
+            ledger.note(time.time())
     finally:
         for door in doors:
             door.listener.close()  # the last worker to close its own closes the port

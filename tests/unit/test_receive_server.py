@@ -136,7 +136,7 @@ class Served:
 
     def names(self) -> list[str]:
         files = (path for path in self.received.rglob("*") if path.is_file() and path.suffix != ".jsonl")
-        return sorted(path.name for path in files if not path.name.startswith("door.json"))
+        return sorted(path.name for path in files if not path.name.startswith(("door.json", "space.json")))
 
     def images(self) -> list[Path]:
         return sorted(self.received.rglob("*.dcm"))
