@@ -397,6 +397,13 @@ def test_an_address_has_so_many_places_and_strangers_never_the_last(received: Pa
         assert answer("127.0.0.1") == rejection(2, 3, 2)
 
 
+def is_over(sock: socket.socket) -> bool:
+    """Whether the peer, which never sends anything, has closed the connection."""
+    with contextlib.suppress(BlockingIOError):
+        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    return False
+
+
 def test_idle_connections_of_strangers_never_crowd_out_a_known_address(received: Path, files: Files) -> None:
     known = (Known(None, "127.0.0.1/32"),)
     options = {"senders": known, "waiting": 12, "waiting_per_address": 6, "waiting_reserve": 4, "request_timeout": 30.0}
@@ -406,8 +413,8 @@ def test_idle_connections_of_strangers_never_crowd_out_a_known_address(received:
             return stack.enter_context(socket.create_connection(("127.0.0.1", port), 10, source_address=(source, 0)))
 
         patient = [connect("127.0.0.1") for _ in range(4)]
-        for number in range(40):
-            connect(f"127.0.0.{10 + number % 8}")
+        strangers = [connect(f"127.0.0.{10 + number % 8}") for number in range(40)]
+        wait_until(lambda: sum(map(is_over, strangers)) == 40 - 8, what="strangers to be turned away")
         for sock in patient:
             sock.sendall(a_request())
             assert sock.recv(1) == b"\2"

@@ -659,6 +659,8 @@ def _refused(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # it closed just then: the next one will be refused
+        return False
     return False
 
 
