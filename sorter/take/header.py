@@ -264,6 +264,8 @@ def _uid(keyword: str, found: Mapping[int, tuple[bytes, bytes]], meta: Meta) -> 
     uid = values.text(found.get(_UIDS[keyword], (b"", b""))[1])
     if not uid and keyword == "SOPClassUID":
         uid = meta.values.get(0x00020002, "")
+    if not uid and not any(tag > _UIDS[keyword] for tag in found):
+        raise Truncated(f"truncated, or no image: it ends before its {_IN_WORDS[keyword]}")
     if not uid:
         raise Quarantine(f"it has no {_IN_WORDS[keyword]}, so it is no image that could be filed")
     if not _UID.fullmatch(uid) or not uid.strip("."):
@@ -323,7 +325,7 @@ def _guess(stream: Stream) -> elements.Codec:
         return elements.EXPLICIT if elements.seems_explicit(head) else elements.IMPLICIT
     if head[:2] == b"\x00\x08" and elements.seems_explicit(head):
         return elements.BIG_ENDIAN
-    if not head:
+    if len(head) < 8:
         raise Truncated("truncated: the file ends before the data set")
     raise Quarantine("not DICOM: no transfer syntax, and what follows is no data set")
 

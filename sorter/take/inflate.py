@@ -39,10 +39,11 @@ class _Inflater:
             if not self.pending:
                 self.pending = os.pread(0, 64 << 10, self.offset)
                 self.offset += len(self.pending)
-                if not self.pending:
-                    raise Truncated("truncated: the deflated data set has no end")
-            piece = self.machine.decompress(self.pending, most)
+            ended = not self.pending
+            piece = self.machine.decompress(self.pending, most)  # of the last bytes some may be to come still
             self.pending = self.machine.unconsumed_tail
+            if ended and not piece and not self.machine.eof:
+                raise Truncated("truncated: the deflated data set has no end")
             self.made += len(piece)
             if self.made > self.most:
                 raise Quarantine(f"its deflated data set is more than {_RATIO} times larger inflated: no image is")

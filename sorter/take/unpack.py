@@ -409,6 +409,8 @@ class Child:
             raise Broken("it is encrypted; unpack it with its password and drop the folder")
         end = 0
         for info in sorted(entries, key=lambda info: info.header_offset):
+            if info.header_offset < 0:
+                raise Broken("the ZIP archive's directory is broken")
             if info.header_offset < end:
                 raise Limit("entries of the ZIP archive lie on top of each other, as in a bomb")
             end = info.header_offset + 30 + info.compress_size
