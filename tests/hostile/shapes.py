@@ -1,4 +1,4 @@
-"""What becomes of real files: all that pydicom's wheel ships, and the sample. `python -m hostile.shapes` prints the page.
+"""What becomes of real files: all that pydicom's wheel ships, and the sample. Run as a module it prints the page.
 
 PYTHONPATH=tests .venv/bin/python -m hostile.shapes > docs/shapes.md
 """
@@ -22,8 +22,9 @@ FOLDERS = ("test_files", "charset_files", "palettes")
 HEAD = """# What becomes of real files
 
 Each of these files was dropped into `incoming/` and left alone for twelve minutes. *Taken* means that it is in the
-store, *set aside* that it is in quarantine with this reason. The page is made by `python -m hostile.shapes` in `tests/`,
-and a test holds it.
+store (several are one SOP instance in other transfer syntaxes: the first to be read is delivered, the others are kept),
+*set aside* that it is in quarantine with this reason. `python -m hostile.shapes` in `tests/` makes this page, and
+a test holds it.
 """
 
 
@@ -40,7 +41,7 @@ def outcomes(files: dict[str, Path]) -> dict[str, str]:
             origin = each.candidate.origin or os.path.relpath(each.candidate.path, life.spool.root)
             name = next((origins[o] for o in origins if origin == o or origin.startswith(f"{o}/")), None)
             if name is not None and each.outcome in ("new", "same"):
-                found[name] = "taken" if each.instance and each.instance.deliverable else "kept"
+                found[name] = "taken"
             elif name is not None and each.outcome == "aside":
                 found[name] = f"set aside: {each.why}"
         return found
