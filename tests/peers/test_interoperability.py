@@ -432,6 +432,7 @@ def case(network: None, tmp_path: Path) -> Generator[Case, None, None]:
         relay.close()
 
 
+@pytest.mark.timeout(900)  # a Java machine for each file of the sample
 @pytest.mark.parametrize("what", [SAMPLE, *SYNTAXES], ids=lambda uid: SYNTAXES.get(uid, (uid,))[0])
 @pytest.mark.parametrize("sender", SENDERS)
 def test_what_is_sent_arrives_unchanged(
