@@ -2,7 +2,7 @@
 
 Proposals are made by hypothesis as bytes, not by a library: contexts and transfer syntaxes in any mixture, roles, and
 other items. What a standard SCU may ask has one right answer. Where ours differs on purpose, the answers of both are
-written down here, and a test fails when either side gives another.
+written down here, and a test fails when either side gives another; docs/interoperability.md lists all of these.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import dataclasses
 import socket
 import struct
 from collections.abc import Generator, Iterator, Sequence
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -33,6 +34,8 @@ IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED = (f"1.2.840.10008.1.2{tail}" for tail 
 JPEG, J2K, RLE, JPIP = (f"1.2.840.10008.1.2{tail}" for tail in (".4.70", ".4.90", ".5", ".4.94"))
 PRIVATE_SYNTAX, MIME, LIVE = "1.2.840.113619.5.2", "1.2.840.10008.1.2.6.1", "1.2.840.10008.1.2.7.1"
 KNOWN = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED, JPEG, J2K, RLE)
+
+DOCUMENTED = Path(__file__).resolve().parents[2] / "docs" / "interoperability.md"
 
 PATIENCE = 1.0
 """Seconds after which pynetdicom is taken not to answer."""
@@ -58,8 +61,10 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Generator[Ports, None, No
         ae.add_supported_context(uid, [*KNOWN, JPIP])
     ae.add_supported_context(VERIFICATION, [*KNOWN, JPIP])
     ae.add_supported_context(COMMITMENT, [IMPLICIT, EXPLICIT, BIG_ENDIAN])
-    handlers = [(evt.EVT_C_STORE, lambda _: 0x0000), (evt.EVT_N_ACTION, lambda _: (0x0000, None))]
+    handlers: list[Any] = [(evt.EVT_C_STORE, lambda _: 0x0000), (evt.EVT_N_ACTION, lambda _: (0x0000, None))]
     server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    assert server is not None
+    assert server.socket is not None
     try:
         yield Ports(receiver.start(), server.socket.getsockname()[1])
     finally:
@@ -136,6 +141,11 @@ def items(body: bytes) -> Iterator[tuple[int, bytes]]:
 Answer: TypeAlias = dict[int, tuple[int, str]]
 
 
+def patience(expected: object) -> float:
+    """Seconds to wait for an answer; short only where none is expected."""
+    return PATIENCE if expected == "no answer" else 10.0
+
+
 def outcome(port: int, asked: bytes, patience: float = 10.0) -> Answer | str:
     """By context the result, and the transfer syntax where it is accepted; else how the association was refused."""
     with Peer(port, patience) as peer:
@@ -155,15 +165,20 @@ def outcome(port: int, asked: bytes, patience: float = 10.0) -> Answer | str:
 # --- what is the same, and what is not ------------------------------------------------------------------------------
 
 
+CHOICE = "which of several usable syntaxes is for the acceptor to say (PS3.8 9.3.3.2)"
+YOUNG = "private and new SOP classes are images too: refusing them loses them"
+AS_IT_IS = "what comes in a private transfer syntax is stored as it is"
+
+
 def why_not_the_same(proposal: Proposal, ours: tuple[int, str], theirs: tuple[int, str]) -> str:
     """The reason for which these two answers may differ; "" where there is none."""
     _, abstract, offered = proposal
     if ours[0] == theirs[0] == 0 and {ours[1], theirs[1]} <= set(offered):
-        return "which of several usable syntaxes is for the acceptor to say (PS3.8 9.3.3.2)"
+        return CHOICE
     if abstract in (PRIVATE, YOUNGER) and theirs == (3, ""):
-        return "private and new SOP classes are images too: refusing them loses them"
+        return YOUNG
     if theirs == (4, "") and ours == (0, PRIVATE_SYNTAX):
-        return "what comes in a private transfer syntax is stored as it is"
+        return AS_IT_IS
     return ""
 
 
@@ -272,7 +287,7 @@ ODD: dict[str, tuple[bytes, Answer | str, Answer | str]] = {
 @pytest.mark.parametrize("what", ODD)
 def test_odd_and_hostile_requests(ports: Ports, what: str) -> None:
     sent, ours, theirs = ODD[what]
-    assert (outcome(ports.ours, sent), outcome(ports.theirs, sent, PATIENCE)) == (ours, theirs)
+    assert (outcome(ports.ours, sent), outcome(ports.theirs, sent, patience(theirs))) == (ours, theirs)
 
 
 # --- messages -------------------------------------------------------------------------------------------------------
@@ -314,8 +329,8 @@ ASKED = (
     + struct.pack("<HHI", 0xFFFE, 0xE000, 8 + 26 + 8 + 8)
     + struct.pack("<HHI", 8, 0x1150, 26) + MR.encode() + b"\0" + struct.pack("<HHI", 8, 0x1155, 8) + b"1.2.3.4\0"
 )  # fmt: skip
-STORE = {"e0002": MR, "e0700": 2, "e1000": "1.2.3.4"}
-ACTION = {"e0003": COMMITMENT, "e1001": f"{COMMITMENT}.1", "e1008": 1}
+STORE: dict[str, Any] = {"e0002": MR, "e0700": 2, "e1000": "1.2.3.4"}
+ACTION: dict[str, Any] = {"e0003": COMMITMENT, "e1001": f"{COMMITMENT}.1", "e1008": 1}
 
 MESSAGES: dict[str, tuple[bytes, int | str, int | str]] = {
     # what: bytes, ours, theirs (a status, or how the association ended)
@@ -336,7 +351,7 @@ MESSAGES: dict[str, tuple[bytes, int | str, int | str]] = {
 @pytest.mark.parametrize("what", MESSAGES)
 def test_messages(ports: Ports, what: str) -> None:
     sent, ours, theirs = MESSAGES[what]
-    assert (said(ports.ours, sent), said(ports.theirs, sent, PATIENCE)) == (ours, theirs)
+    assert (said(ports.ours, sent), said(ports.theirs, sent, patience(theirs))) == (ours, theirs)
 
 
 def said(port: int, sent: bytes, patience: float = 10.0) -> int | str:
@@ -345,3 +360,24 @@ def said(port: int, sent: bytes, patience: float = 10.0) -> int | str:
         assert kind == 2
         kind, body = peer.ask(sent)
     return status(body) if kind == 4 else {7: "aborted", 0: "no answer"}.get(kind, str(kind))
+
+
+# --- the list -------------------------------------------------------------------------------------------------------
+
+
+def words(answer: Answer | int | str) -> str:
+    """An answer as the documentation writes it."""
+    if isinstance(answer, dict):
+        return "accepted" if answer else "accepted, no context"
+    return f"{answer:04X}" if isinstance(answer, int) else answer
+
+
+def test_every_intended_difference_is_documented() -> None:
+    differing = {
+        what: (ours, theirs) for what, (_, ours, theirs) in (*ODD.items(), *MESSAGES.items()) if ours != theirs
+    }
+    lines = DOCUMENTED.read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    listed = {row[0]: (row[1], row[2]) for row in rows if len(row) == 4 and row[0] in {*ODD, *MESSAGES}}
+    assert listed == {what: (words(ours), words(theirs)) for what, (ours, theirs) in differing.items()}
+    assert {CHOICE, YOUNG, AS_IT_IS} <= {row[-1] for row in rows}
