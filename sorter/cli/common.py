@@ -78,6 +78,11 @@ def open_spool(config: Config) -> Spool:
     return spool
 
 
+def printable(text: str) -> str:
+    """Without what moves a terminal's cursor: names in an archive or a dropped folder are anybody's."""
+    return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
+
+
 def log_to_stderr() -> None:
     """For the daemons: one line an event, without time where systemd's journal adds it."""
     logging.basicConfig(

@@ -61,17 +61,8 @@ def status_command(config: Config, as_json: bool) -> None:
     _print_commitments(Commitments(spool.commitments, spool.files))
 
 
-def _is_running(spool: Spool) -> bool:
-    """Somebody holds the lock of the spool."""
-    try:
-        with spool.files.opened(spool.root / "lock") as fd:
-            return not spool.files.lock(fd, shared=True)
-    except FileNotFoundError:
-        return False
-
-
 def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str, Any]:
-    states, running = Counter(unit.state for unit in units), _is_running(spool)
+    states, running = Counter(unit.state for unit in units), spool.is_sorting()
     return {
         "running": running,
         "problems": spool.problems() if running else [],

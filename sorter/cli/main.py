@@ -26,6 +26,7 @@ COMMANDS = {
     "retry": "mend",
     "complete": "mend",
     "quarantine": "quarantine",
+    "import": "importing",
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from sorter.cli.common import console, open_spool, with_config
+from sorter.cli.common import console, open_spool, printable, with_config
 from sorter.config import Config
 from sorter.durable import Files
 from sorter.errors import Quarantine as NoImage
@@ -92,12 +92,7 @@ def _print_all(found: Iterable[Aside]) -> None:
 
 
 def _say(text: str) -> None:
-    console.print(_printable(text), soft_wrap=True, markup=False)
-
-
-def _printable(text: str) -> str:
-    """Without what moves a terminal's cursor: names are anybody's."""
-    return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
+    console.print(printable(text), soft_wrap=True, markup=False)
 
 
 def _chosen(spool: Spool, names: tuple[str, ...], reason: str | None) -> Iterator[Aside]:

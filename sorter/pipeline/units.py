@@ -11,6 +11,7 @@ from sorter.model import DICOM, Instance, Plan, Receipt, Revision
 from sorter.pipeline.planning import NoPlan
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.unit import DeliveryState
+from sorter.watch.names import is_import
 
 
 @dataclass(slots=True)
@@ -172,5 +173,5 @@ def _deliveries(live: Live) -> Iterator[DeliveryState]:
 
 def _sender(instance: Instance) -> str:
     if instance.source.dropped:
-        return "incoming/"
+        return "import" if is_import(instance.source.drop) else "incoming/"
     return f"{instance.source.calling}@{instance.source.address}" if instance.source.calling else "unknown"

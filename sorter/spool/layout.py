@@ -35,6 +35,7 @@ class Spool:
         self.owed = root / "owed"
         self.taking = root / "taking"
         self.scratch = root / "scratch"
+        self.imports = root / "imports"  # what `sorter import` remembers
         self.aside = Quarantine(self.quarantine, files)
         self.groups = root / "groups"  # which series were put together, made with the first
         self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
@@ -48,7 +49,16 @@ class Spool:
         with files.opened(self.root, os.O_RDONLY | os.O_DIRECTORY) as fd:
             files.lock(fd, wait=True)  # `receive` and `sort` may start at the same moment
             self._check_version()
-        for folder in (self.received, self.store, self.quarantine, self.journal, self.labs, self.owed, self.left):
+        for folder in (
+            self.received,
+            self.store,
+            self.quarantine,
+            self.journal,
+            self.labs,
+            self.owed,
+            self.left,
+            self.imports,
+        ):
             files.make_folders(folder, 0o700)
         for folder in (self.taking, self.scratch):  # scratch/ is the engine's, which empties it itself
             files.make_folders(folder, 0o700)
@@ -80,6 +90,14 @@ class Spool:
             self.files.close(fd)
             raise SorterError(f"another sorter is sorting {self.root}; stop it first, or give another --root")
         return fd
+
+    def is_sorting(self) -> bool:
+        """Does a `sort` hold the lock?"""
+        try:
+            with self.files.opened(self.root / "lock") as fd:
+                return not self.files.lock(fd, shared=True)
+        except FileNotFoundError:
+            return False
 
     def clear_temporary(self) -> None:
         """Remove copies that a dead process was in the middle of taking; their originals are still there."""

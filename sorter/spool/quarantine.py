@@ -146,9 +146,9 @@ class Quarantine:
                 str(note.get("at", "")),
             )
 
-    def count(self) -> int:
-        """How many files were set aside; no reason is read for it."""
-        return sum(1 for _ in self._walk(self.root))
+    def count(self, below: str = "") -> int:
+        """How many files were set aside, whose path here has `below` in it; no reason is read for it."""
+        return sum(1 for path in self._walk(self.root) if below in str(path))
 
     def _note(self, path: Path) -> Mapping[str, Any]:
         try:

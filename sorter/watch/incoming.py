@@ -550,6 +550,7 @@ class Incoming:
             if file.state is State.QUEUED:
                 self._set(file, State.OFFERED)
                 drop.offered = True
+                file.final = file.final or names.is_import(drop.name)
                 self._offered[file.path] = file
                 offered.append(file.ready())
         return tuple(offered)

@@ -17,6 +17,7 @@ _ENDS = (
 )  # fmt: skip
 _STARTS = ("~$", ".~", ".nfs", ".smbdelete", ".smb", ".fuse_hidden", ".in.", ".syncthing.", "~syncthing~", ".unison.")
 _RSYNC = re.compile(r"\..+\.[A-Za-z0-9]{6}", re.DOTALL)  # .NAME.XXXXXX; rsync has no way to be asked
+_IMPORT = re.compile(r"import-[0-9a-f]{12}-[0-9]{6,}")
 _FOLDERS = frozenset({".~tmp~", ".rsync-tmp", ".rsync-partial"})
 
 
@@ -28,6 +29,15 @@ def is_temporary(name: str) -> bool:
 
 def is_temporary_folder(name: str) -> bool:
     return name in _FOLDERS
+
+
+def drop_of_import(run: str, number: int) -> str:
+    """What `sorter import` calls what it hands over: renamed into place once every file in it is whole."""
+    return f"import-{run}-{number:06d}"
+
+
+def is_import(drop: str) -> bool:
+    return _IMPORT.fullmatch(drop) is not None
 
 
 def marks(name: str) -> str | None:

@@ -29,7 +29,7 @@ class Taken:
     def __len__(self) -> int:
         return len(self._known)
 
-    def __contains__(self, mark: bytes) -> bool:
+    def __contains__(self, mark: object) -> bool:
         return mark in self._known
 
     def add(self, mark: bytes) -> None:
