@@ -213,8 +213,7 @@ class Walk:
                 files, size = [], 0
             files.append(found)
             size += found.size
-            picked = not whole and len(files) >= MOST // 4 and found.mark[0] == 0
-            if picked or len(files) == MOST:
+            if len(files) == MOST or (not whole and _ends_a_portion(found.mark, len(files))):
                 yield _portion(files, whole)
                 files, size = [], 0
         if files:
@@ -235,6 +234,12 @@ class Walk:
 def _if_any(parcel: Parcel) -> Iterator[Parcel]:
     if parcel.count:
         yield parcel
+
+
+def _ends_a_portion(mark: bytes, count: int) -> bool:
+    """One name in so many, whatever comes before it."""
+    least = max(1, MOST // 4)
+    return count >= least and int.from_bytes(mark[:4], "big") % least == 0
 
 
 def _found(folder: str, below: str, name: str, info: os.stat_result) -> Found:
