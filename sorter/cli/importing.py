@@ -89,10 +89,7 @@ def _run(work: Import, dirs: Sequence[Path], as_json: bool) -> None:
             tally = work(dirs)
     except KeyboardInterrupt:
         tally = work.tally
-        click.echo(
-            f"Stopped. {tally.handed} files were handed over and stay so; the same command goes on from there.",
-            err=True,
-        )
+        click.echo(f"Stopped; {tally.handed} files were handed over. The same command goes on from there.", err=True)
         sys.exit(1)
     aside = work.spool.aside.count(f"/incoming/import-{work.run}-")
     if as_json:
@@ -170,12 +167,12 @@ class _Display:
         said = self._line(tally, now - self._begun)
         if self._progress.disable:
             click.echo(said, err=True)
-        self._progress.update(self._task, total=self._total, completed=tally.handed + tally.known, said=said)
+        self._progress.update(self._task, total=self._total, completed=tally.copied + tally.known, said=said)
 
     def _line(self, tally: Tally, seconds: float) -> str:
-        done = tally.handed + tally.known
+        done = tally.copied + tally.known
         of = f" of {self._total}" if self._total is not None else ""
-        size, rate = tally.handed_size / 1e6, tally.handed / max(seconds, 1e-3)
+        size, rate = tally.copied_size / 1e6, tally.copied / max(seconds, 1e-3)
         text = f"{done}{of} files, {size:.0f} MB, {rate:.0f} files/s, {size / max(seconds, 1e-3):.1f} MB/s"
         if tally.waiting and not tally.sorting:
             text += f"; waiting: no sorter runs that takes {tally.waiting} files (`sorter serve`)"

@@ -31,7 +31,9 @@ _IDLE = 5.0  # seconds after which the end of a run waits no longer for a sorter
 class Tally:
     """What a run did so far. Files, and their bytes."""
 
-    handed: int = 0
+    copied: int = 0
+    copied_size: int = 0
+    handed: int = 0  # of these; the rest is in a parcel that is still being filled
     handed_size: int = 0
     known: int = 0  # handed over by an earlier run
     known_size: int = 0
@@ -95,6 +97,7 @@ class Import:
             self._wait(handover)
             if failed < parcel.marks:
                 self._given.append(handover.give())
+            self.tally.handed, self.tally.handed_size = self.tally.copied, self.tally.copied_size
             for portion in parcel.portions:
                 _remember(done, portion, failed)
             done.keep()
@@ -110,8 +113,8 @@ class Import:
             self.tally.held = self.pace.held
             try:
                 handover.copy(found)
-                self.tally.handed += 1
-                self.tally.handed_size += found.size
+                self.tally.copied += 1
+                self.tally.copied_size += found.size
             except NotCopied as error:
                 failed.add(found.mark)
                 self._failed(found.path, str(error))
