@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -14,8 +15,7 @@ from typing import Any
 
 import click
 
-from sorter.cli.common import console, open_spool, printable, with_config
-from sorter.config import Config
+from sorter.cli.common import F, Where, console, open_spool, printable, with_where
 from sorter.durable import Files
 from sorter.errors import Quarantine as NoImage
 from sorter.errors import SorterError
@@ -37,14 +37,26 @@ reason_option = click.option("--reason", metavar="GLOB", help="Only those whose 
 @click.group("quarantine", invoke_without_command=True)
 @reason_option
 @click.option("--json", "as_json", is_flag=True, help="Every file, for programs.")
-@with_config
-def quarantine_command(config: Config, reason: str | None, as_json: bool) -> None:
+@with_where
+def quarantine_command(where: Where, reason: str | None, as_json: bool) -> None:
     """What could not be taken as an image, and why. Nothing is ever deleted from here."""
     ctx = click.get_current_context()
-    ctx.obj = open_spool(config)
+    ctx.obj = where
     if ctx.invoked_subcommand is None:
-        found = _chosen(ctx.obj, (), reason)
+        found = _chosen(open_spool(where.load()), (), reason)
         _print_all(found) if as_json else _print_reasons(found)
+
+
+def with_spool(command: F) -> F:
+    """`-c` and `--root` may stand before or after the subcommand; it is called with `spool` in their place."""
+
+    @with_where
+    @functools.wraps(command)
+    def wrapped(where: Where, *args: Any, **kwargs: Any) -> Any:
+        given = where if where.path or where.root else click.get_current_context().obj
+        return command(*args, spool=open_spool(given.load()), **kwargs)
+
+    return wrapped  # type: ignore[return-value]
 
 
 # --- listing --------------------------------------------------------------------------------------------------------
@@ -117,7 +129,7 @@ def _with_folders(name: str) -> Iterator[str]:
 @quarantine_command.command("show")
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.pass_obj
+@with_spool
 def quarantine_show(spool: Spool, name: str, as_json: bool) -> None:
     """Why the file NAME is here, where it came from, and what it looks like. NAME as `sorter quarantine` shows it."""
     aside = next(_chosen(spool, (name,), None), None)
@@ -159,7 +171,7 @@ def _facts(aside: Aside) -> dict[str, Any]:
 @click.argument("names", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that is in quarantine.")
 @reason_option
-@click.pass_obj
+@with_spool
 def quarantine_retry(spool: Spool, names: tuple[str, ...], everything: bool, reason: str | None) -> None:
     """Put files back into incoming/, to be looked at again. NAMES of files or folders as `sorter quarantine` shows."""
     if not names and not everything and reason is None:
@@ -173,7 +185,7 @@ def quarantine_retry(spool: Spool, names: tuple[str, ...], everything: bool, rea
 @quarantine_command.command("export")
 @click.argument("dest", type=click.Path(path_type=Path))
 @reason_option
-@click.pass_obj
+@with_spool
 def quarantine_export(spool: Spool, dest: Path, reason: str | None) -> None:
     """Copy what is in quarantine to a new folder DEST, under its names here, with DEST/reasons.tsv."""
     files = Files()

@@ -272,6 +272,17 @@ def test_show_never_names_a_patient(spool: Spool) -> None:
     assert "anary" not in said.lower()
 
 
+def test_the_place_may_be_named_before_or_after_the_subcommand(spool: Spool) -> None:
+    aside(spool, "incoming/d/notes.txt")
+    [found] = spool.aside.entries()
+    place = ["--root", str(spool.root.parent)]
+    for words in (["quarantine", *place, "show", found.name], ["quarantine", "show", found.name, *place]):
+        result = CliRunner().invoke(sorter, words)
+        assert result.exit_code == 0, result.output
+        assert "notes.txt" in result.output
+    assert CliRunner().invoke(sorter, ["quarantine", "show", "--help"]).exit_code == 0
+
+
 def test_retry_by_name_by_folder_and_by_reason(spool: Spool) -> None:
     for origin, reason in (("incoming/d/a", "one"), ("incoming/d/b", "two"), ("incoming/e/c", "two"), ("f", "three")):
         aside(spool, origin, origin.encode(), reason)
