@@ -16,10 +16,10 @@ def page(found: Results, idle: float | None, notes: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
-INTRODUCTION = """Made by `.venv/bin/python tests/bench`; nothing on this page was typed. Medians, with the lowest and
-the highest run behind the rate. CPU is the receiver's, per image; memory the sum of its processes' PSS; an answer is
-counted from the last byte that the kernel took to the whole C-STORE-RSP. sorter answers when the image is durable;
-storescp and pynetdicom never sync."""
+INTRODUCTION = """Made by `.venv/bin/python tests/bench`; nothing was typed but what may stand under *Reasons*, at the
+end. Medians, with the lowest and the highest run behind the rate. CPU is the receiver's, per image; memory the sum of
+its processes' PSS; an answer is counted from the last byte that the kernel took to the whole C-STORE-RSP. sorter
+answers when the image is durable; storescp and pynetdicom never sync."""
 
 
 def _introduction(notes: Sequence[str]) -> str:
