@@ -40,6 +40,14 @@ class Standing(enum.StrEnum):
     TRANSCODED = "transcoded"  # the same in another transfer syntax: kept, not delivered
 
 
+@functools.lru_cache(maxsize=1024)
+def _host(address: str) -> str:
+    rest = address.rpartition("//")[2]
+    if not rest.endswith("]") and (rest.startswith("[") or rest.count(":") == 1):
+        rest = rest.rpartition(":")[0]
+    return rest.strip("[]")
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Who brought an instance: an association's two AE titles and the peer's address, or a dropped file's owner."""
@@ -54,6 +62,16 @@ class Source:
     @property
     def dropped(self) -> bool:
         return self.uid is not None
+
+    @property
+    def host(self) -> str:
+        """Of an address such as "10.1.2.3", "10.1.2.3:4711" or "dicom://[::1]:4711": the host alone."""
+        return _host(self.address)
+
+    @property
+    def sender(self) -> str:
+        """Who sent it, as AE@host; "" for what was dropped, or where it is not known."""
+        return f"{self.calling}@{self.host}" if self.calling and not self.dropped else ""
 
 
 @dataclass(frozen=True, slots=True)

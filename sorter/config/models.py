@@ -221,8 +221,13 @@ class Completion(Section):
     """Without an image for so long, a series of which nothing better is known is delivered as it is."""
     cap: Seconds = 900.0
     """At most so long after the last image, even while the association that brought it stays open."""
+    aborted: Seconds = 300.0
+    """In place of `quiet` where an association that brought images was aborted or lost, for a retry is likely then."""
+    stopped: Seconds = 600.0
+    """A series that is whole so far, or but for its last volume, though more was expected, is delivered after so long.
+    """
     incomplete: Seconds = 1800.0
-    """A series that is known to have holes is delivered after so long. Not used so far: no holes are recognised yet."""
+    """A series that is known to have holes is delivered after so long."""
 
 
 class Store(Section):

@@ -73,7 +73,7 @@ def revised(section: M, name: str, given: Mapping[str, Any]) -> M:
     """`section` with what is given in place of its own (None: its own stays), checked as if it stood in a file."""
     changed = {key: value for key, value in given.items() if value is not None}
     try:
-        return type(section).model_validate({**section.model_dump(), **changed})
+        return type(section).model_validate({**section.model_dump(exclude_unset=True), **changed})
     except ValidationError as error:
         raise ConfigError(
             [f"{'.'.join(key)}: {says}" for key, says in faults_of(error, type(section), (name,))]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sorter.completion import Timing
+from sorter.completion import Habits, Timing, Tracker
 from sorter.config import Config, Sender
 from sorter.durable import Files
 from sorter.engine.local import LocalEngine
@@ -17,6 +17,7 @@ from sorter.model import Instance, Source
 from sorter.pipeline import Pipeline
 from sorter.pipeline.archives import Archives
 from sorter.pipeline.commitments import CommitmentProvider, Peer, Terms
+from sorter.pipeline.evidence import Witness
 from sorter.pipeline.intake import Intake
 from sorter.pipeline.outlets import Outlet, Outlets
 from sorter.pipeline.planning import Planner
@@ -29,6 +30,7 @@ from sorter.spool.by_sop import BySop
 from sorter.spool.commitments import Commitment
 from sorter.take.filing import Filing
 from sorter.take.received import Received
+from sorter.trust import Ledger
 from sorter.watch import Incoming, Lookout, Taken, Watched
 
 UNASSIGNED = "unassigned"
@@ -51,13 +53,8 @@ class FilingRules:
             return False
         trusted = [each for each in self.senders if each.may_correct]
         if not trusted:
-            return (newer.calling, _host(newer.address)) == (first.calling, _host(first.address))
+            return newer.sender == first.sender
         return any(_is_sender(each, newer) for each in trusted)
-
-
-def _host(address: str) -> str:
-    """Of an address such as "10.1.2.3:4711", "[::1]:4711" or "dicom://10.1.2.3:4711": the part without a port."""
-    return address.rpartition("//")[2].rpartition(":")[0].strip("[]") or address
 
 
 def _is_sender(sender: Sender, source: Source) -> bool:
@@ -66,7 +63,7 @@ def _is_sender(sender: Sender, source: Source) -> bool:
     if sender.address is None:
         return True
     try:
-        return ipaddress.ip_address(_host(source.address)) in ipaddress.ip_network(sender.address, strict=False)
+        return ipaddress.ip_address(source.host) in ipaddress.ip_network(sender.address, strict=False)
     except ValueError:
         return False
 
@@ -132,7 +129,7 @@ class Parts:
         outlets, planner = outlets_of(config, plugins), planner_of(config, plugins)
         self.config = config
         self.rules.plugins, self.rules.senders = plugins, config.senders
-        self.pipeline.units.timing = timing_of(config)
+        self.pipeline.settling.timing = timing_of(config)
         self.pipeline.outlets.configure(outlets)
         self.pipeline.intake.watch(watched_of(config))
         self.pipeline.ask_again(planner, plugins)
@@ -148,7 +145,22 @@ class Parts:
 
 
 def timing_of(config: Config) -> Timing:
-    return Timing(quiet=config.completion.quiet, cap=config.completion.cap)
+    """Whoever shortens the quiet time shortens with it what is not configured."""
+    given, usual = config.completion, Timing()
+
+    def wait(name: str) -> float:
+        if name in given.model_fields_set:
+            return float(getattr(given, name))
+        return float(getattr(usual, name)) if given.quiet >= usual.quiet else 10 * given.quiet
+
+    return Timing(
+        quiet=given.quiet,
+        cap=given.cap,
+        aborted=wait("aborted"),
+        stopped=wait("stopped"),
+        incomplete=wait("incomplete"),
+        settle=min(usual.settle, given.quiet),
+    )
 
 
 def watched_of(config: Config) -> list[Watched]:
@@ -168,6 +180,8 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     engine = LocalEngine(config.engine.jobs, spool.scratch, files, wake=wake)
     workshop = Workshop(spool, engine, lambda product: _settings(pipeline, product))
     units = Units(spool, timing_of(config), lambda unit: filing.adopt(unit))
+    tracker = Tracker(Habits(), units.timing.cap)
+    witness = Witness(tracker, Ledger(), lambda: rules.plugins, lambda says: spool.note("trust", says=says))
     filing = Filing(spool, rules, lambda key: pipeline.unit(key), units.forget)
     intake = Intake(
         filing,
@@ -184,8 +198,10 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     else:
         index.discard()
     pipeline = Pipeline(
-        spool, plugins, planner, units, intake, workshop, outlets, index if commitments is not None else None
+        spool, plugins, planner, units, intake, workshop, outlets, witness, index if commitments is not None else None
     )
+    if commitments is not None:
+        commitments.heard = lambda request: pipeline.hear("commitment", request.sender, request.names)
     outlets.configure(configured)
     return Parts(spool, pipeline, rules, config, commitments)
 

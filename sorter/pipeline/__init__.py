@@ -9,21 +9,23 @@ the next life goes on from the folders alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
-from sorter.completion import AssociationEnded, DropWhole, Input, Publish, Published, Tick, Told, deadline, step
+from sorter.completion import DropWhole, Publish, Told
 from sorter.deliver.target import Done, Put, Result, Wanted
 from sorter.engine.work import Outcome
 from sorter.model import DICOM, Delivery, Event, Instance, Receipt, Revision, plain
 from sorter.pipeline.archives import Read
+from sorter.pipeline.evidence import Witness, taught
 from sorter.pipeline.intake import Intake, Whole
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import NoPlan, Planner
-from sorter.pipeline.units import Live, Units, arrival, summarise
+from sorter.pipeline.settling import Settling
+from sorter.pipeline.units import Live, Units, summarise
 from sorter.pipeline.workshop import Workshop
 from sorter.plugins import Plugins
-from sorter.spool import Spool, Unit
+from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.by_sop import BySop
 from sorter.spool.layout import now as wall_clock
 from sorter.take.filing import Filed
@@ -44,13 +46,16 @@ class Pipeline:
     intake: Intake
     workshop: Workshop
     outlets: Outlets
+    witness: InitVar[Witness]
     index: BySop | None = None
     now: float = 0.0
+    settling: Settling = field(init=False)
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
     _carried: dict[str, int] = field(default_factory=dict)  # images of each open association
     _waiting: set[str] = field(default_factory=set)  # units that are held, or that nobody wants
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, witness: Witness) -> None:
+        self.settling = Settling(witness, self.units.timing, self.units.at_work, self._publish, self._improve)
         self._walk = self.spool.keys()
 
     # --- a turn -------------------------------------------------------------------------------------------------
@@ -64,19 +69,20 @@ class Pipeline:
             for live in self._note(news):
                 touched[live.key] = live
         for live in self.units:
-            if self._settle(live, Tick()):
+            if self.settling.judge(live, self.now):
                 touched[live.key] = live
         for key in self._collect_products() | self._collect_answers() | self._try_again() | self._look_around():
             touched[key] = self.live(key)
         for live in touched.values():
             self._sum_up(live)
+        self._learn()
         return self._next()
 
     def _next(self) -> float:
         if self._walk is not None:
             return self.now
-        times = [deadline(live.state, self.units.timing) for live in self.units]
-        times += [self.outlets.next, self.intake.next(self.now)]
+        times: list[float | None] = [*self.settling.due(self.units)]
+        times += [self.outlets.next, self.intake.next(self.now), self.settling.witness.tracker.next]
         return min((time for time in times if time is not None), default=self.now + 60)
 
     def stop(self, timeout: float) -> None:
@@ -117,7 +123,7 @@ class Pipeline:
             case Whole():
                 for live in self.units.brought_by(news.drop):
                     live.unit.drop_is_whole(news.drop)
-                    self._settle(live, DropWhole(news.drop))
+                    self.settling.note(live, DropWhole(news.drop), self.now)
                     yield live
             case Read():
                 self._note_archive(news)
@@ -157,25 +163,35 @@ class Pipeline:
             return
         if instance.standing != "current":
             live.unit.tell("an image came with the SOP Instance UID of another and other pixels: both are delivered")
-        came = arrival(instance)
-        if came.association and not self.intake.is_open(came.association):
-            came = replace(came, association="")
-        self._settle(live, came)
+        association = instance.source.association
+        is_open = bool(association) and self.intake.is_open(association)
+        self.settling.arrived(live, instance, self.now, is_open=is_open)
+
+    def hear(self, kind: str, sender: str, names: Sequence[str]) -> None:
+        """A sender says which images it sent, or has. `kind` is "commitment" or "query"."""
+        keys = {live.key for live in self.units} | self.settling.witness.tracker.keys
+        if self.index is not None:
+            keys = keys.union(*self.index.find(names).values())
+        self.settling.hear((self.live(key) for key in keys), kind, sender, names, self.now)
+        for key in keys:
+            self.settling.judge(self.live(key), self.now)
+            self._sum_up(self.live(key))
 
     def _end(self, live: Live, ended: Ended) -> None:
         live.unit.end_association(ended.association, ended.how)
-        self._settle(live, AssociationEnded(ended.association, ended.how))
+        self.settling.ended(live, ended.association, ended.how, self.now)
 
     # --- complete? ----------------------------------------------------------------------------------------------
 
-    def _settle(self, live: Live, event: Input) -> bool:
-        """Tell completion; publish when it says so."""
-        live.state, effects = step(live.state, event, self.now, self.units.timing)
-        if not isinstance(event, Tick):
-            return False  # the next tick, at the end of this turn, judges what all events together mean
-        for effect in effects:
-            self._publish(live, effect)
-        return bool(effects)
+    def _improve(self, live: Live, effect: Publish) -> None:
+        """Nothing came, but more is known: the verdict rises, and no file moves."""
+        assert live.revision is not None
+        live.unit.raise_verdict(live.revision.revision, effect.verdict, effect.reasons)
+        live.revision = replace(live.revision, verdict=effect.verdict, reasons=effect.reasons)
+        self.settling.published(live, self.now)
+        live.unit.tell(f"revision {live.revision.revision} is {effect.verdict} by now ({'; '.join(effect.reasons)})")
+        self._happened("verdict", live, revision=str(live.revision.revision), verdict=effect.verdict.value)
+        self._deliver(live)
 
     def _publish(self, live: Live, effect: Publish) -> None:
         number = (live.revision.revision if live.revision else 0) + 1
@@ -188,12 +204,15 @@ class Pipeline:
             verdict=effect.verdict,
             reasons=effect.reasons,
             instances=tuple(replace(each, header={}) for each in unit.instances.values()),
+            missing=effect.missing,
         )
         unit.write_revision(live.revision)
-        live.state, _ = step(live.state, Published(number), self.now, self.units.timing)
+        live.first = live.first or live.revision.made
+        self.settling.published(live, self.now)
         count = len(live.revision.deliverable)
         unit.tell(f"revision {number}: {count} images, {effect.verdict} ({'; '.join(effect.reasons)})")
         self._happened("published", live, revision=str(number), verdict=effect.verdict.value, images=str(count))
+        self.settling.witness.learn_counts(live)
         self._plan(live)
 
     # --- where to? ----------------------------------------------------------------------------------------------
@@ -342,10 +361,15 @@ class Pipeline:
             key = next(self._walk, None)
             if key is None:
                 self._walk = None
+                self.settling.witness.replay()
                 break
-            if self._wants_attention(key):
-                self.resume(self.live(key))
+            summary = self._settled(key)
+            if summary is None:
+                live = self.live(key)
+                self.settling.witness.learn_counts(live)
+                self.resume(live)
                 keys.add(key)
+            self.settling.witness.remember(summary or summarise(self.live(key)))
         return keys
 
     @property
@@ -353,10 +377,13 @@ class Pipeline:
         """Has the whole store been looked at since the start?"""
         return self._walk is None
 
-    def _wants_attention(self, key: str) -> bool:
+    def _settled(self, key: str) -> UnitSummary | None:
+        """The summary of a unit that nothing has to be done for."""
         unit = Unit(self.spool, key)
         summary = unit.summary()
-        return summary is None or summary.state != "delivered" or self._is_behind(unit)
+        if summary is None or summary.state != "delivered" or summary.evidence != unit.evidence_size():
+            return None
+        return summary
 
     def _is_behind(self, unit: Unit) -> bool:
         """Has its summary not seen all of its evidence?"""
@@ -384,7 +411,14 @@ class Pipeline:
 
     def complete(self, key: str) -> None:
         """An operator says that this unit is whole as it is."""
-        self._settle(self.live(key), Told())
+        self.settling.note(self.live(key), Told(), self.now)
+
+    def _learn(self) -> None:
+        """Of series that nothing came of for long: what they say of their senders."""
+        for key, outcome in self.settling.witness.tracker.over(self.now):
+            live = self.live(key)
+            live.unit.teach(taught(outcome, wall_clock()))
+            self._sum_up(live)
 
     # --- telling ------------------------------------------------------------------------------------------------
 

@@ -108,6 +108,7 @@ class CommitmentProvider:
     """Answers what waits in the spool. `turn` is for the one thread that sorts; only reports run beside it."""
 
     def __init__(self, spool: Spool, index: BySop, terms: Terms, report: Report, wake: Callable[[], None]) -> None:
+        self.heard: Callable[[Commitment], object] = lambda _: None  # told once a life of each request that waits
         self._spool, self._index, self.terms = spool, index, terms
         self._report, self._wake = report, wake
         self._kept = Commitments(spool.commitments, spool.files)
@@ -166,6 +167,7 @@ class CommitmentProvider:
                 case.request = self._kept.decide(asked, _all_failed(asked, DUPLICATE_TRANSACTION))
         case.standing = dict.fromkeys(asked.instances, Standing.ABSENT)
         self._cases[asked.id] = case
+        self.heard(asked)
 
     # --- is it safe? --------------------------------------------------------------------------------------------
 

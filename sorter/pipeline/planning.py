@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sorter.errors import PluginError, SorterError
@@ -19,6 +19,7 @@ from sorter.model import (
     Revision,
     Series,
     Skip,
+    Source,
     UnitKind,
     Value,
 )
@@ -148,6 +149,17 @@ def _whole(unit: Unit) -> list[Instance]:
     return [replace(each, header=unit.header(each)) for each in unit.deliverable]
 
 
+def _sources(unit: Unit) -> Iterator[Source]:
+    """Everybody who brought some of it, once; the associations left out."""
+    seen = set()
+    for each in unit.instances.values():
+        source = each.source
+        who = (source.calling, source.called, source.address, source.uid, source.drop)
+        if who not in seen:
+            seen.add(who)
+            yield replace(source, association="")
+
+
 def view(unit: Unit, revision: Revision | None, identity: Identity = NOBODY) -> Series:
     """What plugins see of a unit."""
 
@@ -162,7 +174,7 @@ def view(unit: Unit, revision: Revision | None, identity: Identity = NOBODY) -> 
         series_uids=unit.series_uids,
         header=unit.base,
         count=len(unit.deliverable),
-        sources=tuple(dict.fromkeys(replace(each.source, association="") for each in unit.instances.values())),
+        sources=tuple(_sources(unit)),
         identity=identity,
         verdict=revision.verdict if revision else None,
         revision=revision.revision if revision else 0,

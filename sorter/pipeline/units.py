@@ -10,7 +10,8 @@ from sorter.completion import Arrived, AssociationEnded, DropWhole, Published, S
 from sorter.model import DICOM, Instance, Plan, Receipt, Revision
 from sorter.pipeline.planning import NoPlan
 from sorter.spool import Spool, Unit, UnitSummary
-from sorter.spool.unit import DeliveryState
+from sorter.spool.unit import CountSaid, DeliveryState
+from sorter.trust import Like
 from sorter.watch.names import is_import
 
 
@@ -24,6 +25,10 @@ class Live:
     plan: Plan | None = None
     no_plan: NoPlan | None = None
     receipts: dict[tuple[str, str], Receipt] = field(default_factory=dict)
+    counts: tuple[CountSaid, ...] = ()
+    senders: dict[str, None] = field(default_factory=dict)  # of the images that came by network, in order
+    asked: list[tuple[Like, int, str]] | None = None  # what plugins said that there should be, and why
+    first: str = ""  # when the first revision was made
     troubles: dict[tuple[str, str], str] = field(default_factory=dict)  # (product, target) -> why it is not there yet
 
     @property
@@ -80,6 +85,10 @@ class Units:
             self._live[key] = revive(unit, now)
         return self._live[key]
 
+    def at_work(self, key: str) -> Live | None:
+        """The unit of this key, if something is going on with it."""
+        return self._live.get(key)
+
     def forget(self, key: str) -> None:
         """Let go of what is in memory; the folder knows everything."""
         self._live.pop(key, None)
@@ -94,8 +103,12 @@ class Units:
 def revive(unit: Unit, now: float) -> Live:
     """A unit as its records say; waiting starts anew at `now`."""
     live = Live(unit, revision=unit.latest_revision(), plan=unit.latest_plan(), receipts=unit.receipts())
+    live.senders = {each.source.sender: None for each in unit.instances.values() if each.source.sender}
+    summary = unit.summary()
+    live.counts = summary.counts if summary else ()
     if live.revision is not None:
-        live.state, _ = step(live.state, Published(live.revision.revision), now)
+        live.first = unit.revision(1).made if live.revision.revision > 1 else live.revision.made
+        live.state, _ = step(live.state, Published(live.revision.revision, live.revision.verdict), now)
     published = content(live.revision.instances if live.revision else ())
     for instance in unit.deliverable:
         if (instance.file, instance.standing) not in published:
@@ -145,6 +158,9 @@ def summarise(live: Live) -> UnitSummary:
         revision=live.revision.revision if live.revision else 0,
         deliveries=tuple(_deliveries(live)),
         evidence=unit.evidence_size(),
+        expected=live.state.facts.expected.count if live.state.pending and live.state.facts.expected else 0,
+        taught=unit.taught,
+        counts=live.counts,
     )
 
 
@@ -174,4 +190,4 @@ def _deliveries(live: Live) -> Iterator[DeliveryState]:
 def _sender(instance: Instance) -> str:
     if instance.source.dropped:
         return "import" if is_import(instance.source.drop) else "incoming/"
-    return f"{instance.source.calling}@{instance.source.address}" if instance.source.calling else "unknown"
+    return instance.source.sender or "unknown"

@@ -57,6 +57,16 @@ class Commitment:
     told: str = ""
     given_up: str = ""
 
+    @property
+    def sender(self) -> str:
+        """As `Source.sender` calls it."""
+        return f"{self.calling}@{self.address}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The SOP Instance UIDs."""
+        return tuple(each.sop_uid for each in self.instances)
+
 
 class TooMany(Exception):
     """So many requests wait that no more are taken."""

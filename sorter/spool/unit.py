@@ -1,7 +1,8 @@
 """One unit's folder: its images, what was seen of them, and what was decided about them.
 
 images/<hex>/…       the images, 4,096 a folder, named by a hash of their SOP Instance UID
-evidence.jsonl       truth: every instance taken, associations ended, drops known to be whole
+evidence.jsonl       truth: every instance taken, associations ended, drops known to be whole, senders' lists, verdicts
+                     that later evidence raised, and what the unit taught of its sender
 rev-0001.json …      truth: immutable manifests           plan-0001.json …   truth: lab, targets, names of each
 receipts/…           truth: proof of each delivery        claims.json        truth: what people decided
 story.jsonl          its own journal, for `sorter why`
@@ -14,13 +15,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sorter.model import Header, Instance, Plan, Receipt, Revision, Source, Standing, UnitKind, build, plain
+from sorter.model import Header, Instance, Plan, Receipt, Revision, Source, Standing, UnitKind, Verdict, build, plain
 from sorter.spool.layout import Spool, line, now
+from sorter.trust import Like, Outcome
 
 IMAGES_PER_FOLDER = 4096
 
@@ -34,6 +36,14 @@ class DeliveryState:
     state: str
     why: str = ""
     folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CountSaid:
+    """What something said that there should be, beside what came."""
+
+    like: Like
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,10 @@ class UnitSummary:
     revision: int = 0
     deliveries: tuple[DeliveryState, ...] = ()
     evidence: int = 0  # bytes of evidence.jsonl that this summary has seen; more there means: it is out of date
+    expected: int = 0  # images that there should be, 0 where nothing says it
+    waits: str = ""  # what an open unit waits for, and until when
+    taught: Mapping[str, Any] = field(default_factory=dict)  # what it taught of its sender
+    counts: tuple[CountSaid, ...] = ()
 
 
 @dataclass(slots=True)
@@ -76,6 +90,9 @@ class Unit:
     by_sop: dict[str, list[str]] = field(default_factory=dict)  # SOP Instance UID -> files
     associations: dict[str, str] = field(default_factory=dict)  # of arrivals: "" while open, else how it ended
     whole_drops: set[str] = field(default_factory=set)
+    lists: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (kind, sender) -> SOP Instance UIDs
+    raised: dict[int, tuple[Verdict, tuple[str, ...]]] = field(default_factory=dict)  # by revision
+    taught: Mapping[str, Any] = field(default_factory=dict)
     unmentioned: list[str] = field(default_factory=list)  # image files that evidence does not know: a crash in between
 
     @property
@@ -148,6 +165,12 @@ class Unit:
             self.associations[entry["association"]] = entry["ended"]
         elif "whole" in entry:
             self.whole_drops.add(entry["whole"])
+        elif "list" in entry:
+            self.lists.setdefault((entry["list"], entry["of"]), set()).update(entry["names"])
+        elif "raised" in entry:
+            self.raised[entry["of"]] = (Verdict(entry["raised"]), tuple(entry["reasons"]))
+        elif "taught" in entry:
+            self.taught = entry["taught"]
 
     def evidence_size(self) -> int:
         try:
@@ -174,8 +197,13 @@ class Unit:
         return build(Revision, self._read(f"rev-{number:04d}.json"))
 
     def latest_revision(self) -> Revision | None:
+        """The last manifest, with the verdict that later evidence gave it."""
         numbers = self.revisions()
-        return self.revision(numbers[-1]) if numbers else None
+        if not numbers:
+            return None
+        found = self.revision(numbers[-1])
+        verdict, reasons = self.raised.get(found.revision, (found.verdict, found.reasons))
+        return dataclasses.replace(found, verdict=verdict, reasons=reasons)
 
     def latest_plan(self) -> Plan | None:
         numbers = self.plans()
@@ -250,6 +278,24 @@ class Unit:
     def drop_is_whole(self, drop: str) -> None:
         self.whole_drops.add(drop)
         self.add_evidence([{"whole": drop, "at": now()}])
+
+    def add_list(self, kind: str, sender: str, names: Iterable[str]) -> None:
+        """A sender says that these SOP instances are of this unit; `kind` is "commitment" or "query"."""
+        named = self.lists.setdefault((kind, sender), set())
+        new = sorted(set(names) - named)
+        if new:
+            named.update(new)
+            self.add_evidence([{"list": kind, "of": sender, "names": new, "at": now()}])
+
+    def raise_verdict(self, revision: int, verdict: Verdict, reasons: Sequence[str]) -> None:
+        """What is known by now of a revision, whose manifest stays as it is."""
+        self.raised[revision] = (verdict, tuple(reasons))
+        self.add_evidence([{"raised": verdict.value, "of": revision, "reasons": list(reasons), "at": now()}])
+
+    def teach(self, outcome: Mapping[str, Any]) -> None:
+        """Keep what this unit taught of its sender."""
+        self.taught = outcome
+        self.add_evidence([{"taught": outcome}])
 
     def write_revision(self, revision: Revision) -> None:
         self._write(f"rev-{revision.revision:04d}.json", revision)

@@ -110,6 +110,8 @@ def check_caches(sorter: RunningSorter) -> None:
         for path in sorter.spool.root.rglob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     sorter.start()
+    summarised = sorter.spool.store.rglob
+    wait_until(lambda: len(list(summarised("series.json"))) == len(status), 60, "the summaries to be made again")
     sorter.wait_delivered(378)
     assert tree(sorter.labs) == before
     assert sorted(map(repr, sorter.series())) == status

@@ -1,0 +1,100 @@
+"""Which units are whole: what came is told to completion, and what completion says is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from sorter.completion import (
+    AssociationEnded,
+    Effect,
+    Input,
+    Look,
+    Looked,
+    Publish,
+    Published,
+    Tick,
+    Timing,
+    deadline,
+    step,
+)
+from sorter.model import Instance
+from sorter.pipeline.evidence import Witness
+from sorter.pipeline.units import Live, arrival
+
+
+@dataclass(slots=True)
+class Settling:
+    """Joins the pure decider, what is known of each unit, and whoever publishes. Touches no file of its own.
+
+    `at_work` gives the unit of a key if something is going on with it. Times are monotonic seconds.
+    """
+
+    witness: Witness
+    timing: Timing
+    at_work: Callable[[str], Live | None]
+    publish: Callable[[Live, Publish], None]  # makes the next revision
+    improve: Callable[[Live, Publish], None]  # gives the last revision a better verdict
+
+    # --- what happens -------------------------------------------------------------------------------------------
+
+    def arrived(self, live: Live, instance: Instance, now: float, *, is_open: bool) -> None:
+        """An image that no revision holds. `is_open`: its association may bring more."""
+        left = self.witness.came(live, instance, now)
+        other = self.at_work(left) if left is not None else None
+        if other is not None and other.state.looked:
+            self.note(other, Looked(self.witness.of_its_sender(other, other.state.facts)), now)
+        came = arrival(instance)
+        self.note(live, came if is_open else replace(came, association=""), now)
+
+    def ended(self, live: Live, association: str, how: str, now: float) -> None:
+        self.note(live, AssociationEnded(association, how), now)
+
+    def note(self, live: Live, event: Input, now: float) -> None:
+        """Take note of something; `judge` says, later in the turn, what all of it together means."""
+        live.state, _ = step(live.state, event, now, self.timing)
+
+    def published(self, live: Live, now: float) -> None:
+        """The last revision, or its better verdict, is durable."""
+        assert live.revision is not None
+        self.note(live, Published(live.revision.revision, live.revision.verdict), now)
+
+    def hear(self, units: Iterable[Live], kind: str, sender: str, names: Iterable[str], now: float) -> None:
+        """A sender says which images it sent, or has; `units` are those that may be meant."""
+        heard = self.witness.hear(kind, sender, names)
+        for live in units:
+            if not heard.names.isdisjoint(live.unit.by_sop):
+                self._look(live, now)
+
+    # --- what to do ---------------------------------------------------------------------------------------------
+
+    def judge(self, live: Live, now: float) -> bool:
+        """Publish what is due; True where something was."""
+        if live.key in self.witness.stale:
+            self.witness.stale.discard(live.key)
+            self._look(live, now)
+        live.state, effects = step(live.state, Tick(), now, self.timing)
+        while effects and isinstance(effects[0], Look):
+            effects = self._look(live, now, closely=effects[0].closely)
+        return bool(effects) and self._act(live, effects[0])
+
+    def _look(self, live: Live, now: float, *, closely: bool = False) -> tuple[Effect, ...]:
+        facts = self.witness.facts(live, closely=closely)
+        live.state, effects = step(live.state, Looked(facts), now, self.timing)
+        return effects
+
+    def _act(self, live: Live, effect: Effect) -> bool:
+        if not isinstance(effect, Publish):
+            return False
+        if live.state.pending:
+            self.publish(live, effect)
+        else:
+            self.improve(live, effect)
+        return True
+
+    def due(self, lives: Iterable[Live]) -> Iterator[float]:
+        """When each wants to be judged again."""
+        for live in lives:
+            at = deadline(live.state, self.timing)
+            if at is not None:
+                yield at

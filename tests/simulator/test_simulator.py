@@ -1,0 +1,138 @@
+"""Sending habits played to the settling of the pipeline: who is wrong, and how often."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from simulator.habits import LIBRARY, Habit, script
+from simulator.player import Player
+from simulator.report import fair, many, page
+from simulator.rivals import RIVALS
+from simulator.score import Score, score, share
+from simulator.script import Image, Script, Tape
+from sorter.completion import Timing
+from sorter.model import Verdict
+
+TIMER = next(iter(RIVALS))
+
+
+def check(scores: list[Score], seed: int) -> None:
+    judged = fair(scores)
+    said = [f"{each.habit} {each.seed}: {line}" for each in judged for line in each.early_sure]
+    assert not said, f"seed {seed}: called listed or counted too early: {said}"
+    said = [f"{each.habit} {each.seed}: {line}" for each in judged for line in each.early_quiet]
+    wrong = sum(bool(each.early_quiet) for each in judged)
+    assert wrong <= 0.01 * len(scores), f"seed {seed}: called quiet too early: {said}"
+    assert sum(each.repeated for each in scores) == 0, f"seed {seed}: a revision without anything new"
+    assert sum(each.lost for each in scores) == 0, f"seed {seed}: images that no revision has"
+    chance = 3 * math.sqrt(0.25 / len(scores))  # few scripts say little of the habits that they are drawn from
+    timer = share(scores, TIMER)
+    assert 0.40 - chance <= timer <= 0.65 + chance, f"seed {seed}: too kind, or too cruel, to a timer: {timer}"
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_a_hundred_random_scripts(part: int) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    scores = many(100, seed, 1)
+    assert min(each.images for each in scores if each.habit != "stopped_run") >= 1900
+    check(scores, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
+def test_ten_thousand_random_scripts() -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    scores = many(10_000, seed, 2)
+    print("\n".join(page(scores, seed)))
+    check(scores, seed)
+
+
+def test_the_library_is_as_it_says() -> None:
+    names = [each.name for each in LIBRARY]
+    assert len(set(names)) == len(names) >= 25
+    assert all(each.says and each.says[0].isupper() for each in LIBRARY)
+    assert sum(bool(each.apart) for each in LIBRARY) <= 4
+
+
+def of(name: str) -> Habit:
+    return next(each for each in LIBRARY if each.name == name)
+
+
+EXPECTED = {
+    "push": {Verdict.QUIET},
+    "counted_push": {Verdict.COUNTED},
+    "live_an_association_a_volume": {Verdict.COUNTED},
+    "commitment_afterwards": {Verdict.LISTED},
+    "commitment_before_the_end": {Verdict.LISTED},
+    "commitment_much_later": {Verdict.LISTED},
+    "commitment_of_a_study": {Verdict.LISTED},
+    "folder_moved_in": {Verdict.LISTED},
+    "lost_images": {Verdict.INCOMPLETE},
+    "commitment_of_images_that_failed": {Verdict.LISTED},
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_last_verdict_of_a_habit(name: str) -> None:
+    found = score(of(name), script(of(name), 7))
+    assert set(found.verdicts) == {each.value for each in EXPECTED[name]}
+
+
+@pytest.mark.parametrize("name", ["counted_push", "live_an_association_a_volume", "folder_moved_in"])
+def test_listed_and_counted_are_published_within_five_seconds(name: str) -> None:
+    for seed in range(3):
+        assert max(score(of(name), script(of(name), seed)).waits) <= 5
+
+
+def test_a_sender_is_believed_too_early_at_most_once() -> None:
+    """Its first list was not the last word: from then on its lists alone prove nothing."""
+    habit = of("first_commitment_of_each_batch")
+    player = Player(Timing())
+    player.play(script(habit, 1, known=0))
+    sure = [each for each in player.said if each.verdict is Verdict.LISTED]
+    assert sure, "the habit is in the library because this happens"
+    again = Player(Timing())
+    again.play(script(habit, 1, known=1))
+    assert {each.verdict for each in again.said if each.run.startswith("judged")} == {Verdict.QUIET}
+
+
+def test_a_run_that_was_stopped_is_not_called_anything_better() -> None:
+    habit = of("stopped_run")
+    for seed in range(5):
+        one = script(habit, seed)
+        found = score(habit, one)
+        (says,) = {image.run.says for _, image in one.arrivals("judged")}
+        if found.images < says:
+            assert found.verdicts == ["stopped"]
+
+
+def test_the_check_notices_a_rule_that_is_too_hasty() -> None:
+    """The same scripts, with a quiet time of one second and no patience: the scores have to fall."""
+    hasty = Timing(quiet=1, cap=2, aborted=1, stopped=1, incomplete=1, settle=0.5)
+    names = ["live_in_one_association", "live_uncounted_with_rests", "slow_reconstruction"]
+    for name in names:
+        assert score(of(name), script(of(name), 3), hasty).early_quiet
+
+
+def test_the_rivals_are_what_they_are_called() -> None:
+    tape = Tape(random.Random(1), "judged")
+    run = tape.run()
+    tape.deliver(run, run.images[:100])
+    tape.pause(61)
+    tape.deliver(run, run.images[100:])
+    tape.pause(70)
+    tape.deliver(run, run.images)
+    one = Script("by hand", 0, tuple(tape.events), "judged")
+    counts = {name: Counter(each.new for each in rule(one)) for name, rule in RIVALS.items()}
+    assert counts == {
+        "60 s timer (mercure)": {True: 2, False: 1},
+        "stable for 60 s (Orthanc)": {True: 2},
+        "end of association": {True: 2, False: 1},
+    }
+    assert all(isinstance(each.what, Image) for each in one.events if hasattr(each.what, "run"))
