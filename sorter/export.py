@@ -61,7 +61,7 @@ def split_pattern(pattern: str) -> tuple[str, str]:
 
 def _of_unit(unit: Unit, summary: UnitSummary, folder: str, file: str, owners: dict[str, str]) -> Iterator[Copy]:
     identity = Identity(lab=summary.lab, subject=summary.subject, session=summary.session)
-    values = values_of(unit.base, identity)
+    values = values_of(unit.face, identity)
     where = folder_name(Pattern(folder, file=False), values) if folder else ""
     if owners.setdefault(where.casefold(), unit.key) != unit.key:
         where = f"{where}_{unit.key[:6]}" if where else unit.key[:6]

@@ -356,6 +356,7 @@ class Delivery:
     names: Mapping[str, str] = field(default_factory=dict)
     stem: str = ""
     pattern: Name = Name("", "")
+    since: int = 0  # the revision that it was first planned for; what was delivered before that lies elsewhere
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,7 @@ class PathTarget:
     def remove(self, receipt: Receipt) -> Removed:
         with self._visit() as visit:
             folder, fd = self._locate(visit, receipt)
-            if fd is None:
+            if fd is None or self._is_newer(fd, receipt):
                 return Removed(folder, note="its folder is not there any more")
             removed, left = self._unlink(fd, receipt.files)
             name = self._manifest_name(fd, receipt.key, receipt.product)
@@ -185,6 +185,11 @@ class PathTarget:
             self._prune(visit, folder)
             said = f"{len(left)} files were left: they are not as they were delivered" if left else ""
             return Removed(folder, tuple(removed), tuple(left), said)
+
+    def _is_newer(self, fd: int, receipt: Receipt) -> bool:
+        """Does the folder hold a later revision? Then it is the successor's, found where this one's is gone."""
+        revision = self._manifest(fd, receipt.key, receipt.product).get("revision")
+        return isinstance(revision, int) and revision > receipt.revision
 
     # --- where --------------------------------------------------------------------------------------------------
 

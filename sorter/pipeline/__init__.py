@@ -13,7 +13,7 @@ from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 from sorter.completion import DropWhole, Publish, Told
-from sorter.deliver.target import Done, Put, Result, Wanted
+from sorter.deliver.target import Done, Put, Removed, Result, Wanted
 from sorter.engine.work import Outcome
 from sorter.model import DICOM, Delivery, Event, Instance, Receipt, Revision, plain
 from sorter.pipeline.archives import Read
@@ -71,7 +71,8 @@ class Pipeline:
         for live in self.units:
             if self.settling.judge(live, self.now):
                 touched[live.key] = live
-        for key in self._collect_products() | self._collect_answers() | self._try_again() | self._look_around():
+        answered = self._collect_products() | self._collect_answers() | self._collect_removals()
+        for key in answered | self._try_again() | self._look_around():
             touched[key] = self.live(key)
         for live in touched.values():
             self._sum_up(live)
@@ -283,7 +284,7 @@ class Pipeline:
                 revision=live.plan.revision,
                 folder=delivery.folder,
                 files=tuple(files),
-                previous=live.receipts.get((delivery.product, delivery.target)),
+                previous=_before(live, delivery),
                 manifest=_manifest(live),
             ),
         )
@@ -333,6 +334,10 @@ class Pipeline:
     def _receive(self, live: Live, receipt: Receipt) -> None:
         """Only now it is delivered."""
         where = (receipt.product, receipt.target)
+        replaced = self._replaced(live, where)
+        if replaced is not None:
+            live.unit.retire(replaced)
+            live.retiring.append(replaced)
         live.unit.write_receipt(receipt)
         live.receipts[where] = receipt
         live.troubles.pop(where, None)
@@ -343,11 +348,59 @@ class Pipeline:
             self._happened("delivered", live, product=receipt.product, target=receipt.target)
         if receipt.product != DICOM:
             self.workshop.discard(live, receipt.product, receipt.revision)
+        self._retire(live)
+
+    # --- what a correction replaced -----------------------------------------------------------------------------
+
+    def _replaced(self, live: Live, where: tuple[str, str]) -> Receipt | None:
+        """The receipt of what was delivered to this target before a correction gave it another place there."""
+        before = live.receipts.get(where)
+        for each in live.plan.deliveries if live.plan else ():
+            if (each.product, each.target) == where and before is not None and before.revision < each.since:
+                return before if before.files else None
+        return None
+
+    def _retire(self, live: Live) -> None:
+        """Remove what was delivered before a correction, of each product whose successors are all delivered."""
+        owed = {product for product, _ in live.owed}
+        planned = {(each.product, each.target) for each in live.plan.deliveries} if live.plan else set()
+        for where in [where for where in live.receipts if planned and where not in planned and where[0] not in owed]:
+            receipt = live.receipts.pop(where)
+            live.unit.retire(receipt)
+            live.unit.withdraw_receipt(receipt)
+            live.retiring.append(receipt)
+        for receipt in list(live.retiring):
+            now_there = live.receipts.get((receipt.product, receipt.target))
+            if receipt.product in owed or (now_there is not None and now_there.revision <= receipt.revision):
+                continue
+            if not self.outlets.remove(receipt):
+                self._retired(live, receipt, f"{receipt.target} is no configured target any more; remove it by hand")
+
+    def _collect_removals(self) -> set[str]:
+        keys = set()
+        for receipt, result in self.outlets.removals(self.now):
+            live = self.live(receipt.key)
+            keys.add(receipt.key)
+            if isinstance(result, Removed):
+                said = f"{len(result.removed)} files that were delivered to {receipt.target} before a correction"
+                self._retired(live, receipt, f"{said} were removed there{f'; {result.note}' if result.note else ''}")
+            else:
+                live.troubles[receipt.product, receipt.target] = result.why
+        return keys
+
+    def _retired(self, live: Live, receipt: Receipt, says: str) -> None:
+        live.unit.tell(says)
+        live.unit.retired(receipt)
+        live.retiring = [each for each in live.retiring if each != receipt]
+        live.troubles.pop((receipt.product, receipt.target), None)
+        self._happened("retired", live, product=receipt.product, target=receipt.target)
 
     def _try_again(self) -> set[str]:
         keys = set()
         for key, _, _ in self.outlets.due(self.now):
-            self._deliver(self.live(key))
+            live = self.live(key)
+            self._deliver(live)
+            self._retire(live)
             keys.add(key)
         return keys
 
@@ -398,6 +451,7 @@ class Pipeline:
             self._plan(live)
         else:
             self._deliver(live)
+            self._retire(live)
 
     def ask_again(self, planner: Planner | None = None, plugins: Plugins | None = None) -> None:
         """The rules changed, or a person says so: ask for everything that waits, is held, or nobody wanted."""
@@ -448,6 +502,12 @@ def _manifest(live: Live) -> Mapping[str, Any]:
         "verdict": live.revision.verdict.value,
         "revision": live.plan.revision,
     }
+
+
+def _before(live: Live, delivery: Delivery) -> Receipt | None:
+    """The receipt of what this delivery grows; None where a correction gave it another place."""
+    receipt = live.receipts.get((delivery.product, delivery.target))
+    return receipt if receipt is not None and receipt.revision >= delivery.since else None
 
 
 def _renamed(name: str, stem: str) -> str:

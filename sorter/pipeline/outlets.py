@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 from sorter.deliver.backoff import backoff
 from sorter.deliver.lane import Lane
-from sorter.deliver.target import Done, Later, Put, Refused, Result, Wanted
-from sorter.model import DICOM
+from sorter.deliver.target import Done, Later, Put, Refused, Removed, Result, Wanted
+from sorter.model import DICOM, Receipt
 from sorter.spool import Spool
 
 Errand: TypeAlias = tuple[str, str, str]
@@ -35,6 +35,8 @@ class Outlets:
         self._spool, self._wake = spool, wake
         self._lanes: dict[str, tuple[Outlet, Lane]] = {}
         self._answers: deque[tuple[str, Put, Result]] = deque()
+        self._removals: deque[tuple[Receipt, Removed | Later | Refused]] = deque()
+        self._removing: set[tuple[Errand, int]] = set()
         self._under_way: dict[Errand, int] = {}  # the revision being delivered
         self._attempts: dict[Errand, int] = {}
         self._waiting: list[tuple[float, Errand]] = []
@@ -76,6 +78,34 @@ class Outlets:
     def submit(self, target: str, put: Put) -> None:
         self._under_way[put.key, put.product, target] = put.revision
         self._lanes[target][1].submit(put)
+
+    def remove(self, receipt: Receipt) -> bool:
+        """Have removed from its target what still equals this receipt; False where there is no such target now."""
+        errand = (receipt.key, receipt.product, receipt.target)
+        if receipt.target not in self._lanes:
+            return False
+        if (errand, receipt.revision) in self._removing:
+            return True
+
+        def tell(result: Removed | Later | Refused) -> None:
+            self._removals.append((receipt, result))
+            self._wake()
+
+        self._removing.add((errand, receipt.revision))
+        self._lanes[receipt.target][1].remove(receipt, tell)
+        return True
+
+    def removals(self, now: float) -> list[tuple[Receipt, Removed | Later | Refused]]:
+        """What came of removing since the last call; what failed is put on the list to try again."""
+        found = []
+        while self._removals:
+            receipt, result = self._removals.popleft()
+            errand = (receipt.key, receipt.product, receipt.target)
+            self._removing.discard((errand, receipt.revision))
+            if not isinstance(result, Removed):
+                self.try_later(errand, now)
+            found.append((receipt, result))
+        return found
 
     def answers(self, now: float) -> list[tuple[str, Put, Result]]:
         """(target, put, result) of what ended since the last call; what failed is put on the list to try again."""

@@ -20,6 +20,7 @@ from sorter.model import (
     Series,
     Skip,
     Source,
+    Standing,
     UnitKind,
     Value,
 )
@@ -60,7 +61,7 @@ class Planner:
         series = view(unit, revision)
         identity = Identity()
         try:
-            if previous is not None:
+            if previous is not None and not _corrected(unit, previous):
                 return self._grow(unit, revision, previous)
             identity, failures = self._plugins.identify(series)
             _hold_on(failures)
@@ -69,10 +70,12 @@ class Planner:
             if isinstance(targets, NoPlan):
                 return targets
             deliveries = [
-                self._delivery(unit, series, product, target)
+                replace(self._delivery(unit, series, product, target), since=revision.revision)
                 for target in targets
                 for product in self._products(series, target)
             ]
+            if previous is not None:
+                deliveries = [self._in_place(unit, identity, each, previous) for each in deliveries]
         except _Held as held:
             return NoPlan("held", str(held), identity)
         return Plan(unit.key, revision.revision, now(), identity, tuple(deliveries))
@@ -113,12 +116,23 @@ class Planner:
             raise _Held(f"the names for {product} at {target} cannot be made: {error}") from None
 
     def _named(self, unit: Unit, identity: Identity, product: str, target: str, name: Name) -> Delivery:
-        values = values_of(unit.base, identity)
+        values = values_of(unit.face, identity)
         folder = folder_name(Pattern(name.folder), values)
         if product == DICOM:
             names = instance_names(Pattern(name.file, file=True), _whole(unit), values_of({}, identity), {})
             return Delivery(product, target, folder, names=names, pattern=name)
         return Delivery(product, target, folder, stem=file_name(Pattern(name.file, file=True), values), pattern=name)
+
+    def _in_place(self, unit: Unit, identity: Identity, new: Delivery, previous: Plan) -> Delivery:
+        """Where a correction changes neither target nor folder, what is there is grown, with the names it has."""
+        before = next((each for each in previous.deliveries if _place(each) == _place(new)), None)
+        if before is None:
+            return new
+        names = new.names
+        if new.product == DICOM:
+            pattern = Pattern(new.pattern.file, file=True)
+            names = instance_names(pattern, _whole(unit), values_of({}, identity), _names(unit, before))
+        return replace(new, names=names, since=before.since)
 
     def _grow(self, unit: Unit, revision: Revision, previous: Plan) -> Plan:
         """Everything that was said stays; only the newcomers are named."""
@@ -127,9 +141,34 @@ class Planner:
         for each in previous.deliveries:
             names = each.names
             if each.product == DICOM:
-                names = instance_names(Pattern(each.pattern.file, file=True), _whole(unit), common, each.names)
-            grown.append(Delivery(each.product, each.target, each.folder, names, each.stem, each.pattern))
+                names = instance_names(Pattern(each.pattern.file, file=True), _whole(unit), common, _names(unit, each))
+            grown.append(replace(each, names=names))
         return Plan(unit.key, revision.revision, now(), previous.identity, tuple(grown))
+
+
+def _names(unit: Unit, before: Delivery) -> dict[str, str]:
+    """The names that there are by now: a copy that superseded another has its name."""
+    free = {unit.instances[file].sop_uid: name
+            for file, name in before.names.items() if not unit.instances[file].deliverable}  # fmt: skip
+    names = {file: name for file, name in before.names.items() if unit.instances[file].deliverable}
+    for each in unit.deliverable:
+        if each.file not in names and each.standing is Standing.CURRENT and each.sop_uid in free:
+            names[each.file] = free.pop(each.sop_uid)
+    return names
+
+
+def _place(delivery: Delivery) -> tuple[str, str, str]:
+    return delivery.product, delivery.target, delivery.folder
+
+
+def _corrected(unit: Unit, previous: Plan) -> bool:
+    """Has the image whose header spoke for the unit been superseded since? Then all of them say something else now.
+
+    While only some were sent again, one that was not speaks for the unit, and all stay together where they are.
+    """
+    before = unit.revision(previous.revision).instances
+    face = next((each.file for each in before if each.standing is Standing.CURRENT), None)
+    return face is not None and unit.instances[face].standing is not Standing.CURRENT
 
 
 def _hold_on(failures: Iterable[PluginError]) -> None:
@@ -172,7 +211,7 @@ def view(unit: Unit, revision: Revision | None, identity: Identity = NOBODY) -> 
         kind=unit.kind,
         study_uid=unit.study_uid,
         series_uids=unit.series_uids,
-        header=unit.base,
+        header=unit.face,
         count=len(unit.deliverable),
         sources=tuple(_sources(unit)),
         identity=identity,

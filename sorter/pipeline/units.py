@@ -29,6 +29,7 @@ class Live:
     senders: dict[str, None] = field(default_factory=dict)  # of the images that came by network, in order
     asked: list[tuple[Like, int, str]] | None = None  # what plugins said that there should be, and why
     first: str = ""  # when the first revision was made
+    retiring: list[Receipt] = field(default_factory=list)  # deliveries that a correction has replaced
     troubles: dict[tuple[str, str], str] = field(default_factory=dict)  # (product, target) -> why it is not there yet
 
     @property
@@ -53,7 +54,7 @@ class Live:
 
     @property
     def done(self) -> bool:
-        return not self.state.pending and self.no_plan is None and not self.owed
+        return not self.state.pending and self.no_plan is None and not self.owed and not self.retiring
 
 
 def content(instances: Iterable[Instance]) -> frozenset[tuple[str, str]]:
@@ -103,6 +104,7 @@ class Units:
 def revive(unit: Unit, now: float) -> Live:
     """A unit as its records say; waiting starts anew at `now`."""
     live = Live(unit, revision=unit.latest_revision(), plan=unit.latest_plan(), receipts=unit.receipts())
+    live.retiring = unit.retiring()
     live.senders = {each.source.sender: None for each in unit.instances.values() if each.source.sender}
     summary = unit.summary()
     live.counts = summary.counts if summary else ()
@@ -129,12 +131,12 @@ def arrival(instance: Instance) -> Arrived:
 
 def summarise(live: Live) -> UnitSummary:
     """What `status` and `list` say of a unit."""
-    unit, base = live.unit, live.unit.base
+    unit, face = live.unit, live.unit.face
     identity = live.plan.identity if live.plan else live.no_plan.identity if live.no_plan else None
     state, why = _standing(live)
 
     def text(*keywords: str) -> str:
-        return next((str(base[keyword]) for keyword in keywords if base.get(keyword) not in (None, "")), "")
+        return next((str(face[keyword]) for keyword in keywords if face.get(keyword) not in (None, "")), "")
 
     return UnitSummary(
         key=unit.key,
@@ -172,7 +174,15 @@ def _standing(live: Live) -> tuple[str, str]:
     if live.plan is None:
         return "kept", "the plugins have not been asked yet"
     owed = live.owed
-    return ("owed", live.troubles.get(owed[0], "on its way")) if owed else ("delivered", "")
+    if owed:
+        return "owed", live.troubles.get(owed[0], "on its way")
+    if live.retiring:
+        first = live.retiring[0]
+        why = live.troubles.get(
+            (first.product, first.target), "what was delivered before a correction is being removed"
+        )
+        return "owed", why
+    return "delivered", ""
 
 
 def _deliveries(live: Live) -> Iterator[DeliveryState]:

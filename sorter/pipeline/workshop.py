@@ -69,7 +69,7 @@ class Workshop:
         inputs = {"dicom": [(live.unit.images / each.file, f"{i:06d}.dcm") for i, each in enumerate(images, 1)]}
         self._tasks[self._id(live, product.name)] = _Task(live.key, product.name, live.revision.revision, folder)
         self.engine.submit(
-            Work(self._id(live, product.name), product, inputs, self.settings(product.name), live.unit.base)
+            Work(self._id(live, product.name), product, inputs, self.settings(product.name), live.unit.face)
         )
 
     def finished(self) -> list[tuple[str, str, Outcome]]:

@@ -4,7 +4,8 @@ images/<hex>/…       the images, 4,096 a folder, named by a hash of their SOP 
 evidence.jsonl       truth: every instance taken, associations ended, drops known to be whole, senders' lists, verdicts
                      that later evidence raised, and what the unit taught of its sender
 rev-0001.json …      truth: immutable manifests           plan-0001.json …   truth: lab, targets, names of each
-receipts/…           truth: proof of each delivery        claims.json        truth: what people decided
+receipts/…           truth: proof of each delivery; retiring/ and retired/ hold those that a correction replaced
+claims.json          truth: what people decided
 story.jsonl          its own journal, for `sorter why`
 series.json          cache: a summary for `status` and `list`
 products/<name>-<rev>/   cache: made, perhaps not yet delivered
@@ -12,6 +13,7 @@ products/<name>-<rev>/   cache: made, perhaps not yet delivered
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,6 +27,7 @@ from sorter.spool.layout import Spool, line, now
 from sorter.trust import Like, Outcome
 
 IMAGES_PER_FOLDER = 4096
+RETIRING, RETIRED = "retiring", "retired"  # below receipts/
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,12 @@ class Unit:
     @property
     def deliverable(self) -> list[Instance]:
         return [each for each in self.instances.values() if each.deliverable]
+
+    @property
+    def face(self) -> Header:
+        """The header of the first image that is current: after a correction not of the first that came."""
+        first = next((each for each in self.instances.values() if each.standing is Standing.CURRENT), None)
+        return self.base if first is None else self.header(first)
 
     def header(self, instance: Instance) -> Header:
         """All header values of one instance; absent ones left out."""
@@ -221,6 +230,14 @@ class Unit:
         ]
         return {(each.product, each.target): each for each in found}
 
+    def retiring(self) -> list[Receipt]:
+        """Receipts of deliveries that a correction has replaced, and that may still be where they were."""
+        folder = self.folder / "receipts" / RETIRING
+        if not self.spool.files.exists(folder):
+            return []
+        return [build(Receipt, json.loads(self.spool.files.read_file(folder / name)))
+                for name in self.spool.files.names(folder) if name.endswith(".json")]  # fmt: skip
+
     def story(self) -> list[dict[str, Any]]:
         """What happened, oldest first: {at, says, …}."""
         return list(self._lines("story.jsonl"))
@@ -307,6 +324,25 @@ class Unit:
         self.spool.files.make_folders(self.folder / "receipts")
         self._write(f"receipts/{receipt.product}.{receipt.target}.json", receipt)
 
+    def retire(self, receipt: Receipt) -> None:
+        """What this receipt says of has a successor, or will have: it is to be removed when that is delivered."""
+        self.spool.files.make_folders(self.folder / "receipts" / RETIRING)
+        self._write(f"receipts/{RETIRING}/{_named(receipt)}", receipt)
+
+    def withdraw_receipt(self, receipt: Receipt) -> None:
+        """Nothing of this product is to be at this target any more; its receipt is among the retiring ones."""
+        self.spool.files.unlink(self.folder / f"receipts/{receipt.product}.{receipt.target}.json")
+        self.spool.files.fsync_folder(self.folder / "receipts")
+
+    def retired(self, receipt: Receipt) -> None:
+        """It is gone there, as far as it was as we left it. The receipt is kept."""
+        receipts = self.folder / "receipts"
+        self.spool.files.make_folders(receipts / RETIRED)
+        with contextlib.suppress(FileExistsError):  # a crash came before the last line of this
+            self.spool.files.link(receipts / RETIRING / _named(receipt), receipts / RETIRED / _named(receipt))
+        self.spool.files.fsync_folder(receipts / RETIRED)
+        self.spool.files.unlink(receipts / RETIRING / _named(receipt))
+
     def write_summary(self, summary: UnitSummary) -> None:
         self._write("series.json", summary, durable=False)
 
@@ -323,6 +359,10 @@ class Unit:
 def sop_hash(sop_uid: str) -> str:
     """What the file of a SOP instance is called: 32 hex digits, whatever was sent as its UID."""
     return hashlib.sha256(sop_uid.encode()).hexdigest()[:32]
+
+
+def _named(receipt: Receipt) -> str:
+    return f"{receipt.product}.{receipt.target}.{receipt.revision:04d}.json"
 
 
 def took(instance: Instance) -> dict[str, Any]:

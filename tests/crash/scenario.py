@@ -15,9 +15,10 @@ from sorter.builtin.path_target import PathTarget
 from sorter.config import Config
 from sorter.daemon.assembly import Parts, assemble
 from sorter.daemon.sort import mark_defaults
-from sorter.deliver.target import Later, Put, Refused, Result, Wanted
+from sorter.deliver.target import Later, Put, Refused, Removed, Result, Wanted
 from sorter.engine.work import Outcome
 from sorter.errors import Held, TryLater
+from sorter.model import Receipt
 from sorter.receive.arrivals import Arrivals
 from sorter.receive.dimse import Command
 from sorter.receive.file_meta import Route, file_head
@@ -35,15 +36,15 @@ products = ["dicom"]
 """
 
 
-def data_set(number: int, *, series: int = 1, pixels: bytes = b"\1\2\3\4", name: str = "One^Patient") -> bytes:
+def data_set(number: int, *, series: int = 1, pixels: bytes = b"\1\2\3\4", subject: str = "P1") -> bytes:
     """A small MR image as it is sent: without file meta information."""
     data = Dataset()
     data.SOPClassUID = MRImageStorage
     data.SOPInstanceUID = f"1.2.3.{series}.{number}"
     data.StudyInstanceUID = "1.2.3"
     data.SeriesInstanceUID = f"1.2.3.{series}"
-    data.PatientID = "P1"
-    data.PatientName = name
+    data.PatientID = subject
+    data.PatientName = "One^Patient"
     data.StudyDate, data.StudyTime = "20260102", "101112"
     data.SeriesNumber, data.InstanceNumber = series, number
     data.SeriesDescription = "T1"
@@ -94,6 +95,12 @@ class Near:
                 result = Refused(str(error))
         self.report(put, result)
 
+    def remove(self, receipt: Receipt, tell: Callable[[Removed | Later | Refused], None]) -> None:
+        try:
+            tell(self.target.remove(receipt))
+        except TryLater as error:
+            tell(Later(str(error)))
+
     def stop(self, timeout: float) -> None:
         pass
 
@@ -118,7 +125,7 @@ class Life:
     disk: Memory
     parts: Parts
     now: float = 1000.0
-    acknowledged: set[bytes] = field(default_factory=set)  # data sets that were answered with success
+    acknowledged: dict[bytes, None] = field(default_factory=dict)  # data sets answered with success, in order
     dropped: set[bytes] = field(default_factory=set)  # files that a person left in incoming/, and synced
 
     @property
@@ -139,7 +146,7 @@ class Life:
         association = arrivals.opened(route)
         intake = Intake(arrivals, association, route)
         for data in data_sets:
-            uid = _sop_uid(data)
+            uid = sop_uid(data)
             incoming = intake.receive(
                 Command(1, 1, MRImageStorage, uid, has_data_set=True),
                 Context(1, MRImageStorage, ExplicitVRLittleEndian),
@@ -147,7 +154,7 @@ class Life:
             incoming.add(memoryview(data))
             incoming.store()
             assert incoming.failure is None
-            self.acknowledged.add(data)
+            self.acknowledged[data] = None
         arrivals.ended(association, "released")
         arrivals.close()
 
@@ -162,11 +169,11 @@ class Life:
 
 def as_file(data: bytes) -> bytes:
     """The data set behind the file meta information of another program."""
-    head = file_head(MRImageStorage, _sop_uid(data), ExplicitVRLittleEndian, b"")
+    head = file_head(MRImageStorage, sop_uid(data), ExplicitVRLittleEndian, b"")
     return head + data
 
 
-def _sop_uid(data: bytes) -> str:
+def sop_uid(data: bytes) -> str:
     at = data.index(b"\x08\x00\x18\x00UI") + 8
     length = int.from_bytes(data[at - 2 : at], "little")
     return data[at : at + length].rstrip(b"\0").decode()

@@ -23,7 +23,7 @@ from sorter.errors import SorterError
 from sorter.pipeline import outlets
 from tests.crash.memory import Image, Memory
 from tests.crash.mutants import MUTANTS, Mutant
-from tests.crash.scenario import CONFIG, ROOT, Idle, Life, Near, as_file, begin, data_set
+from tests.crash.scenario import CONFIG, ROOT, Idle, Life, Near, as_file, begin, data_set, sop_uid
 
 SEED = 20260102
 LAB, STORE, RECEIVED = f"{ROOT}/labs/memory/", f"{ROOT}/spool/store/", f"{ROOT}/spool/received/"
@@ -71,10 +71,20 @@ def drops(life: Life) -> None:
     life.turns(40)
 
 
-STORIES: dict[Story, int] = {a_series: 4000, two_series_at_once: 3500, drops: 2500}
+def corrected(life: Life) -> None:
+    """The patient was the wrong one: the scanner sends all of it again, in two goes, under another PatientID."""
+    life.receive(data_set(1), data_set(2))
+    life.turns(40)
+    life.receive(data_set(1, subject="P2"))
+    life.turns(40)
+    life.receive(data_set(2, subject="P2"))
+    life.turns(60)
+
+
+STORIES: dict[Story, int] = {a_series: 3000, two_series_at_once: 2500, drops: 2000, corrected: 2500}
 """Each with the number of distinct states that it must lead to: ten thousand together."""
 
-STATES_OF_A_MOMENT = 70
+STATES_OF_A_MOMENT = 50
 """At the most: all of them where there are no more, else the extremes and a sample."""
 
 
@@ -86,7 +96,7 @@ class Cut:
     """A power cut: what the disk holds, and what had been promised by then."""
 
     image: Image
-    acknowledged: frozenset[bytes]
+    acknowledged: tuple[bytes, ...]  # in order
     dropped: frozenset[bytes]
 
     @property
@@ -96,7 +106,7 @@ class Cut:
     def key(self) -> str:
         """What a recovery would read, and what is asked of it."""
         seen = [(path, content) for path, _, _, content in self.image]
-        return hashlib.sha256(repr((seen, sorted(self.acknowledged))).encode()).hexdigest()
+        return hashlib.sha256(repr((seen, self.acknowledged)).encode()).hexdigest()
 
 
 def cuts(settings: Config, story: Story, most: int) -> dict[str, Cut]:
@@ -106,7 +116,7 @@ def cuts(settings: Config, story: Story, most: int) -> dict[str, Cut]:
     found: dict[str, Cut] = {}
 
     def look() -> None:
-        promised = frozenset(life.acknowledged), frozenset(life.dropped)
+        promised = tuple(life.acknowledged), frozenset(life.dropped)
         for image in disk.states(most, dice):
             cut = Cut(image, *promised)
             found.setdefault(cut.key(), cut)
@@ -145,14 +155,24 @@ def _torn(cut: Cut) -> Iterator[str]:
 
 
 def _false_receipts(cut: Cut) -> Iterator[str]:
+    """A receipt of the latest plan, which therefore says that all is done, and a target that does not agree."""
     files = cut.files
     for path, content in files.items():
-        if "/receipts/" in path and path.endswith(".json"):
-            receipt = json.loads(content)
-            for each in receipt["files"]:
-                there = files.get(f"{LAB}{receipt['folder']}/{each['name']}", b"")
-                if hashlib.sha256(there).hexdigest() != each["sha256"]:
-                    yield "a receipt names a file that is not there as it says"
+        unit, _, name = path.rpartition("/receipts/")
+        if not unit or "/" in name or not name.endswith(".json"):
+            continue
+        receipt = json.loads(content)
+        if f"{unit}/plan-{receipt['revision'] + 1:04d}.json" in files:
+            continue  # the next one is on its way, perhaps over these very files
+        for each in receipt["files"]:
+            there = files.get(f"{LAB}{receipt['folder']}/{each['name']}", b"")
+            if hashlib.sha256(there).hexdigest() != each["sha256"]:
+                yield "a receipt names a file that is not there as it says"
+
+
+def _which(content: bytes) -> tuple[str, bytes]:
+    """The SOP instance and its pixels: what a correction leaves as it is."""
+    return sop_uid(content), content[-12:]
 
 
 def _lost(after: Cut) -> Iterator[str]:
@@ -163,9 +183,10 @@ def _lost(after: Cut) -> Iterator[str]:
     for data in after.acknowledged:
         if not any(each.endswith(data) for each in stored):
             yield "an acknowledged image is not in the store"
-        count = sum(each.endswith(data) for each in given)
-        if count != 1:
-            yield f"an acknowledged image was delivered {count} times"
+    counts = Counter(map(_which, given))
+    for which in {*counts, *map(_which, after.acknowledged)}:
+        if counts[which] != 1:
+            yield f"an image was delivered {counts[which]} times"
     for content in after.dropped:
         if content not in stored and content not in aside and not any(content[-200:] == each[-200:] for each in stored):
             yield "a dropped file is neither in the store nor in quarantine"
