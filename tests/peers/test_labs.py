@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pydicom
 import pytest
 
 from sorter.scu import send
+from sorter.spool import Unit
 from sorter.testing.running import RunningSorter
 from sorter.testing.waiting import wait_until
 
@@ -92,3 +94,68 @@ def test_a_plugin_that_fails_holds_the_series_until_it_is_mended(tmp_path: Path,
         sorter.wait_delivered(2)
         assert (sorter.labs / "unassigned/sub-DEV").is_dir()
     shutil.rmtree(plugins)
+
+
+def corrected(folder: Path, into: Path, **changes: str) -> Path:
+    """Copies of all images below `folder` with other attributes, as a scanner sends them after a correction."""
+    into.mkdir()
+    for path in sorted(folder.glob("*.dcm")):
+        data = pydicom.dcmread(path)
+        for keyword, value in changes.items():
+            setattr(data, keyword, value)
+        data.save_as(into / path.name)
+    return into
+
+
+def files(folder: Path) -> list[str]:
+    """Relative paths of all files below, without the hidden ones."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if not any(part.startswith(".") for part in path.parts))
+
+
+def test_a_corrected_patient_and_study_move_the_series_and_what_the_lab_edited_stays(
+    tmp_path: Path, sample: Path
+) -> None:
+    sent = sample / "data/nih-siemens/mr_0003"
+    with RunningSorter(tmp_path / "site", config='[labs.memory]\nmatch = ["StudyDescription=Memory*"]\n') as sorter:
+        give(sorter, sent)
+        sorter.wait_delivered(2)
+        unassigned, memory = sorter.labs / "unassigned", sorter.labs / "memory"
+        old = files(unassigned)
+        assert [each for each in old if each.endswith(".dcm")]
+        (unassigned / "DEV/20180918_1212/nifti/003_EPI_PE_AP.json").write_text("the lab's own")
+
+        give(sorter, corrected(sent, tmp_path / "again", PatientID="S007", StudyDescription="Memory^Two"))
+        [series] = wait_until(
+            lambda: [each for each in sorter.wait_delivered(2) if each.revision == 2], 60, "a revision"
+        )
+        assert (series.lab, series.subject) == ("memory", "S007")
+        assert files(memory) == [each.replace("DEV/", "S007/") for each in old]
+        assert files(unassigned) == ["DEV/20180918_1212/nifti/003_EPI_PE_AP.json"]
+        assert {str(pydicom.dcmread(path).PatientID) for path in memory.rglob("*.dcm")} == {"S007"}
+        [story] = [Unit(sorter.spool, key).story() for key in sorter.spool.keys()]  # noqa: SIM118  (no mapping)
+        assert any("before a correction" in event["says"] for event in story)
+
+        give(sorter, sent)  # the first copies again, from an archive say: they were corrected, and stay so
+        wait_until(lambda: not list(sorter.spool.received.rglob("*.dcm")), 10)
+        [series] = sorter.wait_delivered(2)
+        assert (series.lab, series.revision) == ("memory", 2)
+
+
+def test_a_correction_of_some_images_alone_moves_nothing(tmp_path: Path, sample: Path) -> None:
+    sent = sample / "data/nih-siemens/mr_0003"
+    with RunningSorter(tmp_path / "site") as sorter:
+        give(sorter, sent)
+        sorter.wait_delivered(2)
+        before = files(sorter.labs)
+        again = corrected(sent, tmp_path / "again", PatientID="S007")
+        first, second = sorted(again.glob("*.dcm"))
+        give(sorter, first)
+        wait_until(lambda: [each for each in sorter.wait_delivered(2) if each.revision == 2], 60, "a revision")
+        assert [each for each in files(sorter.labs) if each.endswith(".dcm")] == [
+            e for e in before if e.endswith(".dcm")
+        ]
+        give(sorter, second)
+        wait_until(lambda: (sorter.labs / "unassigned/S007").is_dir(), 60, "the new subject")
+        sorter.wait_delivered(2)
+        assert not (sorter.labs / "unassigned/DEV").exists()
