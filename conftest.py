@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pwd
 import shutil
 import socket
 import subprocess
+import sys
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,50 @@ def dcmtk() -> Dcmtk:
     if folder is None or not all((folder / name).exists() for name in ("dcmsend", "storescu", "echoscu")):
         pytest.skip("DCMTK is missing: install the package dcmtk")
     return Dcmtk(folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """An account of this machine, its gid as its uid, and the command that runs another as this account."""
+
+    uid: int
+    prefix: tuple[str, ...]
+
+
+# Where Python lies in a folder that is closed to others (pyenv in /root), its users see that folder with Python alone.
+_OPENED = """
+set -e
+exec 3< "$2"
+mount -t tmpfs -o mode=755 none "$1"
+mkdir -p "$2"
+mount -c --bind /proc/self/fd/3 "$2"
+shift 2
+exec "$@" 3<&-
+"""
+
+
+def _as(uid: int) -> tuple[str, ...]:
+    drop = ("setpriv", "--reuid", f"{uid}", "--regid", f"{uid}", "--clear-groups")
+    closed = [each for each in Path(sys.base_prefix).parents if not each.stat().st_mode & 0o001]
+    return (
+        ("unshare", "--mount", "sh", "-c", _OPENED, "sh", str(closed[-1]), sys.base_prefix, *drop) if closed else drop
+    )
+
+
+@pytest.fixture
+def account() -> Iterator[Account]:
+    """One that is made for the test: root reads and removes whatever it likes."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("useradd", "userdel", "setpriv", "unshare"))):
+        pytest.skip("to make an account needs root, useradd and setpriv")
+    name = f"sorter-{os.getpid()}"
+    subprocess.run(["useradd", "--system", "--user-group", "--no-create-home", name], check=True)  # noqa: S607
+    try:
+        made = Account(pwd.getpwnam(name).pw_uid, _as(pwd.getpwnam(name).pw_uid))
+        if subprocess.run([*made.prefix, sys.executable, "-c", "import sorter"], cwd="/").returncode:
+            pytest.skip("an account that is made for a test cannot run this Python")
+        yield made
+    finally:
+        subprocess.run(["userdel", name], check=True)  # noqa: S607
 
 
 @pytest.fixture

@@ -138,6 +138,7 @@ class _Display:
         self._task = TaskID(0)
         self._begun = time.monotonic()
         self._said = self._begun
+        self._copied, self._took = 0, 0.0
 
     def __enter__(self) -> _Display:
         self._progress.start()
@@ -164,17 +165,21 @@ class _Display:
         if now - self._said < (0.2 if not self._progress.disable else 30.0):
             return
         self._said = now
-        said = self._line(tally, now - self._begun)
+        if tally.copied != self._copied:
+            self._copied, self._took = tally.copied, now - self._begun
+        said = self._line(tally)
         if self._progress.disable:
             click.echo(said, err=True)
         self._progress.update(self._task, total=self._total, completed=tally.copied + tally.known, said=said)
 
-    def _line(self, tally: Tally, seconds: float) -> str:
-        done = tally.copied + tally.known
+    def _line(self, tally: Tally) -> str:
+        done, seconds = tally.copied + tally.known, max(self._took, 1e-3)
         of = f" of {self._total}" if self._total is not None else ""
-        size, rate = tally.copied_size / 1e6, tally.copied / max(seconds, 1e-3)
-        text = f"{done}{of} files, {size:.0f} MB, {rate:.0f} files/s, {size / max(seconds, 1e-3):.1f} MB/s"
-        if tally.waiting and not tally.sorting:
+        size, rate = tally.copied_size / 1e6, tally.copied / seconds
+        text = f"{done}{of} files, {size:.0f} MB, {rate:.0f} files/s, {size / seconds:.1f} MB/s"
+        if tally.waiting and tally.sorting:
+            text += f"; {tally.waiting} are being filed"
+        elif tally.waiting:
             text += f"; waiting: no sorter runs that takes {tally.waiting} files (`sorter serve`)"
         return text
 
@@ -217,6 +222,7 @@ def _plain(preview: Preview) -> dict[str, Any]:
             for who, each in sorted(preview.patients.items())
         },
         "not_images_by_reason": dict(preview.not_images.most_common()),
+        "unreadable_by_reason": dict(preview.unreadable.most_common()),
         "left_out_by_reason": dict(preview.left_out.most_common()),
         "listed": [{"path": path, "says": says} for path, says in preview.listed],
     }
@@ -236,6 +242,7 @@ def _counts(preview: Preview) -> dict[str, int]:
         "conflicts": preview.conflicts,
         "other_headers": preview.other_headers,
         "not_images": preview.not_images.total(),
+        "unreadable": preview.unreadable.total(),
         "left_out": preview.left_out.total(),
     }
 
@@ -246,14 +253,15 @@ _WORDS = {
     "conflicts": "of them with the SOP Instance UID of another and other pixels: both are kept",
     "other_headers": "of them with another header than an equal image: kept, not delivered",
     "not_images": "files that are no images that could be filed",
-    "left_out": "links, and files and folders that cannot be read",
+    "unreadable": "files and folders that cannot be read",
+    "left_out": "links and other things that are no files",
 }
 
 
 def _show(preview: Preview) -> None:
     for name, count in _counts(preview).items():
         console.print(f"{count:12}  {_WORDS.get(name, name)}", soft_wrap=True)
-    for reasons in (preview.not_images, preview.left_out):
+    for reasons in (preview.not_images, preview.unreadable, preview.left_out):
         for reason, count in reasons.most_common(MOST_SHOWN):
             console.print(printable(f"{count:12}  {reason}"), soft_wrap=True, markup=False)
     for path, says in preview.listed[:MOST_SHOWN]:

@@ -37,8 +37,8 @@ class Tally:
     handed_size: int = 0
     known: int = 0  # handed over by an earlier run
     known_size: int = 0
-    left_out: int = 0  # links and other things that are no regular files, and what is too deep
-    failed: int = 0  # could not be read
+    left_out: int = 0  # links and other things that are no regular files
+    failed: int = 0  # files and folders that could not be read
     waiting: int = 0  # handed over and not taken yet
     sorting: bool = True  # is there a sorter that takes it?
     held: float = 0.0  # seconds that scanners had the way
@@ -89,7 +89,7 @@ class Import:
 
     def _carry(self, root: Path, done: Taken, handover: Handover) -> None:
         known, known_size = self.tally.known, self.tally.known_size
-        walk = Walk(root, self.spool.files, frozenset() if self.again else done, self._left_out)
+        walk = Walk(root, self.spool.files, frozenset() if self.again else done, self._not_taken)
         walk.keep_out_of(self.spool.root)
         for parcel in walk.parcels():
             self.tally.known, self.tally.known_size = known + walk.known, known_size + walk.known_size
@@ -117,7 +117,7 @@ class Import:
                 self.tally.copied_size += found.size
             except NotCopied as error:
                 failed.add(found.mark)
-                self._failed(found.path, str(error))
+                self._not_taken(found.path, str(error), failed=True)
             self.hear(self.tally)
         return failed
 
@@ -141,15 +141,11 @@ class Import:
 
     # --- what is told -------------------------------------------------------------------------------------------
 
-    def _left_out(self, path: str, why: str) -> None:
-        self.tally.left_out += 1
-        self._report(path, why)
-
-    def _failed(self, path: str, why: str) -> None:
-        self.tally.failed += 1
-        self._report(path, why)
-
-    def _report(self, path: str, why: str) -> None:
+    def _not_taken(self, path: str, why: str, failed: bool) -> None:
+        if failed:
+            self.tally.failed += 1
+        else:
+            self.tally.left_out += 1
         if len(self.first_failures) < 20:
             self.first_failures.append((path, why))
         self.spool.files.append(self.report, line({"path": path, "why": why}), durable=False)

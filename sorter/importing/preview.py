@@ -56,8 +56,8 @@ class Preview:
     other_headers: int = 0
     patients: dict[str, Patient] = field(default_factory=dict)
     not_images: Counter[str] = field(default_factory=Counter)  # by reason
-    left_out: Counter[str] = field(default_factory=Counter)  # by reason: links, unreadable files and folders
-    unreadable: int = 0
+    unreadable: Counter[str] = field(default_factory=Counter)  # by reason: files and folders
+    left_out: Counter[str] = field(default_factory=Counter)  # by reason: links and the like
     listed: list[tuple[str, str]] = field(default_factory=list)  # (path, what is to be said of it)
     _seen: dict[int, set[tuple[int, int]]] = field(default_factory=dict)  # by SOP instance: data sets and pixels
     _stored: OrderedDict[str, Unit] = field(default_factory=OrderedDict)
@@ -72,8 +72,8 @@ class Preview:
                 self._read(found)
                 self.hear(self)
 
-    def _cannot(self, path: str, why: str) -> None:
-        self.left_out[why] += 1
+    def _cannot(self, path: str, why: str, failed: bool) -> None:
+        (self.unreadable if failed else self.left_out)[why] += 1
         self._list(path, why)
 
     def _list(self, path: str, says: str) -> None:
@@ -91,8 +91,7 @@ class Preview:
             self.not_images[str(reason)] += 1
             self._list(found.path, str(reason))
         except OSError as error:
-            self.unreadable += 1
-            self._cannot(found.path, f"it cannot be read: {error.strerror}")
+            self._cannot(found.path, f"it cannot be read: {error.strerror}", failed=True)
         else:
             self._count(parsed, found.path)
 

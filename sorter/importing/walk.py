@@ -32,8 +32,8 @@ DEEPEST = 58
 _LISTED = 50_000  # entries of one folder that are held at a time
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
-LeftOut = Callable[[str, str], None]
-"""Told the path and the reason of what is not taken."""
+LeftOut = Callable[[str, str, bool], None]
+"""Told the path and the reason of what is not taken, and whether it may hold images that should have been."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +144,18 @@ class Walk:
     def _enter(self, fd: int, where: tuple[str, str], depth: int) -> Generator[Parcel, None, Parcel]:
         folder, below = where
         if depth > DEEPEST:
-            self._left_out(folder, f"folders within folders, more than {DEEPEST} deep")
+            self._left_out(folder, f"folders within folders, more than {DEEPEST} deep", True)
             return Parcel()
         try:
             inner = self._files.open(os.path.basename(folder), _FOLDER, at=fd)
         except OSError as error:
-            self._left_out(folder, f"a folder that cannot be opened: {error.strerror}")
+            self._left_out(folder, f"a folder that cannot be opened: {error.strerror}", True)
             return Parcel()
         try:
             info = self._files.stat(inner)
             here = (info.st_dev, info.st_ino)
             if here in self._not_into:
-                self._left_out(folder, "sorter's own spool, or a folder that contains itself")
+                self._left_out(folder, "sorter's own spool, or a folder that contains itself", False)
                 return Parcel()
             self._not_into.add(here)
             rest = yield from self._below(inner, folder, below, depth)
@@ -173,7 +173,7 @@ class Walk:
             while piece := list(islice(entries, _LISTED)):
                 yield sorted(self._looked_at(piece, folder), key=lambda item: item[0])
         except OSError as error:
-            self._left_out(folder, f"a folder that cannot be read: {error.strerror}")
+            self._left_out(folder, f"a folder that cannot be read: {error.strerror}", True)
 
     def _looked_at(self, entries: list[os.DirEntry[str]], folder: str) -> Iterator[tuple[str, os.stat_result]]:
         for entry in entries:
@@ -182,7 +182,7 @@ class Walk:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self._left_out(os.path.join(folder, entry.name), f"it cannot be looked at: {error.strerror}")
+                self._left_out(os.path.join(folder, entry.name), f"it cannot be looked at: {error.strerror}", True)
 
     def _told_apart(
         self, entries: list[tuple[str, os.stat_result]], folder: str
@@ -192,7 +192,7 @@ class Walk:
         for name, info in entries:
             why = strange_kind(info.st_mode)
             if why is not None:
-                self._left_out(os.path.join(folder, name), why)
+                self._left_out(os.path.join(folder, name), why, False)
             elif stat.S_ISDIR(info.st_mode):
                 folders.append(name)
             else:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -20,11 +21,12 @@ class RunningSorter:
     """`sorter serve` below `root`, on a free port, in a process group of its own.
 
     `with RunningSorter(tmp_path) as sorter:` starts it and waits until the port answers. The configuration, if any, is
-    the text of a sorter.toml. What it says on standard error is in `log`.
+    the text of a sorter.toml. What it says on standard error is in `log`. `prefix` is a command that
+    runs it, as `setpriv --reuid 1000`.
     """
 
-    def __init__(self, root: Path, *, quiet: float = 1.0, config: str = "") -> None:
-        self.root, self.quiet = root, quiet
+    def __init__(self, root: Path, *, quiet: float = 1.0, config: str = "", prefix: Sequence[str] = ()) -> None:
+        self.root, self.quiet, self.prefix = root, quiet, prefix
         self.port = 0
         self.log = root / "serve.log"
         self.spool = Spool(root / "spool", Files())
@@ -49,6 +51,7 @@ class RunningSorter:
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 [
+                    *self.prefix,
                     sys.executable,
                     "-m",
                     "sorter",

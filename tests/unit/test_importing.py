@@ -124,7 +124,7 @@ def test_what_is_no_file_is_left_out_and_said(archive: Path, spool: Spool) -> No
     os.mkfifo(archive / "pipe")
     shutil.move(spool.root, archive / "spool")
     said: dict[str, str] = {}
-    found = Walk(archive, Files(), frozenset(), lambda path, why: said.update({os.path.relpath(path, archive): why}))
+    found = Walk(archive, Files(), frozenset(), lambda path, why, _: said.update({os.path.relpath(path, archive): why}))
     found.keep_out_of(archive / "spool")
     assert sum(parcel.count for parcel in found.parcels()) == 11
     assert {path: why.partition(";")[0] for path, why in said.items()} == {
@@ -140,10 +140,10 @@ def test_folders_too_deep_are_left_out_and_said(tmp_path: Path) -> None:
     deep.mkdir(parents=True)
     (deep / "x").touch()
     (tmp_path / "d" / "y").touch()
-    said: list[str] = []
-    found = Walk(tmp_path, Files(), frozenset(), lambda path, why: said.append(why))
+    said: list[tuple[str, bool]] = []
+    found = Walk(tmp_path, Files(), frozenset(), lambda _, why, failed: said.append((why, failed)))
     assert [each.name for parcel in found.parcels() for each in parcel.files] == ["y"]
-    assert said == ["folders within folders, more than 58 deep"]
+    assert said == [("folders within folders, more than 58 deep", True)]
 
 
 def test_a_change_is_noticed_and_nothing_else_is_read_again(archive: Path) -> None:
@@ -410,7 +410,7 @@ def test_the_dry_run_tells_what_is_there_and_writes_nothing(tmp_path: Path) -> N
     assert (told["patients"], told["studies"], told["series"]) == (1, 1, 7)
     assert (told["images"], told["new"]) == (count + 3, count)
     assert (told["duplicates"], told["conflicts"], told["other_headers"]) == (1, 1, 1)
-    assert (told["not_images"], told["left_out"]) == (2, 1)
+    assert (told["not_images"], told["unreadable"], told["left_out"]) == (2, 0, 1)
     assert told["by_patient"] == {"DEMO001": {"studies": 1, "series": 7, "images": count + 3}}
     assert {os.path.basename(each["path"]) for each in told["listed"]} == {
         "conflict", "header", "truncated", "junk.txt", "link",
