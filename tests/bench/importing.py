@@ -1,4 +1,4 @@
-"""Measure `sorter import` on this machine: how fast, and what a scanner feels of it. `.venv/bin/python tests/bench/importing.py`.
+"""Measure `sorter import` on this machine: how fast it is, and what a scanner feels of it.
 
 A parcel is the worst moment for a scanner: a thousand files lie in incoming/, and the sorter works. So each round waits
 for one, and has the scanner begin then.
@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,9 @@ def main() -> None:
 HEAD = (
     "# Bringing an archive over, as measured",
     "",
-    "Made by `.venv/bin/python tests/bench/importing.py`; nothing was typed. An answer is counted from the last byte that",
-    "the kernel took to the whole C-STORE-RSP. A scanner here sends images of 179 KB over one association, each as soon as",
-    "the last one is answered: faster than any real one, which leaves the disk time between.",
+    "Made by `.venv/bin/python tests/bench/importing.py`; nothing was typed. An answer is counted from the last byte",
+    "that the kernel took to the whole C-STORE-RSP. A scanner here sends images of 179 KB over one association, each as",
+    "soon as the last one is answered: faster than any real one, which leaves the disk time between.",
     "",
 )
 
@@ -87,17 +86,20 @@ class Bench:
     def rows(self) -> list[str]:
         rows = [("archive", f"{len(self.files)} files, {self.size / 1e6:.0f} MB")]
         with RunningSorter(self.folder / "alone", quiet=60, config=ONLY_DICOM) as sorter:
-            rows += [self.timed(sorter, "--dry-run", "--dry-run"), self.timed(sorter, "first run, until all is in the store")]
-            rows += [self.timed(sorter, "second run: nothing new"), self.timed(sorter, "`--again`: read, and equal", "--again")]
+            rows.append(self.timed(sorter, "`--dry-run`", "--dry-run"))
+            rows.append(self.timed(sorter, "first run, until all is in the store"))
+            rows.append(self.timed(sorter, "second run: nothing is new"))
+            rows.append(self.timed(sorter, "`--again`: everything read, and equal", "--again"))
             sorter.wait_delivered(len(self.files), timeout=300)
-            rows.append(("images delivered, from the archive", f"{len(self.files)} of {len(self.files)}"))
+            delivered = sum(each.images for each in sorter.series())
+            rows.append(("images delivered after both", f"{delivered} of {len(self.files)}"))
         rows.append(("memory of an import, largest child of this bench", f"{peak() / 1e6:.0f} MB"))
         return [f"| {what} | {measured} |" for what, measured in [*rows, *self.beside()]]
 
     def timed(self, sorter: RunningSorter, what: str, *options: str) -> tuple[str, str]:
         begun = time.monotonic()
-        told = json.loads(subprocess.run(self.command(sorter, "--json", *options), capture_output=True, check=True).stdout)
-        took = time.monotonic() - begun
+        done = subprocess.run(self.command(sorter, "--json", *options), capture_output=True, check=True)
+        took, told = time.monotonic() - begun, json.loads(done.stdout)
         counted = told.get("files", told.get("handed", 0) + told.get("known", 0))
         assert counted == len(self.files), told
         return what, f"{took:.1f} s, {len(self.files) / took:.0f} files/s, {self.size / 1e6 / took:.0f} MB/s"
@@ -138,11 +140,11 @@ def settled(sorter: RunningSorter) -> bool:
 
 def says(outcomes: list[load.Outcome]) -> str:
     answers = sorted(answer for each in outcomes for answer in each.answers)
-    at: Callable[[float], float] = lambda part: answers[min(len(answers) - 1, int(part * len(answers)))] * 1e3
+    half, most, longest = (answers[min(len(answers) - 1, int(part * len(answers)))] * 1e3 for part in (0.5, 0.99, 1))
     refused = sum(each.refused for each in outcomes)
     rate = len(answers) / sum(each.seconds for each in outcomes)
     return (
-        f"{rate:.0f} images/s; median {at(0.5):.1f} ms, p99 {at(0.99):.1f} ms, longest {at(1):.1f} ms; "
+        f"{rate:.0f} images/s; median {half:.1f} ms, p99 {most:.1f} ms, longest {longest:.1f} ms; "
         f"{len(answers)} images, {refused} refused"
     )
 
