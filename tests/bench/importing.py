@@ -47,8 +47,8 @@ HEAD = (
     "# Bringing an archive over, as measured",
     "",
     "Made by `.venv/bin/python tests/bench/importing.py`; nothing was typed. An answer is counted from the last byte",
-    "that the kernel took to the whole C-STORE-RSP. A scanner here sends images of 179 KB over one association, each as",
-    "soon as the last one is answered: faster than any real one, which leaves the disk time between.",
+    "that the kernel took to the whole C-STORE-RSP. A scanner here sends images of 179 KB over one association, each",
+    "as soon as the last one is answered: faster than any real one, which leaves the disk time between.",
     "",
 )
 

@@ -21,6 +21,7 @@ from sorter.testing.waiting import wait_until
 pytestmark = pytest.mark.peers
 
 IMAGES = localizer(Plan(seed=3, size=8)).files
+ANOTHER = localizer(Plan(seed=4, size=8)).files[0]
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_what_may_not_be_removed_is_said_once_over_restarts(sorter: RunningSorte
     assert said(sorter) == 2
     assert [each.origin for each in sorter.spool.aside.entries()] == ["incoming/theirs/notes.txt"]
     assert not (ours / "1").exists()
-    image.write_bytes(IMAGES[3])  # another one in its place is taken, and said
+    image.write_bytes(ANOTHER)  # another one in its place is taken, and said
     sorter.wait_delivered(4)
     wait_until(lambda: said(sorter) == 3, 30, "the third word")
 
