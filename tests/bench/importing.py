@@ -26,6 +26,7 @@ warnings.simplefilter("ignore")  # of pydicom, on the made-up images
 import images  # noqa: E402
 import load  # noqa: E402
 
+from sorter.take.received import ARRIVALS  # noqa: E402
 from sorter.testing.running import RunningSorter  # noqa: E402
 from sorter.testing.synthetic import Plan, write_session  # noqa: E402
 from sorter.testing.waiting import wait_until  # noqa: E402
@@ -93,7 +94,7 @@ class Bench:
             sorter.wait_delivered(len(self.files), timeout=300)
             delivered = sum(each.images for each in sorter.series())
             rows.append(("images delivered after both", f"{delivered} of {len(self.files)}"))
-        rows.append(("memory of an import, largest child of this bench", f"{peak() / 1e6:.0f} MB"))
+            rows.append(("memory of an import, the largest of these four", f"{peak() / 1e6:.0f} MB"))
         return [f"| {what} | {measured} |" for what, measured in [*rows, *self.beside()]]
 
     def timed(self, sorter: RunningSorter, what: str, *options: str) -> tuple[str, str]:
@@ -111,7 +112,11 @@ class Bench:
 
     def beside(self) -> list[tuple[str, str]]:
         """Answers alone, while a parcel is filed, and later, while the import only trickles."""
-        found: dict[str, list[load.Outcome]] = {"alone": [], "while a parcel is filed": [], "later, in the trickle": []}
+        found: dict[str, list[load.Outcome]] = {
+            "alone": [],
+            "while a parcel is filed": [],
+            "after it, while it trickles": [],
+        }
         with RunningSorter(self.folder / "beside", quiet=600, config=ONLY_DICOM) as sorter:
             for _ in range(self.given.rounds):
                 wait_until(lambda: self.left(sorter) == 0 and settled(sorter), 300, "the sorter to be idle")
@@ -120,8 +125,9 @@ class Bench:
                     self.command(sorter, "--again"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
                 )
                 wait_until(lambda: self.left(sorter) > 500, 120, "a parcel")
-                found["while a parcel is filed"].append(self.scan(sorter))
-                found["later, in the trickle"].append(self.scan(sorter))
+                while self.left(sorter):
+                    found["while a parcel is filed"].append(self.scan(sorter))
+                found["after it, while it trickles"].append(self.scan(sorter))
                 importing.send_signal(signal.SIGINT)
                 importing.wait()
         return [(f"a scanner {when}", says(outcomes)) for when, outcomes in found.items()]
@@ -135,16 +141,17 @@ class Bench:
 
 def settled(sorter: RunningSorter) -> bool:
     """Nothing that was received waits to be filed."""
-    return not any(name.endswith(".dcm") for _, _, names in os.walk(sorter.spool.received) for name in names)
+    return {name for _, _, names in os.walk(sorter.spool.received) for name in names} <= {"door.json", ARRIVALS}
 
 
 def says(outcomes: list[load.Outcome]) -> str:
+    """Of all rounds together."""
     answers = sorted(answer for each in outcomes for answer in each.answers)
     half, most, longest = (answers[min(len(answers) - 1, int(part * len(answers)))] * 1e3 for part in (0.5, 0.99, 1))
     refused = sum(each.refused for each in outcomes)
     rate = len(answers) / sum(each.seconds for each in outcomes)
     return (
-        f"{rate:.0f} images/s; median {half:.1f} ms, p99 {most:.1f} ms, longest {longest:.1f} ms; "
+        f"{len(outcomes)} times; {rate:.0f} images/s; median {half:.1f} ms, p99 {most:.1f} ms, longest {longest:.1f} ms; "
         f"{len(answers)} images, {refused} refused"
     )
 
