@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,11 +131,37 @@ def _associate(
         host, port, contexts=wanted, ae_title=called, ext_neg=list(roles), evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)]
     )
     if association.is_established:
+        _pause_reactor(association, where)
         return association
     if association.is_rejected:
         why = association.acceptor.primitive.reason_str if association.acceptor.primitive else "no reason given"
         raise SorterError(f"{where} rejects the association of {calling}: {why}")
     raise SorterError(f"nothing answers as {where}; is it running, is the port right, is a firewall between?")
+
+
+class _Checkpoint(threading.Event):
+    """What pynetdicom's reactor waits at in each round; says when it stands there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self.is_set():
+            self.reached.set()
+        return super().wait(timeout)
+
+
+def _pause_reactor(association: Any, where: str) -> None:
+    """Stop the thread that would take our answers for requests, for as long as the association lives.
+
+    To clear its event is not enough: it may be past it, in a round that still takes a message.
+    """
+    checkpoint = _Checkpoint()
+    association._reactor_checkpoint = checkpoint
+    if not checkpoint.reached.wait(PATIENCE):
+        association.abort()
+        raise SorterError(f"{where}: the association does not come to rest; try again")
 
 
 def _no_delay(event: Any) -> None:
@@ -245,10 +272,6 @@ def _result(request: Commitment) -> Any:
 
 def _exchange(association: Any, request: Any, context: int) -> Any:
     """Send one DIMSE request and wait for its answer; None if the association broke, or the answer did not come."""
-    association._reactor_checkpoint.clear()  # else the reactor's thread would take the answer for a request
-    try:
-        association.dimse.send_msg(request, context)
-        _, answer = association.dimse.get_msg(block=True)
-    finally:
-        association._reactor_checkpoint.set()
+    association.dimse.send_msg(request, context)
+    _, answer = association.dimse.get_msg(block=True)
     return answer if answer is not None and getattr(answer, "is_valid_response", False) else None

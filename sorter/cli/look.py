@@ -16,6 +16,7 @@ from rich.table import Table
 from sorter.cli import door
 from sorter.cli.common import console, open_spool, with_config
 from sorter.cli.find import find_units, in_order, summaries
+from sorter.cli.story import sentences
 from sorter.config import Config
 from sorter.daemon.receive import keep_of
 from sorter.errors import SorterError
@@ -37,6 +38,9 @@ WORDS = {
 
 MOST_SHOWN = 50
 """Of series that wait, and of files that may not be removed."""
+
+MOST_EVENTS = 20
+"""Of one series, by `why`: the latest."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -119,6 +123,7 @@ def _brief(unit: UnitSummary) -> dict[str, Any]:
         "number": unit.number,
         "description": unit.description,
         "images": unit.images,
+        "expected": unit.expected,
         "deliveries": [plain(each) for each in unit.deliveries if each.state not in ("delivered", "nothing")],
     }
 
@@ -143,12 +148,19 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
     _print_splits(split_sessions(units))
     waiting = [unit for unit in units if unit.state not in ("delivered",)]
     for unit in waiting[:MOST_SHOWN]:
-        console.print(f"{unit.key[:8]}  {_title(unit)}: {WORDS[unit.state]}. {unit.why}", soft_wrap=True, markup=False)
+        known = f" {_bar(unit.images, unit.expected)}" if unit.state == "open" and unit.expected else ""
+        said = f"{unit.key[:8]}  {_title(unit)}: {WORDS[unit.state]}{known}. {unit.why}"
+        console.print(said, soft_wrap=True, markup=False)
         for each in unit.deliveries:
             if each.state in ("owed", "failed") and each.why:
                 console.print(f"          {each.product} to {each.target}: {each.why}", soft_wrap=True, markup=False)
     if len(waiting) > MOST_SHOWN:
         console.print(f"… and {len(waiting) - MOST_SHOWN} more; `sorter status --json` has them all")
+
+
+def _bar(done: int, of: int, width: int = 20) -> str:
+    filled = min(width, done * width // of)
+    return f"{'█' * filled}{'░' * (width - filled)} {done} of {of} images"
 
 
 def _title(unit: UnitSummary) -> str:
@@ -216,24 +228,30 @@ def why_command(config: Config, subject: str, as_json: bool) -> None:
             "`sorter quarantine` what could not be read"
         )
     if as_json:
-        _print_json([{**plain(unit), "story": Unit(spool, unit.key).story()} for unit in found])
+        _print_json([_as_json(spool, unit) for unit in found])
         return
     for unit in found:
         _tell(spool, unit)
+
+
+def _as_json(spool: Spool, unit: UnitSummary) -> dict[str, Any]:
+    records = Unit.load(spool, unit.key)
+    return {**plain(unit), "says": list(sentences(records, unit)), "story": records.story()}
 
 
 def _tell(spool: Spool, unit: UnitSummary) -> None:
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False)
 
-    say(f"{_title(unit)} ({unit.key[:8]})")
-    say(f"    {unit.images} images from {', '.join(unit.senders)}; {WORDS[unit.state]}. {unit.why}".rstrip())
-    for each in unit.deliveries:
-        where = f"    {each.product} to {each.target}: {each.state}"
-        say(where + (f" in {each.folder}" if each.folder and each.state == "delivered" else "")
-            + (f" ({each.why})" if each.why else ""))  # fmt: skip
-    for event in Unit(spool, unit.key).story():
-        say(f"    {event['at']}  {event['says']}")
+    records = Unit.load(spool, unit.key)
+    say(f"{_title(unit)} ({unit.key[:8]}): {WORDS[unit.state]}")
+    for sentence in sentences(records, unit):
+        say(f"    {sentence}")
+    events = records.story()
+    for event in events[-MOST_EVENTS:]:
+        say(f"        {event['at'][:19].replace('T', ' ')}  {event['says']}")
+    if len(events) > MOST_EVENTS:
+        say(f"        ({len(events) - MOST_EVENTS} earlier events; --json has them all)")
 
 
 def _print_json(value: Any) -> None:

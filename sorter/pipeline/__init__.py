@@ -480,7 +480,7 @@ class Pipeline:
         """Write the summary; let go of a unit that nothing is going on with."""
         if self.index is not None:
             self.index.flush()  # before a summary says that all has been seen
-        live.unit.write_summary(summarise(live))
+        live.unit.write_summary(summarise(live, self.settling.awaited(live, self.now)))
         if live.done or (live.no_plan is not None and not live.state.pending):
             self.units.forget(live.key)
 

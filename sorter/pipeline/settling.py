@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from sorter.completion import (
     Tick,
     Timing,
     deadline,
+    outlook,
     step,
 )
 from sorter.model import Instance
@@ -69,14 +71,15 @@ class Settling:
     # --- what to do ---------------------------------------------------------------------------------------------
 
     def judge(self, live: Live, now: float) -> bool:
-        """Publish what is due; True where something was."""
+        """Publish what is due; True where something was done, or learned."""
         if live.key in self.witness.stale:
             self.witness.stale.discard(live.key)
             self._look(live, now)
         live.state, effects = step(live.state, Tick(), now, self.timing)
+        looked = False
         while effects and isinstance(effects[0], Look):
-            effects = self._look(live, now, closely=effects[0].closely)
-        return bool(effects) and self._act(live, effects[0])
+            effects, looked = self._look(live, now, closely=effects[0].closely), True
+        return (bool(effects) and self._act(live, effects[0])) or looked
 
     def _look(self, live: Live, now: float, *, closely: bool = False) -> tuple[Effect, ...]:
         facts = self.witness.facts(live, closely=closely)
@@ -91,6 +94,18 @@ class Settling:
         else:
             self.improve(live, effect)
         return True
+
+    def awaited(self, live: Live, now: float) -> str:
+        """What an open unit waits for, and until when, for people: the times are those of the wall clock."""
+        ahead = outlook(live.state, self.timing)
+        if ahead is None or not isinstance(ahead.effect, Publish):
+            return "its images are looked at as soon as no more come"
+        at = datetime.datetime.now() + datetime.timedelta(seconds=max(0.0, ahead.due - now))
+        still = f"{len(live.state.carrying)} associations that brought it are open; " if live.state.carrying else ""
+        return (
+            f"{still}if nothing more comes it is delivered at {at:%H:%M:%S} as {ahead.effect.verdict} "
+            f"({'; '.join(ahead.effect.reasons)})"
+        )
 
     def due(self, lives: Iterable[Live]) -> Iterator[float]:
         """When each wants to be judged again."""

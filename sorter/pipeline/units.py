@@ -129,11 +129,11 @@ def arrival(instance: Instance) -> Arrived:
     return Arrived(instance.source.association, instance.source.drop)
 
 
-def summarise(live: Live) -> UnitSummary:
-    """What `status` and `list` say of a unit."""
+def summarise(live: Live, awaited: str = "images may still come") -> UnitSummary:
+    """What `status` and `list` say of a unit; `awaited` is what an open one waits for."""
     unit, face = live.unit, live.unit.face
     identity = live.plan.identity if live.plan else live.no_plan.identity if live.no_plan else None
-    state, why = _standing(live)
+    state, why = _standing(live, awaited)
 
     def text(*keywords: str) -> str:
         return next((str(face[keyword]) for keyword in keywords if face.get(keyword) not in (None, "")), "")
@@ -166,9 +166,9 @@ def summarise(live: Live) -> UnitSummary:
     )
 
 
-def _standing(live: Live) -> tuple[str, str]:
+def _standing(live: Live, awaited: str) -> tuple[str, str]:
     if live.state.pending:
-        return "open", "images may still come"
+        return "open", awaited
     if live.no_plan is not None:
         return live.no_plan.state, live.no_plan.why
     if live.plan is None:

@@ -75,7 +75,6 @@ class UnitSummary:
     deliveries: tuple[DeliveryState, ...] = ()
     evidence: int = 0  # bytes of evidence.jsonl that this summary has seen; more there means: it is out of date
     expected: int = 0  # images that there should be, 0 where nothing says it
-    waits: str = ""  # what an open unit waits for, and until when
     taught: Mapping[str, Any] = field(default_factory=dict)  # what it taught of its sender
     counts: tuple[CountSaid, ...] = ()
 
