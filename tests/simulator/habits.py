@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from simulator.script import ClockStep, Happens, Restart, Script, Tape, Whole
+from simulator.script import LEAST, ClockStep, Happens, Restart, Script, Tape, Whole
 
 BETWEEN = 3600.0
 """Seconds from one session of a sender to the next."""
@@ -357,9 +357,8 @@ def counted_push(tape: Tape) -> None:
 @habit()
 def stopped_run(tape: Tape) -> None:
     """The operator ends the run; the header still says how long it would have been. (Those before were not ended.)"""
-    run = tape.run(says=1)
-    first, _ = tape.cut(run.images)
-    tape.deliver(run, first if tape.big else run.images)
+    run = tape.run(says=1, least=2 * LEAST)
+    tape.deliver(run, run.images[: tape.rng.randrange(LEAST, len(run.images))] if tape.big else run.images)
 
 
 @habit()

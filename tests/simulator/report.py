@@ -58,7 +58,8 @@ def page(scores: Sequence[Score], seed: int) -> Iterator[str]:
     yield (
         f"{len(scores):,} random scripts of {len(LIBRARY)} sending habits, {sum(each.images for each in scores):,} "
         f"images, seed {seed}; {datetime.date.today():%Y-%m-%d}, commit {_commit()}. The site and its clock are "
-        "simulated, the settling of the pipeline is what runs. `python -m simulator.report` makes this page."
+        "simulated, the settling of the pipeline is what runs. Made by `python3 packaging/run.py soak tests/simulator` "
+        "with SORTER_RESULTS=docs/results; a script of fewer than 2,000 images would have failed it."
     )
     yield ""
     yield "A script counts as wrong if an image of the run comes after *any* published revision, not only the last."

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeAlias
 
+LEAST = 2010
+"""Images of a big series: of those that lose some there are two thousand still."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -102,12 +105,12 @@ class Tape:
 
     # --- what there is to send ----------------------------------------------------------------------------------
 
-    def run(self, *, says: int | float | None = None, plain: bool = False, kind: str = "epfid2d") -> Run:
-        """A new series; `says` times the true count is what its header says."""
+    def run(self, *, says: int | float | None = None, plain: bool = False, least: int = LEAST) -> Run:
+        """A new series, of at least so many images if big; `says` times the true count is what its header says."""
         self._count += 1
         slices = self.rng.randint(20, 40)
-        volumes = -(-2000 // slices) + self.rng.randint(0, 5) if self.big else self.rng.randint(4, 7)
-        run = Run(f"{self.name}.{self._count}", slices, volumes, kind=kind, plain=plain)
+        volumes = -(-least // slices) + self.rng.randint(0, 5) if self.big else self.rng.randint(4, 7)
+        run = Run(f"{self.name}.{self._count}", slices, volumes, plain=plain)
         return run if says is None else replace(run, says=round(says * len(run.images)))
 
     def small(self, **more: bool) -> Run:
