@@ -7,6 +7,8 @@ nothing, and is reported. Who was right is seen from what came, so all of this c
 
 from __future__ import annotations
 
+import datetime
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +68,19 @@ def judged(expected: int, structure: Structure, came: int) -> bool | None:
     return came == expected
 
 
+def order(at: str, now: float = math.inf) -> tuple[float, str]:
+    """What times of the wall clock (ISO 8601, with offset) are put in order by; `now` is in seconds since 1970.
+
+    Summer time ends: 02:50+02:00 is before 02:10+01:00. A time that is still to come was written while the clock was
+    wrong, nobody knows when; it comes first, so that it does not stay the latest until then.
+    """
+    try:
+        seconds = datetime.datetime.fromisoformat(at).timestamp()
+    except (ValueError, OverflowError):
+        seconds = 0.0
+    return (seconds if seconds <= now else 0.0, at)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One count beside what came. `at` (ISO 8601) is when the unit was first published: outcomes are in that order."""
@@ -87,21 +102,24 @@ class Ledger:
     needed: int = NEEDED
     likes: dict[Like, tuple[Outcome, ...]] = field(default_factory=dict)
 
-    def note(self, like: Like, outcome: Outcome) -> str:
-        """Remember what came; a later word on the same unit replaces the earlier. What that changed, else ""."""
+    def note(self, like: Like, outcome: Outcome, now: float = math.inf) -> str:
+        """Remember what came; a later word on the same unit replaces the earlier. What that changed, else "".
+
+        `now`: the wall clock, in seconds since 1970; outcomes of a later time are put before all others.
+        """
         before = self.trusted(like)
         others = [each for each in self.likes.get(like, ()) if each.key != outcome.key]
-        self._keep(like, [*others, outcome])
+        self._keep(like, [*others, outcome], now)
         return self._change(like, before, outcome)
 
     def forget(self, like: Like, key: str) -> None:
         """Of this unit nothing can be told any more."""
         self._keep(like, [each for each in self.likes.get(like, ()) if each.key != key])
 
-    def _keep(self, like: Like, outcomes: list[Outcome]) -> None:
+    def _keep(self, like: Like, outcomes: list[Outcome], now: float = math.inf) -> None:
         self.likes.pop(like, None)
         if outcomes:
-            self.likes[like] = tuple(sorted(outcomes, key=lambda each: (each.at, each.key))[-KEPT:])
+            self.likes[like] = tuple(sorted(outcomes, key=lambda each: (order(each.at, now), each.key))[-KEPT:])
         if len(self.likes) > MOST_LIKES:
             del self.likes[min(self.likes, key=lambda each: (self.likes[each][-1].at, str(each)))]
 

@@ -27,7 +27,28 @@ LONGEST_NAP = 1.0
 TABLES_EVERY = 5.0
 """Seconds between looks at plugins' tables."""
 
+LONGEST_GAP = 5.0
+"""Seconds that count, of any time in which nothing was looked at."""
+
 REQUESTS = "requests"
+
+
+class Awake:
+    """The monotonic seconds that all waits are measured in: those in which sorter was there to see something come.
+
+    A machine that was suspended, a process that was stopped, a disk that did not answer: whatever came meanwhile is not
+    seen yet, and no sender may have had the time to send. So of any gap between two readings only `LONGEST_GAP` counts.
+    """
+
+    def __init__(self, read: Callable[[], float] = time.monotonic) -> None:
+        self._read = read
+        self._last = self._now = read()
+
+    def __call__(self) -> float:
+        at = self._read()
+        self._now += min(at - self._last, LONGEST_GAP)
+        self._last = at
+        return self._now
 
 
 class Sort:
@@ -63,13 +84,14 @@ class Sort:
         """Turn after turn. A full disk or an error of the spool's disk is waited out, and said once."""
         hints = Hints([self._spool.received, self._spool.incoming], self._wake.set)
         said: tuple[str, ...] | None = None
-        tables = time.monotonic()
+        clock = Awake()
+        tables = clock()
         try:
             while not self._stop.is_set():
                 self._wake.clear()
                 if self._reload.is_set():
                     self._take_up_configuration()
-                now = time.monotonic()
+                now = clock()
                 if now - tables >= TABLES_EVERY:
                     tables = now
                     self._look_at_tables()
@@ -82,7 +104,7 @@ class Sort:
                     log.warning("%s: something is left where it is: %s", folder, why)
                     self._spool.note("left in incoming", why=why, depth=path.count("/"))
                 said = self._say_new([*hints.problems(), *intake.problems()], said)
-                self._wake.wait(max(0.0, min(until - time.monotonic(), LONGEST_NAP)))
+                self._wake.wait(max(0.0, min(until - clock(), LONGEST_NAP)))
         finally:
             hints.stop()
             self._parts.pipeline.stop(10.0)

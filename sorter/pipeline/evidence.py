@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ from sorter.plugins import Plugins
 from sorter.spool import UnitSummary
 from sorter.spool.unit import CountSaid
 from sorter.structure import Structure, structure_of
-from sorter.trust import Ledger, Like, judged, like_of
+from sorter.trust import Ledger, Like, judged, like_of, order
 from sorter.trust import Outcome as CountOutcome
 
 KINDS = {
@@ -156,7 +157,7 @@ class Witness:
             if judged(count, shown, came) is not None
         )
         for said in live.counts:
-            changed = self.ledger.note(said.like, said.outcome)
+            changed = self.ledger.note(said.like, said.outcome, time.time())
             if changed:
                 self.report(changed)
 
@@ -165,12 +166,13 @@ class Witness:
     def remember(self, summary: UnitSummary) -> None:
         """What a series of an earlier life taught; of senders, only `replay` puts it to use, in its order."""
         for said in summary.counts:
-            self.ledger.note(said.like, said.outcome)
+            self.ledger.note(said.like, said.outcome, time.time())
         if summary.taught:
             self._replay.append(build(Outcome, summary.taught))
 
     def replay(self) -> None:
-        for outcome in sorted(self._replay, key=lambda each: each.at):
+        now = time.time()
+        for outcome in sorted(self._replay, key=lambda each: order(each.at, now)):
             self.tracker.habits.learn(outcome)
         self._replay.clear()
 

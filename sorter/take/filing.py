@@ -31,7 +31,7 @@ from sorter.spool.unit import took
 from sorter.take import kinds
 from sorter.take.compare import header_change
 from sorter.take.groups import Groups
-from sorter.take.header import Parsed, Truncated, examine, file_meta
+from sorter.take.header import SAME_PIXELS, Parsed, Truncated, examine, file_meta
 
 UNKNOWN = Source()
 
@@ -249,7 +249,9 @@ class Filing:
         rival = next((each for each in copies if each.standing is Standing.CURRENT), None)
         if rival is None:
             return Standing.CURRENT, None
-        if rival.transfer_syntax != instance.transfer_syntax:
+        if rival.transfer_syntax != instance.transfer_syntax and (
+            rival.pixels == instance.pixels or not {rival.transfer_syntax, instance.transfer_syntax} <= SAME_PIXELS
+        ):
             return Standing.TRANSCODED, None
         if any(each.pixels == instance.pixels and each.standing is Standing.CONFLICT for each in copies):
             return Standing.SUPERSEDED, None

@@ -89,6 +89,8 @@ _CODECS = {
 }
 DEFLATED = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
 """Transfer syntaxes whose data set is deflated as a whole (PS3.5 A.5)."""
+SAME_PIXELS = frozenset({_IMPLICIT_LITTLE, _EXPLICIT_LITTLE, "1.2.840.10008.1.2.1.99"})
+"""Transfer syntaxes in which the same pixels are the same bytes: native, little endian (PS3.5 A.1, A.2, A.5)."""
 
 _IMAGES = frozenset(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("4", "4.1", "4.3", "4.4", "7", "2", "2.1", "128"))
 """MR (enhanced, enhanced colour, legacy converted), secondary capture, CT, PET: never without pixels."""

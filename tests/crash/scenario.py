@@ -6,19 +6,23 @@ import contextlib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from sorter.builtin.path_target import PathTarget
-from sorter.config import Config
+from sorter.config import Config, load
+from sorter.daemon import assembly
 from sorter.daemon.assembly import Parts, assemble
 from sorter.daemon.sort import mark_defaults
 from sorter.deliver.target import Later, Put, Refused, Removed, Result, Wanted
 from sorter.engine.work import Outcome
 from sorter.errors import Held, TryLater
 from sorter.model import Receipt
+from sorter.pipeline import outlets
 from sorter.receive.arrivals import Arrivals
 from sorter.receive.dimse import Command
 from sorter.receive.file_meta import Route, file_head
@@ -118,6 +122,28 @@ class _Source:
         return fd
 
 
+class Association:
+    """What the receiver does for one, in a worker of its own."""
+
+    def __init__(self, spool: Spool, worker: str, route: Route) -> None:
+        self._arrivals = Arrivals(spool.received, worker, spool.files, ReceiveSettings())
+        self._arrivals.begin()
+        self._name = self._arrivals.opened(route)
+        self._intake = Intake(self._arrivals, self._name, route)
+
+    def store(self, data: bytes) -> None:
+        """A C-STORE; once this returns it is answered with success."""
+        command = Command(1, 1, MRImageStorage, sop_uid(data), has_data_set=True)
+        incoming = self._intake.receive(command, Context(1, MRImageStorage, ExplicitVRLittleEndian))
+        incoming.add(memoryview(data))
+        incoming.store()
+        assert incoming.failure is None
+
+    def end(self, how: str) -> None:
+        self._arrivals.ended(self._name, how)
+        self._arrivals.close()
+
+
 @dataclass
 class Life:
     """sorter on this disk, from its start. `now` is its clock, in seconds."""
@@ -140,23 +166,14 @@ class Life:
 
     def receive(self, *data_sets: bytes, worker: str = "w1") -> None:
         """As the receiver does it, for one association."""
-        arrivals = Arrivals(self.spool.received, worker, self.disk, ReceiveSettings())
-        arrivals.begin()
-        route = Route("SCANNER", "SORTER", "127.0.0.1", 4711)
-        association = arrivals.opened(route)
-        intake = Intake(arrivals, association, route)
+        association = self.associate(worker)
         for data in data_sets:
-            uid = sop_uid(data)
-            incoming = intake.receive(
-                Command(1, 1, MRImageStorage, uid, has_data_set=True),
-                Context(1, MRImageStorage, ExplicitVRLittleEndian),
-            )
-            incoming.add(memoryview(data))
-            incoming.store()
-            assert incoming.failure is None
+            association.store(data)
             self.acknowledged[data] = None
-        arrivals.ended(association, "released")
-        arrivals.close()
+        association.end("released")
+
+    def associate(self, worker: str = "w1", calling: str = "SCANNER") -> Association:
+        return Association(self.spool, worker, Route(calling, "SORTER", "127.0.0.1", 4711))
 
     def drop(self, folder: str, *contents: bytes) -> None:
         """As a person does it who waits for the disk."""
@@ -177,6 +194,18 @@ def sop_uid(data: bytes) -> str:
     at = data.index(b"\x08\x00\x18\x00UI") + 8
     length = int.from_bytes(data[at - 2 : at], "little")
     return data[at : at + length].rstrip(b"\0").decode()
+
+
+def settings_of(folder: Path, patch: pytest.MonkeyPatch) -> Config:
+    """What is the same for all lives, read once; deliveries without a process, and no products."""
+    path = folder / "sorter.toml"
+    path.write_text(CONFIG)
+    config = load(path, Path(ROOT))
+    plugins = assembly.load_plugins(config, Memory())
+    patch.setattr(assembly, "load_plugins", lambda *_: plugins)
+    patch.setattr(assembly, "LocalEngine", Idle)
+    patch.setattr(outlets, "Lane", Near)
+    return config
 
 
 def begin(disk: Memory, settings: Config) -> Life:

@@ -17,13 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from sorter.config import Config, load
-from sorter.daemon import assembly
+from sorter.config import Config
 from sorter.errors import SorterError
-from sorter.pipeline import outlets
 from tests.crash.memory import Image, Memory
 from tests.crash.mutants import MUTANTS, Mutant
-from tests.crash.scenario import CONFIG, ROOT, Idle, Life, Near, as_file, begin, data_set, sop_uid
+from tests.crash.scenario import ROOT, Life, as_file, begin, data_set, settings_of, sop_uid
 
 SEED = 20260102
 LAB, STORE, RECEIVED = f"{ROOT}/labs/memory/", f"{ROOT}/spool/store/", f"{ROOT}/spool/received/"
@@ -34,15 +32,7 @@ Story = Callable[[Life], None]
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """What is the same for all lives, read once; deliveries without a process, and no products."""
-    path = tmp_path / "sorter.toml"
-    path.write_text(CONFIG)
-    config = load(path, Path(ROOT))
-    plugins = assembly.load_plugins(config, Memory())
-    monkeypatch.setattr(assembly, "load_plugins", lambda *_: plugins)
-    monkeypatch.setattr(assembly, "LocalEngine", Idle)
-    monkeypatch.setattr(outlets, "Lane", Near)
-    return config
+    return settings_of(tmp_path, monkeypatch)
 
 
 # --- lives ----------------------------------------------------------------------------------------------------------

@@ -189,6 +189,12 @@ def test_another_transfer_syntax_is_no_conflict(bench: Bench) -> None:
     assert bench.standings() == ["current", "transcoded"]
 
 
+def test_other_pixels_in_another_native_transfer_syntax_are_a_conflict(bench: Bench) -> None:
+    other = image(pixels=b"\4\3\2\1", syntax=ImplicitVRLittleEndian)
+    bench.take(bench.received(image()), bench.received(other))
+    assert sorted(bench.standings()) == ["conflict", "current"]
+
+
 def test_what_is_no_image_is_set_aside_with_its_reason_and_stops_nothing(bench: Bench) -> None:
     outcomes = [each.outcome for each in bench.take(bench.dropped(b"dear diary, " * 20), bench.received(image()))]
     assert outcomes == ["aside", "new"]

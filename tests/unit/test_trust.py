@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from sorter.model import Expectation
 from sorter.structure import Structure, structure_of
-from sorter.trust import KEPT, MOST_LIKES, Ledger, Like, Outcome, judged, like_of
+from sorter.trust import KEPT, MOST_LIKES, Ledger, Like, Outcome, judged, like_of, order
 
 HEADER: dict[str, Any] = {
     "Manufacturer": "SIEMENS", "SoftwareVersions": ("27", "LX"), "SequenceName": "epfid2d1_72", "PatientID": "P1",
@@ -71,6 +72,22 @@ def test_a_later_word_on_a_unit_takes_the_place_of_the_earlier() -> None:
     for each in (1, 2):
         ledger.forget(LIKE, f"unit{each}")
     assert ledger == Ledger()
+
+
+def test_what_a_clock_in_the_future_wrote_is_not_the_latest_for_ever() -> None:
+    ledger, now = Ledger(), datetime.datetime.fromisoformat("2026-11-20T00:00:00+01:00").timestamp()
+    for each in range(1, 4):
+        ledger.note(LIKE, Outcome(f"2036-11-0{each}T10:00:00+01:00", f"unit{each}", 300, 300))
+    assert ledger.trusted(LIKE)
+    ledger.note(LIKE, outcome(4, came=150), now)
+    assert not ledger.trusted(LIKE)
+
+
+def test_times_are_in_order_over_the_end_of_summer_time() -> None:
+    before, after = "2026-10-25T02:50:00+02:00", "2026-10-25T02:10:00+01:00"
+    assert order(before) < order(after)
+    assert order("no time") < order(before)
+    assert order("0001-01-01T00:00:00")[0] == 0.0  # before what can be counted
 
 
 def structure(kind: str) -> Structure:
