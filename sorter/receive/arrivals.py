@@ -216,7 +216,8 @@ class Arrivals:
         self._lock = threading.Lock()
         self._segment: Segment | None = None
         self._open: dict[str, Route] = {}
-        self._ids = (f"{worker}-{time.time_ns() // 1000:x}{secrets.token_hex(2)}-{n:x}" for n in itertools.count(1))
+        life = f"{worker}-{time.time_ns() // 1000:x}{secrets.token_hex(2)}"
+        self._ids = (f"{life}-{n:x}" for n in itertools.count(1))
 
     def begin(self) -> None:
         """Make the worker's folder, and remove the parts that a process of this worker left when it died."""

@@ -6,6 +6,8 @@ import contextlib
 import logging
 import socket
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 from sorter.receive import upper_layer
 from sorter.receive.arrivals import Arrivals
@@ -25,13 +27,23 @@ from sorter.receive.upper_layer import (
     Request,
     Stopping,
 )
-from sorter.receive.wire import Patience, Wire
+from sorter.receive.wire import Basin, Patience, Wire
 from sorter.spool.commitments import Commitments
 
 log = logging.getLogger("sorter.receive")
 
 _RELEASE_PATIENCE = 2.0  # seconds a peer has to agree when this process ends
 _LINGER = 1.0  # seconds to let a refused peer read why before the connection is cut
+
+
+class Seat(NamedTuple):
+    """What an association is lent: a basin for its bytes, and a place among all associations.
+
+    `leave` gives the place back, and is called before a peer hears that it is released: it may return at once.
+    """
+
+    basin: Basin
+    leave: Callable[[], None]
 
 
 class Association:
@@ -48,10 +60,10 @@ class Association:
         self._socket, self._arrivals, self._settings, self._patience = sock, arrivals, settings, patience
         self._commitments = commitments
 
-    def run(self, request: Request, peer: tuple[str, int]) -> None:
+    def run(self, request: Request, peer: tuple[str, int], seat: Seat) -> None:
         """Answer `request`, then serve. The connection is closed at the end."""
         try:
-            self._serve(request, peer)
+            self._serve(request, peer, seat)
         except ProtocolError as error:
             log.warning("%s broke the protocol: %s", peer[0], error)
             say_last(self._socket, upper_layer.encode_abort(error.reason))
@@ -64,7 +76,7 @@ class Association:
         finally:
             self._socket.close()
 
-    def _serve(self, request: Request, peer: tuple[str, int]) -> None:
+    def _serve(self, request: Request, peer: tuple[str, int], seat: Seat) -> None:
         agreement = negotiate(request, self._settings.max_pdu, self._commitments is not None)
         route = Route(request.calling, request.called, *peer)
         try:
@@ -72,17 +84,17 @@ class Association:
         except OSError as error:
             log.error("an association cannot be written down: %s", error.strerror)
             raise Rejection(*upper_layer.TEMPORARY_CONGESTION) from error
-        log.info("association %s: %s calls %s from %s", association, route.calling, route.called, route.address)
         intake, how = Intake(self._arrivals, association, route), "lost"
         try:
-            how = self._established(request, agreement, intake)
+            how = self._established(request, agreement, intake, seat)
         finally:
             self._arrivals.ended(association, how)
-            log.info("association %s %s: %d of %d stored", association, how, intake.stored, intake.begun)
+            who = f"{route.calling} calling {route.called} from {route.address}"
+            log.info("association %s, %s: %s, %d of %d stored", association, who, how, intake.stored, intake.begun)
 
-    def _established(self, request: Request, agreement: Agreement, intake: Intake) -> str:
+    def _established(self, request: Request, agreement: Agreement, intake: Intake, seat: Seat) -> str:
         """How it ended: "released", "aborted" or "lost"."""
-        wire = Wire(self._socket, self._settings.max_pdu, self._patience)
+        wire = Wire(self._socket, self._settings.max_pdu, self._patience, seat.basin)
         try:
             wire.send(upper_layer.encode_accept(request.titles, agreement.answers))
             try:
@@ -91,6 +103,7 @@ class Association:
             except Stopping:
                 wire.release(_RELEASE_PATIENCE)
         except Released:
+            seat.leave()
             say(self._socket, upper_layer.RELEASE_REPLY)
         except Aborted:
             return "aborted"
@@ -98,8 +111,6 @@ class Association:
             log.info("association %s: %s", intake.association, error)
             say(self._socket, upper_layer.encode_abort(AbortReason.NOT_SPECIFIED))
             return "lost"
-        finally:
-            wire.drop_pipe()
         return "released"
 
 

@@ -152,9 +152,9 @@ class Exchange:
             if size > most:
                 raise ProtocolError(f"an instance of more than {most} bytes")
             if file is not None and piece.piped:
-                file.pour(self._wire.pipe, piece.piped)
+                file.pour(self._wire.basin.pipe()[0], piece.size)
                 if file.failure is not None:
-                    self._wire.drop_pipe()
+                    self._wire.basin.drop_pipe()
             elif into is not None:
                 into.add(piece.data)
             if piece.last:

@@ -31,7 +31,7 @@ log = logging.getLogger("sorter.receive")
 _HEAD = 6
 _LOOK = 1.0  # seconds between two looks at deadlines when nothing happens
 _PAUSE = 0.1  # seconds without accepting when descriptors have run out
-_COURTESY = 0.003  # seconds that a process with fewer connections has to take the next one
+_COURTESY = 0.0005  # seconds that a process with fewer connections has to take the next one
 _LEAST = 68  # bytes of an A-ASSOCIATE-RQ without items
 _TLS_HANDSHAKE = 0x16  # the first byte of whoever speaks TLS (RFC 8446 5.1)
 KEEPALIVE = (60, 10, 6)
@@ -89,7 +89,7 @@ class Lobby:
         self._deaf_until: float | None = None
         self._was_polite = False
         for door in doors:
-            door.listener.setblocking(False)
+            _prepare(door.listener, settings.stall_timeout)
         self._listen()
         self._selector.register(self._woken, selectors.EVENT_READ)
 
@@ -141,7 +141,7 @@ class Lobby:
             return  # since the last door of this turn
         self._was_polite = not self._was_polite and self._row.busiest
         if self._was_polite:
-            self._be_deaf(_COURTESY)
+            time.sleep(_COURTESY)  # no longer: by then it may be this process that has fewer
             return
         try:
             sock, address = door.listener.accept()
@@ -160,7 +160,7 @@ class Lobby:
             self._refusals.note(Caller(peer[0]), refusal)
             return
         try:
-            _prepare(sock, self._settings.stall_timeout)
+            sock.setblocking(False)
             if tls is not None:
                 sock = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         except OSError:
@@ -287,7 +287,10 @@ class Lobby:
 
 
 def _prepare(sock: socket.socket, patience: float) -> None:
-    """Non-blocking, answers at once, and a peer whose machine or network is gone is noticed within minutes."""
+    """A listening socket is non-blocking, and hands on to its connections what else is set here (accept(2), tcp(7)).
+
+    They answer at once, and a peer whose machine or network is gone is noticed within minutes.
+    """
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

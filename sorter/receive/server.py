@@ -9,21 +9,22 @@ import ssl
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.receive import upper_layer
 from sorter.receive.arrivals import Arrivals
-from sorter.receive.association import Association, say
+from sorter.receive.association import Association, Seat, say
+from sorter.receive.crew import Crew
 from sorter.receive.gate import FULL, NO_SPACE, NO_THREADS, Caller, Gate, Refusal, is_loopback
 from sorter.receive.lobby import Door, Keeper, Lobby, Peer
 from sorter.receive.refusals import Open, Refusals
 from sorter.receive.settings import ReceiveSettings
 from sorter.receive.tally import Tally
 from sorter.receive.upper_layer import Rejection, Request
-from sorter.receive.wire import Patience
+from sorter.receive.wire import Basin, Patience
 from sorter.spool.commitments import Commitments
 
 log = logging.getLogger("sorter.receive")
@@ -53,8 +54,10 @@ class Receiver:
         self._received = received
         self._commitments = Commitments(settings.commitments, files) if settings.commitments else None
         self._stopping = threading.Event()
-        self._lock = threading.Lock()
-        self._serving: dict[threading.Thread, socket.socket] = {}
+        self._serving: set[socket.socket] = set()
+        self._fewer = threading.Condition()  # of them; held for each change
+        self._placed = 0  # of them, those that have a place still
+        self._crew = Crew(self._serve)
         self._lobby: Lobby | None = None
         self._thread: threading.Thread | None = None
 
@@ -110,11 +113,12 @@ class Receiver:
         self._stopping.set()
         lobby.stop()
         self._thread.join(timeout)
-        self._join(deadline)
-        with self._lock:
-            for sock in self._serving.values():
+        self._crew.end()
+        self._await_the_last(deadline)
+        with self._fewer:
+            for sock in self._serving:
                 _cut(sock)
-        self._join(max(deadline, time.monotonic() + _LAST_SECONDS))
+        self._await_the_last(max(deadline, time.monotonic() + _LAST_SECONDS))
         self._arrivals.close()
         self._refusals.close()
 
@@ -123,11 +127,9 @@ class Receiver:
         """Whether connections are taken."""
         return self._thread is not None and self._thread.is_alive()
 
-    def _join(self, deadline: float) -> None:
-        with self._lock:
-            threads = list(self._serving)
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+    def _await_the_last(self, deadline: float) -> None:
+        with self._fewer:
+            self._fewer.wait_for(lambda: not self._serving, max(0.0, deadline - time.monotonic()))
 
     def _tick(self) -> None:
         self._arrivals.tick()
@@ -152,34 +154,52 @@ class Receiver:
         place = self._row.take(peer[0])
         if place is None:
             return FULL
-        thread = threading.Thread(
-            target=self._serve, args=(sock, request, peer, place), name="association", daemon=True
-        )
-        with self._lock:
-            self._serving[thread] = sock
-            self._row.associations(len(self._serving))
+        admitted = _Admitted(sock, request, peer, place)
+        with self._fewer:
+            self._serving.add(sock)
+            self._placed += 1
+            self._row.associations(self._placed)
         try:
-            thread.start()
+            self._crew.begin(admitted)
         except RuntimeError:  # the system gives no more threads
-            self._forget(thread, place)
+            self._end(admitted)
             return NO_THREADS
         return None
 
-    def _serve(self, sock: socket.socket, request: Request, peer: Peer, place: int) -> None:
-        """A thread's whole life."""
+    def _serve(self, admitted: _Admitted, basin: Basin) -> None:
         settings = self._settings
         stopping = self._stopping.is_set
         patience = Patience(settings.stall_timeout, settings.idle_timeout, stopping, settings.least_rate)
+        association = Association(admitted.sock, self._arrivals, settings, patience, self._commitments)
         try:
-            Association(sock, self._arrivals, self._settings, patience, self._commitments).run(request, peer)
+            association.run(admitted.request, admitted.peer, Seat(basin, lambda: self._leave(admitted)))
         finally:
-            self._forget(threading.current_thread(), place)
+            self._end(admitted)
 
-    def _forget(self, thread: threading.Thread, place: int) -> None:
-        with self._lock:
-            del self._serving[thread]
-            self._row.associations(len(self._serving))
-            self._row.give_back(place)
+    def _leave(self, admitted: _Admitted) -> None:
+        """Give the place back; harmless when it was given back before."""
+        with self._fewer:
+            if admitted.place is not None:
+                self._row.give_back(admitted.place)
+                admitted.place = None
+                self._placed -= 1
+                self._row.associations(self._placed)
+
+    def _end(self, admitted: _Admitted) -> None:
+        self._leave(admitted)
+        with self._fewer:
+            self._serving.discard(admitted.sock)
+            self._fewer.notify_all()
+
+
+@dataclass(slots=True)
+class _Admitted:
+    """Who has a place, or had one until it was released."""
+
+    sock: socket.socket
+    request: Request
+    peer: Peer
+    place: int | None
 
 
 def open_to_everybody(settings: ReceiveSettings) -> bool:

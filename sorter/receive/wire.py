@@ -9,10 +9,11 @@ import os
 import socket
 import ssl
 import struct
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec
 
 from sorter.receive.upper_layer import (
     ABORT,
@@ -32,31 +33,31 @@ from sorter.receive.upper_layer import (
     Stopping,
 )
 
+P = ParamSpec("P")
+
 _NOTHING = memoryview(b"")
 _BUFFER = 256 << 10
 _WORTH_A_PIPE = 32 << 10  # bytes left of a PDV from which on two splices cost less than two copies
 _SIP = 4096  # bytes read at the head of a message whose data set will come through the pipe
 _HEADERS = 12  # bytes of a PDU's and its PDV's header
 _PIPE = 1 << 20  # bytes that a pipe is asked to hold
+_NO_BYTES = struct.pack("i", 0)  # FIONREAD of an empty pipe
 _TICK = 0.5  # seconds between two looks at whether to stop
 
 
 class Piece(NamedTuple):
     """Some bytes of a message: a part of one PDV.
 
-    Either they are `data`, which holds until the next piece is asked for, or they are `piped`: so many bytes wait in
-    the wire's pipe, and must be taken out of it first.
+    Either they are `data`, which holds until the next piece is asked for, or they are `piped`: they wait in the wire's
+    pipe, and must be taken out of it first.
     """
 
     context: int
     command: bool
     last: bool
+    size: int  # bytes
     data: memoryview
-    piped: int = 0
-
-    @property
-    def size(self) -> int:
-        return len(self.data) + self.piped
+    piped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,37 @@ class Patience:
     least_rate: float = 0.0  # bytes/s inside a message, while we wait for them
 
 
+class Basin:
+    """What the bytes of a wire are collected in: a buffer, and a pipe once it is needed. For one wire after the other.
+
+    To make it costs as much as to receive an image, which matters where each image has its own association.
+    """
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(_BUFFER)
+        self._pipe: tuple[int, int] | None = None
+
+    def pipe(self) -> tuple[int, int]:
+        """Its two ends: to read from, to write to."""
+        if self._pipe is None:
+            self._pipe = os.pipe()
+            with contextlib.suppress(OSError):  # this user's pipes hold enough already: then more, smaller steps
+                fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE)
+        return self._pipe
+
+    def rinse(self) -> None:
+        """Nothing of an earlier association is in it."""
+        if self._pipe is not None and fcntl.ioctl(self._pipe[0], termios.FIONREAD, _NO_BYTES) != _NO_BYTES:
+            self.drop_pipe()
+
+    def drop_pipe(self) -> None:
+        """With what is in it."""
+        if self._pipe is not None:
+            pipe, self._pipe = self._pipe, None
+            for end in pipe:
+                os.close(end)
+
+
 class Wire:
     """Both directions of one association. P-DATA-TF PDUs come out in pieces, whatever their length.
 
@@ -77,14 +109,14 @@ class Wire:
     instead, from the socket to a file, and is never copied into this process. Headers are then read with small reads.
     """
 
-    def __init__(self, sock: socket.socket, max_pdu: int, patience: Patience) -> None:
-        self._socket, self._max_pdu, self._patience = sock, max_pdu, patience
-        self._buffer = bytearray(_BUFFER)
+    def __init__(self, sock: socket.socket, max_pdu: int, patience: Patience, basin: Basin) -> None:
+        self._socket, self._max_pdu, self._patience, self.basin = sock, max_pdu, patience, basin
+        self._buffer, self._connection = basin.buffer, sock.fileno()
         self._view = memoryview(self._buffer)
+        basin.rinse()
         self._start = self._end = 0
         self._pdu_left = self._pdv_left = 0
         self._context = self._control = 0
-        self._pipe: tuple[int, int] | None = None
         self._large = False  # the peer sends PDVs that are worth a pipe
         self._silent = 0.0
         self._waited, self._came = 0.0, 0  # seconds and bytes, since the message began or the pace was looked at
@@ -103,26 +135,6 @@ class Wire:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_wait)
         self._acknowledge_at_once()
-
-    def drop_pipe(self) -> None:
-        """With what is in it. It is made again when it is needed."""
-        if self._pipe is not None:
-            pipe, self._pipe = self._pipe, None
-            for end in pipe:
-                os.close(end)
-
-    @property
-    def pipe(self) -> int:
-        """The descriptor that `piped` bytes are taken from."""
-        assert self._pipe is not None
-        return self._pipe[0]
-
-    def _into_pipe(self) -> int:
-        if self._pipe is None:
-            self._pipe = os.pipe()
-            with contextlib.suppress(OSError):  # this user's pipes hold enough already: then more, smaller steps
-                fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE)
-        return self._pipe[1]
 
     def send(self, data: bytes) -> None:
         """All of it, in one write where the kernel takes it; Lost when the peer does not."""
@@ -143,17 +155,19 @@ class Wire:
         """
         if not self._pdv_left:
             self._next_pdv(_HEADERS if piped and self._large else _SIP if self._large else _BUFFER)
-        if self._pdv_left and self._start == self._end:
+        size = self._end - self._start
+        if not size and self._pdv_left:
             self._large = self._pdv_left >= _WORTH_A_PIPE and not self._encrypted
             if piped and self._large:
                 return self._through_the_pipe()
             self._fill(1)
-        size = min(self._pdv_left, self._end - self._start)
-        data = self._view[self._start : self._start + size]
-        self._start += size
-        self._pdv_left -= size
-        control = self._control
-        return Piece(self._context, bool(control & 1), bool(control & 2) and not self._pdv_left, data)
+            size = self._end - self._start
+        left, start, control = self._pdv_left, self._start, self._control
+        if size > left:
+            size = left
+        self._start, self._pdv_left = start + size, left - size
+        data = self._view[start : start + size]
+        return Piece(self._context, control & 1 == 1, control & 2 == 2 and size == left, size, data)
 
     def message_done(self) -> None:
         """The message is answered. Raises Stopping when this process is to end."""
@@ -178,11 +192,10 @@ class Wire:
         raise Lost("the peer went on after our release request")
 
     def _through_the_pipe(self) -> Piece:
-        connection, end = self._socket.fileno(), self._into_pipe()
-        size = self._receive(lambda: os.splice(connection, end, self._pdv_left))
-        self._pdv_left -= size
-        control = self._control
-        return Piece(self._context, bool(control & 1), bool(control & 2) and not self._pdv_left, _NOTHING, size)
+        left, control = self._pdv_left, self._control
+        size = self._receive(os.splice, self._connection, self.basin.pipe()[1], left)
+        self._pdv_left = left - size
+        return Piece(self._context, control & 1 == 1, control & 2 == 2 and size == left, size, _NOTHING, True)
 
     def _next_pdv(self, most: int) -> None:
         """To the start of a PDV's bytes, reading at most `most` at a time on the way there."""
@@ -236,14 +249,14 @@ class Wire:
                 self._buffer[:rest] = self._buffer[self._start : self._end]
                 self._start, self._end = 0, rest
             room = self._view[self._end : self._end + most]
-            self._end += self._receive(lambda: self._socket.recv_into(room))  # noqa: B023  # called at once
+            self._end += self._receive(self._socket.recv_into, room)
 
-    def _receive(self, some: Callable[[], int]) -> int:
+    def _receive(self, some: Callable[P, int], *how: P.args, **also: P.kwargs) -> int:
         """The number of bytes that `some` got from the socket, once there are any."""
         while True:
             began = time.monotonic()
             try:
-                got = some()
+                got = some(*how, **also)
             except (BlockingIOError, TimeoutError):
                 self._waited += self._tick
                 self._nothing_came()
