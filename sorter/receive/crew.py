@@ -11,7 +11,8 @@ from sorter.receive.wire import Basin
 
 Job = TypeVar("Job")
 
-_KEPT = 16  # threads that wait for a job, at most; beyond, those that are done end
+KEPT = 16
+"""Threads that wait for a job, at the most: beyond that, those that are done end."""
 
 
 class Crew(Generic[Job]):
@@ -25,14 +26,14 @@ class Crew(Generic[Job]):
         self._work = work
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._idle = 0  # threads that wait, less the jobs that wait for them
+        self.idle = 0  # threads that wait, less the jobs that wait for them
         self._over = False
 
     def begin(self, job: Job) -> None:
         """Have it done, from now on. RuntimeError where the system gives no more threads."""
         with self._lock:
-            found = self._idle > 0
-            self._idle -= found
+            found = self.idle > 0
+            self.idle -= found
         if found:
             self._jobs.put(job)
         else:
@@ -42,9 +43,9 @@ class Crew(Generic[Job]):
         """No job will come any more: threads end as soon as they are done."""
         with self._lock:
             self._over = True
-            for _ in range(self._idle):
+            for _ in range(self.idle):
                 self._jobs.put(None)
-            self._idle = 0
+            self.idle = 0
 
     def _serve(self, job: Job | None) -> None:
         """A thread's whole life."""
@@ -53,9 +54,9 @@ class Crew(Generic[Job]):
             while job is not None:
                 self._work(job, basin)
                 with self._lock:
-                    if self._over or self._idle >= _KEPT:
+                    if self._over or self.idle >= KEPT:
                         return
-                    self._idle += 1
+                    self.idle += 1
                 job = self._jobs.get()
         finally:
             basin.drop_pipe()

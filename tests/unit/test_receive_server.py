@@ -620,6 +620,15 @@ def test_one_association_too_many_is_rejected_for_now(tmp_path: Path) -> None:
         wait_until(again, what="a free place")
 
 
+def test_whoever_is_released_may_return_at_once(tmp_path: Path) -> None:
+    """As scanners do that open an association for each image."""
+    with serving(tmp_path / "received", associations=1) as served:
+        for _ in range(100):
+            with Client(served.port).associate() as client:
+                client.release()
+        wait_until(lambda: served.events().count("released") == 100)
+
+
 # --- starting and stopping ------------------------------------------------------------------------------------------
 
 
