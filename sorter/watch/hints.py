@@ -6,8 +6,10 @@ none. So nothing here is trusted but the waking, and what is found out about dea
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
+import os
 import threading
 import time
 import warnings
@@ -37,7 +39,38 @@ RETRY_EVERY = 60.0
 _EVENTS: list[type[FileSystemEvent]] = [
     FileCreatedEvent, FileMovedEvent, FileClosedEvent, DirCreatedEvent, DirMovedEvent,
 ]  # fmt: skip
+_libc = ctypes.CDLL(None, use_errno=True)
 _DEAF_AFTER = 3  # looks in a row that found something no event had told of
+
+
+_LIMIT = "the system's limit is reached; raise fs.inotify.{} (sysctl). Until then it is looked at every few seconds"
+
+
+class _Limits:
+    """Can the kernel give one more watch? watchdog does not say when it cannot, and new folders are deaf from then on.
+
+    So one is asked for, and given back, on an inotify instance of our own.
+    """
+
+    _IN_UNMOUNT = 0x2000  # an event that the root folder never has
+
+    def __init__(self) -> None:
+        self.full = -RETRY_EVERY  # when there was none
+        self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(_libc, "inotify_init1") else -1
+
+    def look(self, now: float) -> None:
+        if self._fd < 0:
+            return
+        watch = _libc.inotify_add_watch(self._fd, b"/", self._IN_UNMOUNT)
+        if watch >= 0:
+            _libc.inotify_rm_watch(self._fd, watch)
+        elif ctypes.get_errno() == errno.ENOSPC:
+            self.full = now
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._fd, fd = -1, self._fd
+            Files().close(fd)
 
 
 class _Wake(FileSystemEventHandler):
@@ -76,6 +109,7 @@ class Hints:
         self._watches: dict[Path, tuple[ObservedWatch, tuple[int, int]]] = {}
         self._problems: dict[Path, str] = {}  # of those that cannot be watched
         self._away: set[Path] = set()
+        self._limits = _Limits()
         self._checked = self._tried = -RETRY_EVERY
         self._quiet = _Overflow(self._happened)
         _silence(self._quiet)
@@ -93,6 +127,8 @@ class Hints:
             self._check(now)
         said = [f"{folder} is not there" for folder in self._folders if folder in self._away]
         said += self._problems.values()
+        if now - self._limits.full < RETRY_EVERY and not self._problems:
+            said.append(f"new folders are not watched for events: {_LIMIT.format('max_user_watches')}")
         if self._unheard >= _DEAF_AFTER:
             said.append(
                 "files arrive without any event, so they are found by looking at the folders every few seconds "
@@ -114,11 +150,13 @@ class Hints:
         """Returns when no thread of it runs any more."""
         self._end()
         logging.getLogger("watchdog").removeHandler(self._quiet)
+        self._limits.close()
 
     # --- watching -----------------------------------------------------------------------------------------------
 
     def _check(self, now: float) -> None:
         self._checked = now
+        self._limits.look(now)
         if self._observer is not None and not self._alive(self._observer):
             self._end()
         for folder in self._folders:
@@ -176,10 +214,7 @@ class Hints:
 def _cannot(folder: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EMFILE):
         which = "max_user_watches" if error.errno == errno.ENOSPC else "max_user_instances"
-        return (
-            f"{folder} cannot be watched for events: the system's limit is reached; raise fs.inotify.{which} "
-            "(sysctl). Until then it is looked at every few seconds"
-        )
+        return f"{folder} cannot be watched for events: {_LIMIT.format(which)}"
     return f"{folder} cannot be watched for events ({error.strerror}); it is looked at every few seconds"
 
 
