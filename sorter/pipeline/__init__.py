@@ -34,6 +34,9 @@ from sorter.take.received import Ended
 WALK_STEP = 50
 """Units of the store that one turn looks at after the start, beside its daily work."""
 
+SUM_UP_EVERY = 1.0
+"""Seconds between two summaries while images come: each says of all images what the evidence knows already."""
+
 
 @dataclass(slots=True)
 class Pipeline:
@@ -53,6 +56,8 @@ class Pipeline:
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
     _carried: dict[str, int] = field(default_factory=dict)  # images of each open association
     _waiting: set[str] = field(default_factory=set)  # units that are held, or that nobody wants
+    _grown: dict[str, Live] = field(default_factory=dict)  # units of which more came than their summaries say
+    _grown_said: float = -SUM_UP_EVERY  # when they were last summed up
 
     def __post_init__(self, witness: Witness) -> None:
         self.settling = Settling(witness, self.units.timing, self.units.at_work, self._publish, self._improve)
@@ -67,7 +72,10 @@ class Pipeline:
         touched: dict[str, Live] = {}
         for news in self.intake.take(now):
             for live in self._note(news):
-                touched[live.key] = live
+                self._grown[live.key] = live
+        if now - self._grown_said >= SUM_UP_EVERY:
+            touched.update(self._grown)
+            self._grown_said = now
         for live in self.units:
             if self.settling.judge(live, self.now):
                 touched[live.key] = live
@@ -84,11 +92,14 @@ class Pipeline:
             return self.now
         times: list[float | None] = [*self.settling.due(self.units)]
         times += [self.outlets.next, self.intake.next(self.now), self.settling.witness.tracker.next]
+        times += [self._grown_said + SUM_UP_EVERY] if self._grown else []
         return min((time for time in times if time is not None), default=self.now + 60)
 
     def stop(self, timeout: float) -> None:
         """End what runs beside; whatever it did not finish is owed still."""
         self.intake.stop()
+        for live in list(self._grown.values()):
+            self._sum_up(live)
         self.outlets.stop(timeout)
         self.workshop.engine.stop()
 
@@ -481,6 +492,7 @@ class Pipeline:
         if self.index is not None:
             self.index.flush()  # before a summary says that all has been seen
         live.unit.write_summary(summarise(live, self.settling.awaited(live, self.now)))
+        self._grown.pop(live.key, None)
         if live.done or (live.no_plan is not None and not live.state.pending):
             self.units.forget(live.key)
 

@@ -7,6 +7,7 @@ decoded, a deflated data set is inflated only in a limited child process. The by
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -246,6 +247,8 @@ def _parsed(meta: Meta, walked: Walked, codec: elements.Codec, whole: tuple[int,
     )
 
 
+_SHORT = 64  # bytes of a value that is remembered
+
 _SYNTAX_OF = {
     (False, "<"): _IMPLICIT_LITTLE,
     (True, "<"): _EXPLICIT_LITTLE,
@@ -255,6 +258,12 @@ _SYNTAX_OF = {
 
 def _value(found: tuple[bytes, bytes], vr: str, charset: tuple[str, ...], order: str) -> Value | None:
     """By the VR that the file gives, unless that is no text or number where the dictionary says one."""
+    read = _value_read_once if len(found[1]) <= _SHORT else _value_read_once.__wrapped__
+    return read(found, vr, charset, order)
+
+
+@functools.lru_cache(maxsize=4096)  # most values of an image are those of the image before
+def _value_read_once(found: tuple[bytes, bytes], vr: str, charset: tuple[str, ...], order: str) -> Value | None:
     given = found[0].decode("latin-1")
     if given and given != vr and values.known(given):
         return values.value(given, found[1], charset, order)

@@ -70,7 +70,7 @@ class Habits:
     """How a tree is followed."""
 
     stays: bool = False  # what was taken is not removed, but remembered
-    rest: float = 2.0  # seconds between two scans at most, however long they take
+    rest: float = 1.0  # seconds between two scans at most, however long they take
 
 
 class State(enum.IntEnum):
