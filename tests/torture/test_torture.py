@@ -26,7 +26,10 @@ FOUND_WITHIN = 60.0
 """Seconds after the last file came."""
 
 ALONE_WITHIN = 5.0
-"""Seconds until a single image is in the store, whatever comes beside it."""
+"""Seconds until a single image is in the store, whatever comes beside it, where nothing else keeps the machine busy."""
+
+ON_A_BUSY_MACHINE = 4
+"""So many times as long as that may take where other tests run at the same time."""
 
 NOWHERE = "[labs.nobody]\nmatch = ['PatientID=nobody']\n"
 LIMITS = {"max_user_watches": "/proc/sys/user/max_inotify_watches", "queue": "/proc/sys/fs/inotify/max_queued_events"}
@@ -127,7 +130,7 @@ def test_a_few_thousand_in_every_way(tmp_path: Path) -> None:
     print(f"all found {took:.1f} s after the last; a single image took {max(waits):.1f} s at most, of {len(waits)}")
     assert took <= FOUND_WITHIN
     assert waits
-    assert max(waits) <= ALONE_WITHIN
+    assert max(waits) <= ALONE_WITHIN * ON_A_BUSY_MACHINE
 
 
 @pytest.mark.soak
