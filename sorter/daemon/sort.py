@@ -27,6 +27,9 @@ LONGEST_NAP = 1.0
 TABLES_EVERY = 5.0
 """Seconds between looks at plugins' tables."""
 
+BREATH = 0.05
+"""Seconds between two turns when the first did all there was: what comes meanwhile is filed with one sync together."""
+
 LONGEST_GAP = 5.0
 """Seconds that count, of any time in which nothing was looked at."""
 
@@ -104,7 +107,10 @@ class Sort:
                     log.warning("%s: something is left where it is: %s", folder, why)
                     self._spool.note("left in incoming", why=why, depth=path.count("/"))
                 said = self._say_new([*hints.problems(), *intake.problems()], said)
-                self._wake.wait(max(0.0, min(until - clock(), LONGEST_NAP)))
+                rest = min(until - clock(), LONGEST_NAP)
+                if rest > 0:
+                    self._stop.wait(min(rest, BREATH))
+                    self._wake.wait(max(0.0, rest - BREATH))
         finally:
             hints.stop()
             self._parts.pipeline.stop(10.0)
