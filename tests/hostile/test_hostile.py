@@ -15,6 +15,9 @@ from hostile.cases import ALL, Case
 
 from sorter.take import kinds
 from sorter.take.filing import Filed
+from sorter.testing.running import RunningSorter
+from sorter.testing.synthetic import many
+from sorter.testing.waiting import wait_until
 
 MOST_SECONDS = 1.0
 MOST_MEMORY = 200 << 20
@@ -110,3 +113,34 @@ def test_there_are_enough() -> None:
     names = [case.name for group in ALL for case in group()]
     print(f"{len(names)} hostile cases")
     assert len(names) == len(set(names)) > 400
+
+
+def test_all_of_it_beside_a_scan_of_a_running_sorter(tmp_path: Path) -> None:
+    """Every case at once, dropped while good images come: those are delivered, and each file is somewhere."""
+    good = list(many(200, seed=5, a_series=100))
+    cases = [case for group in ALL for case in group()]
+    with RunningSorter(tmp_path / "site", quiet=2) as sorter:
+        for number, case in enumerate(cases):
+            folder = sorter.spool.incoming / f"case-{number}"
+            for name, content in case.files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+            if number % 3 == 0 and good:
+                name, content = good.pop()
+                (sorter.spool.incoming / f"good-{number}").mkdir()
+                (sorter.spool.incoming / f"good-{number}" / name).write_bytes(content)
+        expected = {content for _, content in many(200, seed=5, a_series=100)} - {content for _, content in good}
+        wait_until(lambda: expected <= _contents(sorter.spool.store), 120, "the good images")
+        aside = sum(len(case.aside) for case in cases if case.taken >= 0)
+        wait_until(lambda: len(list(sorter.spool.quarantined())) >= aside, 120, f"{aside} files to be set aside")
+        assert not Path("/tmp/escaped").exists()
+        assert {each.name for each in tmp_path.iterdir()} == {"site"}
+        for path in sorter.spool.store.rglob("*.dcm"):
+            assert NAMES_IN_STORE.fullmatch(str(path.relative_to(sorter.spool.store))), path
+        log = sorter.log.read_text()
+        assert "started again" not in log, "no process died of it"
+        assert "Traceback" not in log
+
+
+def _contents(folder: Path) -> set[bytes]:
+    return {path.read_bytes() for path in folder.rglob("*.dcm")}
