@@ -87,7 +87,7 @@ class Received:
     def _follow(self, segment: _Segment, news: list[Candidate | Ended]) -> bool:
         """Read what is new; False where there is no arrivals file."""
         try:
-            fd = self._files.open(segment.path / ARRIVALS, os.O_RDWR | os.O_NOFOLLOW)
+            fd = self._files.open(segment.path / ARRIVALS, os.O_RDONLY | os.O_NOFOLLOW)  # to write would wake us again
         except FileNotFoundError:
             return False
         try:

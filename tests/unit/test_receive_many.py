@@ -16,11 +16,13 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from signal import SIGKILL
+from typing import Any
 
 import pytest
 
 from sorter.durable import PART, Files
 from sorter.receive import Job, ReceiveSettings, run
+from sorter.receive.arrivals import Arrivals, Route
 from sorter.take.filing import Candidate
 from sorter.take.received import Ended, Received
 from sorter.testing.waiting import wait_until
@@ -170,6 +172,23 @@ def found(received: Path) -> Found:
     records = {"door.json", "space.json"}
     rest = [path.name for path in received.rglob("*") if path.is_file() and path.name not in records]
     return Found(images, ends, rest)
+
+
+def test_to_look_at_what_was_received_wakes_nobody(tmp_path: Path) -> None:
+    """To close what was open for writing raises an event: sorting would wake itself at every turn, for ever."""
+
+    class ForReading(Files):
+        def open(self, path: Any, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+            assert flags & os.O_ACCMODE == os.O_RDONLY, path
+            return super().open(path, flags, mode, at=at)
+
+    arrivals = Arrivals(tmp_path, "1", Files(), ReceiveSettings())
+    arrivals.begin()
+    association = arrivals.opened(Route("SCANNER", "SORTER", "127.0.0.1", 1))
+    reader = Received(tmp_path, ForReading())
+    assert reader.look(relist=True) == []
+    assert reader.open_associations == {association}
+    arrivals.close()
 
 
 def data_set_of(path: Path) -> bytes:
