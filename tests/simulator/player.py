@@ -5,7 +5,7 @@ Only the clock, the disk (in memory) and what makes deliveries are not there. `V
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -26,6 +26,9 @@ from sorter.trust import Ledger
 
 TURN = 0.25
 """Seconds: what comes within them is taken in one turn."""
+
+UNANSWERED = 600.0
+"""Seconds (`commitment_wait`) that a request for commitment waits for images: so long a restart tells of it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Player:
     _lives: dict[str, Live] = field(default_factory=dict)
     _done: dict[str, Live] = field(default_factory=dict)  # not at work: the folders, so to speak
     _open: set[str] = field(default_factory=set)
+    _asked: list[tuple[float, str, list[str]]] = field(default_factory=list)  # requests: when, by whom, for what
     _day: int = 0
 
     def __post_init__(self) -> None:
@@ -149,8 +153,12 @@ class Player:
         return self._lives[key]
 
     def _named(self, sender: str, images: Iterable[tuple[str, int]]) -> None:
-        keys = {*self._lives, *self._settling.witness.tracker.keys}
         names = [sop_of(run, number) for run, number in images]
+        self._asked.append((self.now, sender, names))
+        self._hear(sender, names)
+
+    def _hear(self, sender: str, names: Sequence[str]) -> None:
+        keys = {*self._lives, *self._settling.witness.tracker.keys}
         self._settling.hear((self._live(key) for key in keys), "commitment", sender, names, self.now)
 
     def _restart(self) -> None:
@@ -169,6 +177,9 @@ class Player:
             self._settling.witness.remember(summarise(live))
             (self._lives if live.state.pending else self._done)[key] = live
         self._settling.witness.replay()
+        for at, sender, names in self._asked:
+            if self.now - at < UNANSWERED:
+                self._hear(sender, names)
 
     # --- what is said -------------------------------------------------------------------------------------------
 

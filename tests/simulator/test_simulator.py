@@ -6,20 +6,24 @@ import math
 import os
 import random
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from simulator.habits import LIBRARY, Habit, script
+from simulator.picture import ROOT, drawn
 from simulator.player import Player
 from simulator.report import fair, many, page
 from simulator.rivals import RIVALS
 from simulator.score import Score, score, share
-from simulator.script import Image, Script, Tape
+from simulator.script import Happens, Image, Restart, Script, Tape
 from sorter.completion import Timing
 from sorter.model import Verdict
 
 TIMER = next(iter(RIVALS))
+PICTURES = ROOT / "docs" / "pictures"
 
 
 def check(scores: list[Score], seed: int) -> None:
@@ -57,6 +61,42 @@ def test_ten_thousand_random_scripts() -> None:
     if folder:
         Path(folder, "completion.md").write_text(text + "\n")
     check(scores, seed)
+
+
+def restarted(one: Script, rng: random.Random) -> Script:
+    """The same, and the sorter is restarted twice, at any moment of it."""
+    times = [at for at, _ in one.arrivals(one.judged)]
+    restarts = [Happens(rng.uniform(times[0], times[-1] + 20), Restart()) for _ in range(2)]
+    return replace(one, events=tuple(sorted([*one.events, *restarts], key=lambda each: each.at)))
+
+
+def check_restarts(habits: Sequence[Habit], seed: int) -> None:
+    rng = random.Random(seed)
+    for habit in habits:
+        one = script(habit, rng.randrange(1 << 32))
+        plain, found = score(habit, one), score(habit, restarted(one, rng))
+        said = f"seed {seed}: {habit.name}"
+        assert (found.images, found.lost, found.repeated) == (plain.images, 0, 0), said
+        assert not found.early_sure or habit.apart, f"{said}: {found.early_sure}"
+        assert len(found.early_quiet) <= len(plain.early_quiet), f"{said}: {found.early_quiet}"
+
+
+def test_a_restart_at_any_moment_calls_nothing_whole_too_early() -> None:
+    seed = random.randrange(1 << 32)
+    check_restarts(random.Random(seed).sample(LIBRARY, 10), seed)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
+def test_a_restart_at_any_moment_of_a_thousand_scripts() -> None:
+    seed = random.randrange(1 << 32)
+    check_restarts([habit for habit in LIBRARY for _ in range(22)], seed)
+
+
+def test_the_pictures_show_what_runs() -> None:
+    """Run `python -m simulator.picture ../docs/pictures` in tests/ where this fails, and look at them."""
+    for name, text in drawn().items():
+        assert (PICTURES / name).read_text() == text, name
 
 
 def test_the_library_is_as_it_says() -> None:
