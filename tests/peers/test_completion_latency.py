@@ -317,7 +317,7 @@ def teach(site: Site, source: Path, into: Path, send: Send) -> None:
     assert {each.verdict for each in found} == {"quiet"}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_what_is_known_to_be_whole_is_delivered_within_five_seconds(
     site: Site, scanner: Scanner, dcmtk: Dcmtk, sample: Path, tmp_path: Path
 ) -> None:
