@@ -90,3 +90,8 @@ def log_to_stderr() -> None:
     )
     for loud in ("pynetdicom", "watchdog"):
         logging.getLogger(loud).setLevel(logging.CRITICAL)
+
+
+def literal(text: str) -> str:
+    """Rich reads square brackets as markup; headers are no markup."""
+    return text.replace("[", "\\[")

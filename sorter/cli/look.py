@@ -14,7 +14,7 @@ import click
 from rich.table import Table
 
 from sorter.cli import door
-from sorter.cli.common import console, open_spool, with_config
+from sorter.cli.common import console, literal, open_spool, with_config
 from sorter.cli.find import find_units, in_order, summaries
 from sorter.cli.story import sentences
 from sorter.config import Config
@@ -191,12 +191,20 @@ def list_command(config: Config, subject: str | None, since: str | None, as_json
 def day_of(text: str) -> str:
     """YYYYMMDD of a day that a person wrote. SorterError says what can be written."""
     today = datetime.date.today()
-    if text in ("today", "yesterday"):
-        return (today - datetime.timedelta(days=text == "yesterday")).strftime("%Y%m%d")
+    word = text.strip().casefold()
+    if word in ("today", "yesterday"):
+        return (today - datetime.timedelta(days=word == "yesterday")).strftime("%Y%m%d")
+    if word in _WEEKDAYS:
+        return (today - datetime.timedelta(days=(today.weekday() - _WEEKDAYS.index(word)) % 7)).strftime("%Y%m%d")
+    if word.endswith("d") and word[:-1].isdecimal() and len(word) < 7:
+        return (today - datetime.timedelta(days=min(int(word[:-1]), 700_000))).strftime("%Y%m%d")
     try:
         return datetime.date.fromisoformat(text).strftime("%Y%m%d")
     except ValueError:
-        raise SorterError(f"{text!r} is no day; write YYYY-MM-DD, today or yesterday") from None
+        raise SorterError(f"{text!r} is no day; write YYYY-MM-DD, today, yesterday, tuesday or 30d") from None
+
+
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
 def _table(found: list[UnitSummary]) -> Table:
@@ -205,13 +213,8 @@ def _table(found: list[UnitSummary]) -> Table:
         table.add_column(title, justify="right" if title in ("no.", "images") else "left")
     for unit in found:
         row = (unit.subject or "", unit.study_date, unit.number, unit.description, str(unit.images))
-        table.add_row(*map(_literal, (*row, unit.verdict, unit.lab or "unassigned", unit.state)))
+        table.add_row(*map(literal, (*row, unit.verdict, unit.lab or "unassigned", unit.state)))
     return table
-
-
-def _literal(text: str) -> str:
-    """Rich reads square brackets as markup; headers are no markup."""
-    return text.replace("[", "\\[")
 
 
 @click.command("why")

@@ -4,70 +4,185 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from click.shell_completion import CompletionItem
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from sorter.cli.common import console, open_spool, with_config
-from sorter.cli.find import find_units
+from sorter.cli.common import console, literal, open_spool, with_config
+from sorter.cli.find import in_order, summaries
 from sorter.cli.look import day_of
-from sorter.config import Config
+from sorter.config import Config, load
 from sorter.durable import Files
 from sorter.errors import SorterError
-from sorter.export import Copy, Report, chosen, copy_all, plan_copies
+from sorter.exports import Choice, Copy, Found, Left, Report, copy_all, in_folder, in_store, naming, plan_copies
+from sorter.exports.choosing import Subject, subjects
 from sorter.spool import UnitSummary
+
+_MOST_SAID = 20  # lines of each kind of trouble
+
+
+def _complete(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Subjects, or the series of the subject that is there already, from the store of this configuration."""
+    try:
+        spool = open_spool(load(_path(context, "path"), _path(context, "root")))
+    except SorterError:
+        return []
+    units = list(summaries(spool))
+    if parameter.name == "subject":
+        found = {unit.subject or "": unit.study_date for unit in units}
+        return [CompletionItem(each, help=day) for each, day in sorted(found.items()) if each.startswith(typed)]
+    wanted = Subject(str(context.params.get("subject") or "*"))
+    fits = [unit for unit in units if wanted.text.casefold() == (unit.subject or "").casefold() or wanted.is_glob]
+    numbers = {unit.number: unit.description for unit in in_order(fits) if unit.number.startswith(typed)}
+    return [CompletionItem(number, help=says) for number, says in numbers.items()]
+
+
+def _path(context: click.Context, name: str) -> Path | None:
+    value = context.params.get(name)
+    return Path(value) if value else None
 
 
 @click.command("rename")
-@click.argument("subject")
-@click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--study", help="Only the study of this day (YYYY-MM-DD) or UID.")
-@click.option("--series", help="Only these: numbers as 3,5-7, or a glob of the description as '*T1*'.")
-@click.option("--since", help="Only studies of this day or later.")
-@click.option(
-    "--name", "pattern", help="Folders and file name, as '{subject}/{SeriesNumber:03d}/{InstanceNumber:05d}.dcm'."
-)
+@click.argument("subject", shell_complete=_complete)
+@click.argument("dest", type=click.Path(path_type=Path), required=False)
+@click.option("--study", default="", help="Only the study of this day (YYYY-MM-DD) or UID.")
+@click.option("--series", default="", shell_complete=_complete,
+              help="Only these: numbers as 3,5-7, or a glob of the description as '*T1*'.")  # fmt: skip
+@click.option("--modality", default="", help="Only this modality, as MR.")
+@click.option("--since", default="", help="Only studies of this day or later: YYYY-MM-DD, yesterday, tuesday, 30d.")
+@click.option("--lab", default="", help="Only series of this lab.")
+@click.option("--name", "pattern", default="pretty",
+              help="pretty, percent (dcm2niix's % codes) or flat; or folders and file name, as "
+              "'{subject}/{SeriesNumber:03d}/{InstanceNumber:05d}.dcm' or '%i/%s_%p/%4r.dcm'.")  # fmt: skip
+@click.option("--as", "new_name", default="", help="Call the subject so in folders and file names.")
+@click.option("--from", "folder", type=click.Path(path_type=Path), help="Take a plain folder of DICOM, not the store.")
+@click.option("--list", "as_list", is_flag=True, help="Only list the series: number, description, images, verdict.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--force", is_flag=True, help="Overwrite what is there with other content.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @with_config
 def rename_command(
-    config: Config, subject: str, dest: Path, study: str | None, series: str | None, since: str | None,
-    pattern: str | None, dry_run: bool, as_json: bool,
+    config: Config, subject: str, dest: Path | None, folder: Path | None, pattern: str, new_name: str,
+    as_list: bool, dry_run: bool, force: bool, as_json: bool, **flags: str,
 ) -> None:  # fmt: skip
     """It copies; the originals stay. The series of SUBJECT go to the folder DEST, under names a person can read.
 
-    SUBJECT is an ID, a glob of it ('sub-*'), a UID or a key. A file that is there already is never overwritten;
-    what is there and equal is left, so an interrupted run simply goes on.
+    SUBJECT is an ID, a patient's name, a glob ('sub-*'), a UID, or @list.csv with lines of `subject` or
+    `subject,newname`. A file that is there already is never overwritten; what is there and equal is left, so an
+    interrupted run simply goes on.
     """
-    spool = open_spool(config)
-    units = chosen(find_units(spool, subject), study, series)
-    if since:
-        units = [unit for unit in units if unit.study_date >= day_of(since)]
-    if not units:
-        raise SorterError(f"no series fits: {subject}{_flags(study, series, since)}; `sorter list` shows what there is")
-    copies = plan_copies(spool, units, pattern)
-    if dry_run:
-        _show(copies, units, dest, as_json)
+    if dest is None and not as_list:
+        raise SorterError("say where to: sorter rename SUBJECT DEST; or --list to see what there is")
+    choice = Choice(**{**flags, "since": day_of(flags["since"]) if flags["since"] else ""})
+    wanted = subjects(subject)
+    every = _in_folder(folder, quiet=as_json) if folder else list(in_store(open_spool(config), _of(config, wanted)))
+    found, new_names, missing = _chosen(every, wanted, choice)
+    if not found:
+        narrowed = "".join(f" --{name} {value}" for name, value in flags.items() if value)
+        where = f"in {folder}" if folder else "here"
+        raise SorterError(f"no series {where} fits: {subject}{narrowed}; `sorter list` shows what there is")
+    if as_list or dest is None:
+        _list(found, as_json)
         return
-    report = _run(copies, dest, quiet=as_json)
-    _tell(report, dest, as_json)
-    if report.failed or report.taken:
+    if new_name:
+        if len({each.subject for each in found}) > 1:
+            raise SorterError(f"--as {new_name} is for one subject, and {subject} fits several; a list names each")
+        new_names = {each.key: new_name for each in found}
+    copies = plan_copies(found, naming(pattern), new_names)
+    if dry_run:
+        _show(copies, found, dest, as_json)
+    else:
+        report = _run(copies, dest, quiet=as_json, force=force)
+        _tell(report, dest, as_json)
+        if new_names and not as_json:
+            console.print("The files themselves are unchanged: inside them the subject is called as before.")
+        if report.failed or report.taken:
+            sys.exit(1)
+    for each in missing:
+        console.print(f"not found: {literal(each.text)}", soft_wrap=True)
+    if missing:
         sys.exit(1)
 
 
-def _flags(study: str | None, series: str | None, since: str | None) -> str:
-    given = {"--study": study, "--series": series, "--since": since}
-    return "".join(f" {name} {value}" for name, value in given.items() if value)
+def _of(config: Config, wanted: Sequence[Subject]) -> list[UnitSummary]:
+    """Summaries of what may be meant: by ID where that is enough, so that not all of the store has to be read."""
+    every = in_order(summaries(open_spool(config)))
+    ids = {each.text.casefold() for each in wanted if not each.is_glob}
+    by_id = [unit for unit in every if (unit.subject or "").casefold() in ids]
+    return by_id if {(unit.subject or "").casefold() for unit in by_id} == ids and by_id else every
 
 
-def _show(copies: list[Copy], units: list[UnitSummary], dest: Path, as_json: bool) -> None:
+def _in_folder(folder: Path, *, quiet: bool) -> list[Found]:
+    left: list[Left] = []
+    columns = (SpinnerColumn(), TextColumn("reading: {task.completed} files"))
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("reading", total=None)
+        found = in_folder(folder, left.append, lambda: progress.advance(task))
+    if left and not quiet:
+        console.print(f"{len(left)} files are no images, or cannot be read:", soft_wrap=True)
+        for each in left[:_MOST_SAID]:
+            console.print(f"  {literal(each.path)}: {each.why}", soft_wrap=True)
+    return found
+
+
+def _chosen(
+    every: Sequence[Found], wanted: Sequence[Subject], choice: Choice
+) -> tuple[list[Found], Mapping[str, str], list[Subject]]:
+    """The series, each once; what the list calls their subjects; the lines of the list that fit nothing."""
+    found: dict[str, Found] = {}
+    names: dict[str, str] = {}
+    missing = []
+    narrowed = [each for each in every if choice.fits(each)]
+    for one in wanted:
+        fits = one.among(narrowed)
+        if not fits:
+            missing.append(one)
+        for each in fits:
+            found.setdefault(each.key, each)
+            if one.new_name:
+                names.setdefault(each.key, one.new_name)
+    return list(found.values()), names, missing
+
+
+# --- telling ----------------------------------------------------------------------------------------------------------
+
+
+def _list(found: Sequence[Found], as_json: bool) -> None:
+    rows = [
+        {
+            "subject": each.subject, "date": each.text("StudyDate"), "number": each.number,
+            "description": each.description, "images": len(each.images), "verdict": each.verdict,
+            "lab": each.identity.lab,
+        }
+        for each in found
+    ]  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("subject", "date", "no.", "description", "images", "verdict", "lab"):
+        table.add_column(title, justify="right" if title in ("no.", "images") else "left")
+    for row in rows:
+        table.add_row(*(literal(_shown(value)) for value in row.values()))
+    console.print(table)
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _show(copies: Sequence[Copy], found: Sequence[Found], dest: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"dest": str(dest), "copies": [copy.name for copy in copies]}, indent=1))
         return
     megabytes = sum(copy.size for copy in copies) / 1e6
     console.print(
-        f"{len(copies)} images of {len(units)} series, {megabytes:.1f} MB, would be copied to {dest}:", soft_wrap=True
+        f"{len(copies)} images of {len(found)} series, {megabytes:.1f} MB, would be copied to {dest}:", soft_wrap=True
     )
     folders: dict[str, int] = {}
     for copy in copies:
@@ -77,11 +192,11 @@ def _show(copies: list[Copy], units: list[UnitSummary], dest: Path, as_json: boo
         console.print(f"{count:6}  {folder}/", soft_wrap=True, markup=False)
 
 
-def _run(copies: list[Copy], dest: Path, *, quiet: bool) -> Report:
+def _run(copies: Sequence[Copy], dest: Path, *, quiet: bool, force: bool) -> Report:
     columns = (TextColumn("copying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("copying", total=sum(copy.size for copy in copies))
-        return copy_all(Files(), copies, dest, lambda size: progress.advance(task, size))
+        return copy_all(Files(), copies, dest, lambda size: progress.advance(task, size), force=force)
 
 
 def _tell(report: Report, dest: Path, as_json: bool) -> None:
@@ -93,9 +208,14 @@ def _tell(report: Report, dest: Path, as_json: bool) -> None:
     console.print(
         f"{len(report.written)} images were copied to {dest}; {len(report.same)} were there already.", soft_wrap=True
     )
-    for name in report.taken:
-        console.print(
-            f"not overwritten: {name} is there with other content; move it away, or give --name", soft_wrap=True
-        )
-    for name, why in report.failed:
-        console.print(f"not copied: {name}: {why}", soft_wrap=True, markup=False)
+    _some([f"not overwritten: {name} is there with other content" for name in report.taken])
+    if report.taken:
+        console.print("Move these away, give --name, or --force to overwrite them.")
+    _some([f"not copied: {name}: {why}" for name, why in report.failed])
+
+
+def _some(lines: Sequence[str]) -> None:
+    for line in lines[:_MOST_SAID]:
+        console.print(line, soft_wrap=True, markup=False)
+    if len(lines) > _MOST_SAID:
+        console.print(f"… and {len(lines) - _MOST_SAID} more; --json has all of them")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -234,6 +235,16 @@ def _check_the_check(labs: Path) -> None:
     copy.with_suffix(".dcm.part").unlink()
 
 
+def completed(root: Path, line: str) -> list[str]:
+    """What bash offers for the last word of `sorter LINE`."""
+    words = {"COMP_WORDS": f"sorter {line.replace('ROOT', str(root))}", "COMP_CWORD": str(len(line.split(" ")))}
+    environment = {**os.environ, **words, "_SORTER_COMPLETE": "bash_complete"}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("sorter")], env=environment, capture_output=True, text=True, check=False
+    )
+    return [each.removeprefix("plain,") for each in done.stdout.split()]
+
+
 def test_commands_as_a_user_types_them(tmp_path: Path, sample: Path) -> None:
     """send, status, list, why, rename, quarantine: the words a user reads."""
 
@@ -265,4 +276,9 @@ def test_commands_as_a_user_types_them(tmp_path: Path, sample: Path) -> None:
         assert "6 images were copied" in run("rename", "DEV", dest, "--series", "3,5-6", *root)
         assert "0 images were copied" in run("rename", "DEV", dest, "--series", "3,5-6", *root)
         assert len(list(dest.rglob("*.dcm"))) == 6
+        assert "EPI PE=PA" in run("rename", "DEV", "--list", *root)
+        assert "8 images were copied" in run("rename", "DEV", tmp_path / "flat", "--name", "flat", "--as", "x", *root)
+        assert all(each.name.startswith("x_") for each in (tmp_path / "flat").iterdir())
+        assert completed(sorter.root, "rename --root ROOT D") == ["DEV"]
+        assert completed(sorter.root, "rename --root ROOT DEV --series ") == ["3", "4", "5", "6"]
         assert "another sorter is sorting" in run("sort", *root, code=1)

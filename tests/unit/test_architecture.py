@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"config", "hookspecs"},
     {"spool", "naming", "plugins"},
     {"receive", "watch", "take", "completion", "deliver", "engine", "labs", "builtin"},
-    {"pipeline", "export", "scu", "sessions", "importing"},
+    {"pipeline", "exports", "scu", "sessions", "importing"},
     {"daemon"},
     {"cli", "testing", "__main__"},
 ]

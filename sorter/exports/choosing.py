@@ -1,0 +1,119 @@
+"""Which series are meant: SUBJECT as people say it, and the flags that narrow it down."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from sorter.durable import Files
+from sorter.errors import SorterError
+from sorter.exports.finding import Found
+
+_LONGEST_LIST = 16 << 20  # bytes of a list of subjects
+_TITLES = ("subject", "subjects", "id", "patientid", "patient")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One that is asked for: an ID, a patient's name, a glob of either, a UID, or the start of a key."""
+
+    text: str
+    new_name: str = ""
+
+    @property
+    def is_glob(self) -> bool:
+        return any(each in self.text for each in "*?[")
+
+    def fits(self, found: Found) -> bool:
+        """By ID, UID or key."""
+        wanted, subject = self.text.casefold(), found.subject.casefold()
+        if subject == wanted or self.text in (found.study_uid, *found.series_uids):
+            return True
+        if len(wanted) >= 8 and found.key.startswith(wanted):
+            return True
+        return self.is_glob and fnmatchcase(subject, wanted)
+
+    def fits_name(self, found: Found) -> bool:
+        """By the patient's name, in any order of its parts: "doe^jane" is "Jane Doe"."""
+        name = found.text("PatientName")
+        if self.is_glob:
+            return fnmatchcase(name.casefold(), self.text.casefold())
+        return bool(name) and _words(name) == _words(self.text)
+
+    def among(self, every: Sequence[Found]) -> list[Found]:
+        """Those that are meant. SorterError: several subjects have this name; they are listed, to choose one."""
+        found = [each for each in every if self.fits(each)]
+        if found:
+            return found
+        found = [each for each in every if self.fits_name(each)]
+        who = sorted({each.subject for each in found})
+        if len(who) > 1 and not self.is_glob:
+            raise SorterError(f"{len(who)} subjects have this name: {', '.join(who)}; give one of these IDs instead")
+        return found
+
+
+def _words(name: str) -> list[str]:
+    return sorted(re.findall(r"[^\W_]+", name.casefold()))
+
+
+def subjects(text: str) -> list[Subject]:
+    """Of the argument SUBJECT, or of a file `@list.csv` whose lines are `subject` or `subject,newname`."""
+    if not text.startswith("@"):
+        return [Subject(text)]
+    path = text[1:]
+    try:
+        lines = Files().read_file(path, limit=_LONGEST_LIST).decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise SorterError(f"{path}: the list of subjects cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SorterError(f"{path} is no text in UTF-8; save it as CSV in UTF-8") from None
+    found = [
+        Subject(row[0].strip(), row[1].strip() if len(row) > 1 else "")
+        for number, row in enumerate(csv.reader(lines))
+        if row and row[0].strip() and not row[0].startswith("#")
+        and not (number == 0 and row[0].strip().casefold() in _TITLES)
+    ]  # fmt: skip
+    if not found:
+        raise SorterError(f"{path} names no subject; write one in each line, as subject or subject,newname")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the flags say; an empty one says nothing. `since` is YYYYMMDD."""
+
+    study: str = ""  # its day, or its UID
+    series: str = ""  # "3,5-7", or a glob of the description
+    modality: str = ""
+    since: str = ""
+    lab: str = ""
+
+    def fits(self, found: Found) -> bool:
+        day = found.text("StudyDate").replace("-", "").replace(".", "")
+        return (
+            (not self.study or self.study.replace("-", "") == day or self.study == found.study_uid)
+            and (not self.modality or self.modality.casefold() == found.text("Modality").casefold())
+            and (not self.since or day >= self.since)
+            and (not self.lab or self.lab == found.identity.lab)
+            and (not self.series or self._is_series(found))
+        )
+
+    def _is_series(self, found: Found) -> bool:
+        numbers = _numbers(self.series)
+        if numbers is None:
+            return fnmatchcase(found.description.casefold(), self.series.casefold())
+        return found.number.isdigit() and any(first <= int(found.number) <= last for first, last in numbers)
+
+
+def _numbers(text: str) -> list[tuple[int, int]] | None:
+    """[(3, 3), (5, 7)] of "3,5-7"; None where it is no list of numbers."""
+    found: list[tuple[int, int]] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            return None
+        found.append((int(first), int(last or first)))
+    return found

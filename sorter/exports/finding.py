@@ -1,0 +1,143 @@
+"""Series that can be pulled: those of the store, and those of any folder of DICOM files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sorter.durable import Files
+from sorter.errors import Quarantine, SorterError, TryLater
+from sorter.model import Header, Identity, Instance, Standing, UnitKind, unit_key
+from sorter.spool import Spool, Unit, UnitSummary
+from sorter.take.header import Parsed, examine
+
+NOT_YET = "not published"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One series: who and what it is, and its images, whose `file` is relative to `folder`."""
+
+    key: str
+    identity: Identity
+    study_uid: str
+    series_uids: tuple[str, ...]
+    face: Header  # of its first image
+    verdict: str
+    folder: Path
+    images: tuple[Instance, ...]
+
+    def text(self, *keywords: str) -> str:
+        """The first of these header values that is not empty."""
+        return next((str(self.face[each]) for each in keywords if self.face.get(each) not in (None, "")), "")
+
+    @property
+    def subject(self) -> str:
+        return self.identity.subject or ""
+
+    @property
+    def number(self) -> str:
+        return self.text("SeriesNumber")
+
+    @property
+    def description(self) -> str:
+        return self.text("SeriesDescription", "ProtocolName", "SequenceName")
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A file of a folder that is no image, or cannot be read, and why."""
+
+    path: str
+    why: str
+
+
+def in_store(spool: Spool, units: Iterable[UnitSummary]) -> Iterator[Found]:
+    """The series of these summaries, with everything that is deliverable of them."""
+    for summary in units:
+        unit = Unit.load(spool, summary.key)
+        yield Found(
+            key=unit.key,
+            identity=Identity(lab=summary.lab, subject=summary.subject, session=summary.session),
+            study_uid=summary.study_uid,
+            series_uids=summary.series_uids,
+            face=unit.face,
+            verdict=summary.verdict or NOT_YET,
+            folder=unit.images,
+            images=tuple(replace(each, header=unit.header(each)) for each in unit.deliverable),
+        )
+
+
+def in_folder(root: Path, hear: Callable[[Left], None], seen: Callable[[], None] = lambda: None) -> list[Found]:
+    """What is below a plain folder, by study and series. A second file of the same image and header is left out.
+
+    `hear` is told what is no image; `seen` is called for every file. Links are not followed. SorterError: no folder.
+    """
+    files, images = Files(), dict[tuple[str, str], dict[tuple[str, str], Instance]]()
+    if not files.is_folder(root):
+        raise SorterError(f"{root} is no folder; --from wants one with DICOM files in it")
+    for path in _regular(files, root, hear):
+        seen()
+        name = os.path.relpath(path, root)
+        try:
+            with files.opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
+                parsed = examine(files, fd)
+        except (Quarantine, TryLater) as reason:
+            hear(Left(name, str(reason)))
+        except OSError as error:
+            hear(Left(name, f"it cannot be read: {error.strerror}"))
+        else:
+            series = images.setdefault((parsed.study_uid, parsed.series_uid), {})
+            series.setdefault((parsed.sop_uid, parsed.dataset), _instance(parsed, name, series))
+    return [_found(root, key, list(series.values())) for key, series in images.items()]
+
+
+def _regular(files: Files, folder: Path, hear: Callable[[Left], None]) -> Iterator[Path]:
+    """Every regular file below, in the order of names, so that two runs do the same."""
+    rest = [folder]
+    while rest:
+        here = rest.pop()
+        try:
+            entries = sorted(files.entries(here), key=lambda each: each.name)
+        except OSError as error:
+            hear(Left(str(here), f"it cannot be opened: {error.strerror}"))
+            continue
+        rest += [here / each.name for each in reversed(entries) if each.is_dir(follow_symlinks=False)]
+        yield from (here / each.name for each in entries if each.is_file(follow_symlinks=False))
+
+
+def _instance(parsed: Parsed, name: str, others: dict[tuple[str, str], Instance]) -> Instance:
+    """Other pixels under one SOP Instance UID are a conflict: both are copied, under names that say so."""
+    rival = any(sop == parsed.sop_uid and each.pixels != parsed.pixels for (sop, _), each in others.items())
+    return Instance(
+        study_uid=parsed.study_uid,
+        series_uid=parsed.series_uid,
+        sop_uid=parsed.sop_uid,
+        sop_class=parsed.sop_class,
+        transfer_syntax=parsed.transfer_syntax,
+        file=name,
+        size=parsed.size,
+        sha256=parsed.sha256,
+        dataset=parsed.dataset,
+        pixels=parsed.pixels,
+        arrived="",
+        header=parsed.header,
+        standing=Standing.CONFLICT if rival else Standing.CURRENT,
+    )
+
+
+def _found(root: Path, key: tuple[str, str], images: list[Instance]) -> Found:
+    face = images[0].header
+    subject = str(face.get("PatientID") or face.get("PatientName") or "")
+    return Found(
+        key=unit_key(UnitKind.SERIES, *key),
+        identity=Identity(subject=subject),
+        study_uid=key[0],
+        series_uids=(key[1],),
+        face=face,
+        verdict="",
+        folder=root,
+        images=tuple(images),
+    )

@@ -1,0 +1,456 @@
+"""`sorter rename`: which series are meant, under which names they come, and that nothing there is ever harmed."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+from click.testing import CliRunner
+from pydicom.uid import generate_uid
+
+from sorter.cli.look import day_of
+from sorter.cli.main import sorter as cli
+from sorter.durable import Files
+from sorter.errors import SorterError
+from sorter.exports import PRESETS, Choice, Copy, Found, Left, copy_all, in_folder, naming, plan_copies
+from sorter.exports.choosing import Subject, subjects
+from sorter.exports.naming import from_percent
+from sorter.testing.synthetic import many
+
+
+def image(**values: Any) -> bytes:
+    """A small image with these header values; None removes one."""
+    _, content = next(iter(many(1)))
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    for keyword, value in values.items():
+        if value is None:
+            del dataset[keyword]
+        else:
+            setattr(dataset, keyword, value)
+    written = io.BytesIO()
+    dataset.save_as(written)
+    return written.getvalue()
+
+
+def series(folder: Path, count: int = 2, **values: Any) -> list[bytes]:
+    """A series of so many images in a folder of its own."""
+    uids = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid(), "PatientID": "P1", **values}
+    made = [image(InstanceNumber=number, **uids) for number in range(1, count + 1)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, content in enumerate(made):
+        (folder / f"{len(list(folder.iterdir()))}-{number}").write_bytes(content)
+    return made
+
+
+def found(folder: Path) -> list[Found]:
+    left: list[Left] = []
+    result = in_folder(folder, left.append)
+    assert not left
+    return result
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(cli, ["rename", *map(str, arguments)])
+    text = result.output
+    if isinstance(result.exception, SorterError):
+        assert code == 1, result.exception
+        return text + str(result.exception)
+    assert result.exit_code == code, text
+    return text
+
+
+# --- which ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> list[Found]:
+    folder = tmp_path / "disk"
+    common = {"StudyDate": "20260105", "Modality": "MR"}
+    series(folder, 1, PatientID="DEV01", PatientName="Doe^Jane", SeriesNumber=3, SeriesDescription="T1w", **common)
+    series(folder, 1, PatientID="DEV01", PatientName="Doe^Jane", SeriesNumber=12, SeriesDescription="rest", **common)
+    series(
+        folder,
+        1,
+        PatientID="DEV02",
+        PatientName="Roe^Max",
+        SeriesNumber=5,
+        SeriesDescription="rest",
+        StudyDate="20250101",
+    )
+    return found(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("dev01", ["3", "12"]), ("DEV*", ["3", "12", "5"]), ("DEV0[2]", ["5"]), ("jane doe", ["3", "12"]),
+        ("Doe^Jane", ["3", "12"]), ("Roe, Max", ["5"]), ("*roe*", ["5"]), ("nobody", []), ("", []),
+    ],
+)  # fmt: skip
+def test_a_subject_as_people_say_it(several: list[Found], text: str, numbers: list[str]) -> None:
+    assert sorted(each.number for each in Subject(text).among(several)) == sorted(numbers)
+
+
+def test_a_uid_or_the_start_of_a_key(several: list[Found]) -> None:
+    one = several[0]
+    for text in (one.study_uid, one.series_uids[0], one.key[:8]):
+        assert one in Subject(text).among(several)
+    assert not Subject(one.key[:7]).among(several)
+
+
+def test_a_name_that_several_have_is_listed_never_guessed(tmp_path: Path) -> None:
+    series(tmp_path, 1, PatientID="A1", PatientName="Doe^Jane")
+    series(tmp_path, 1, PatientID="B2", PatientName="Jane^Doe")
+    with pytest.raises(SorterError, match="2 subjects have this name: A1, B2; give one"):
+        Subject("doe jane").among(found(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("choice", "numbers"),
+    [
+        (Choice(series="3,5-7"), ["3", "5"]), (Choice(series="*T1*"), ["3"]), (Choice(series="REST"), ["12", "5"]),
+        (Choice(series="1-2"), []), (Choice(study="2026-01-05"), ["3", "12"]), (Choice(series="3-"), []),
+        (Choice(modality="mr"), ["3", "12", "5"]), (Choice(modality="CT"), []), (Choice(lab="x"), []),
+        (Choice(since="20260101"), ["3", "12"]),
+        (Choice(series="1-99999999999999999999"), ["3", "12", "5"]),
+    ],
+)  # fmt: skip
+def test_flags_narrow_it_down(several: list[Found], choice: Choice, numbers: list[str]) -> None:
+    assert sorted(each.number for each in several if choice.fits(each)) == sorted(numbers)
+
+
+def test_a_list_of_subjects(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text('\ufeffSubject,Name\nDEV01,pilot\n\n# not this one\n"A, B",x\nDEV02\n')
+    assert subjects(f"@{path}") == [Subject("DEV01", "pilot"), Subject("A, B", "x"), Subject("DEV02")]
+    path.write_text("subject\n")
+    with pytest.raises(SorterError, match="names no subject"):
+        subjects(f"@{path}")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SorterError, match="no text in UTF-8"):
+        subjects(f"@{path}")
+    with pytest.raises(SorterError, match="cannot be read"):
+        subjects("@/nowhere/list.csv")
+
+
+def test_days_as_people_say_them() -> None:
+    days = [day_of(each) for each in ("today", "yesterday", "0d", "1d")]
+    assert days[0] == days[2] > days[1] == days[3]
+    assert day_of("2026-01-05") == "20260105"
+    assert (
+        max(day_of(each) for each in ("monday", "Tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"))
+        == days[0]
+    )
+    with pytest.raises(SorterError, match="no day"):
+        day_of("soon")
+
+
+# --- under which names ------------------------------------------------------------------------------------------------
+
+
+def names(folder: Path, how: str, **new: str) -> list[str]:
+    everything = found(folder)
+    return sorted(
+        copy.name
+        for copy in plan_copies(
+            everything, naming(how), {each.key: new["name"] for each in everything} if new else None
+        )
+    )
+
+
+def test_the_presets(tmp_path: Path) -> None:
+    values = {"StudyDate": "20260105", "StudyTime": "101112", "ProtocolName": "T1 w", "AcquisitionNumber": 1}
+    series(tmp_path, 1, PatientID="DEV 01", SeriesNumber=3, SeriesDescription="T1/w", **values)
+    assert names(tmp_path, "pretty") == ["DEV_01/20260105_1011/003_T1_w/001-0003-000001.dcm"]
+    assert names(tmp_path, "percent") == ["DEV_01/20260105101112/3_T1_w/0001.dcm"]
+    assert names(tmp_path, "flat") == ["DEV_01_20260105_1011_003_000001.dcm"]
+    assert names(tmp_path, "%p_%4s/%r.ima") == ["T1_w_0003/1.ima"]
+    assert names(tmp_path, "{subject}/") == ["DEV_01/001-0003-000001.dcm"]
+    assert names(tmp_path, "{subject}/{InstanceNumber:05d}") == ["DEV_01/00001"]
+    assert names(tmp_path, "percent", name="pilot7") == ["pilot7/20260105101112/3_T1_w/0001.dcm"]
+    assert names(tmp_path, "{PatientName}_{PatientID}/", name="x") == ["x_x/001-0003-000001.dcm"]
+
+
+@pytest.mark.parametrize("pattern", ["%b/%s", "%", "%5", "%y", "{Nothing}", "/abs/{subject}", "{subject"])
+def test_a_wrong_pattern_is_said(pattern: str) -> None:
+    with pytest.raises(SorterError, match="pattern"):
+        naming(pattern)
+
+
+def test_a_percent_sign_itself() -> None:
+    assert from_percent("100%%") == "100%"
+
+
+@pytest.mark.parametrize("how", PRESETS)
+def test_two_sites_with_equal_ids_and_numbers_are_kept_apart(tmp_path: Path, how: str) -> None:
+    for _ in range(3):
+        series(
+            tmp_path, 2, PatientID="P1", SeriesNumber=1, SeriesDescription="same", StudyDate="20260101", StudyTime="10"
+        )
+    made = names(tmp_path, how)
+    assert len({each.casefold() for each in made}) == 6
+
+
+HOSTILE = [
+    "../../etc/passwd", "..", "/", "//", "\\..\\x", "a\0b", "-rf", ".hidden", "CON", "nul.txt", "~root", "$(id)",
+    "`id`", "*", "a" * 64, "x\ny", "\x1b[31m", "\u202egnp", "\u200b", "e\u0301", "é", "ﬁ", "A", "a", " ", "",
+    "..\u2215..", "．．／", "%s", "{subject}",
+]  # fmt: skip
+
+
+def test_hostile_values_never_leave_the_folder_nor_overwrite(tmp_path: Path) -> None:
+    """Some 200 header values, in ID, description and protocol: all images arrive, each once, below DEST."""
+    written = 0
+    for number, text in enumerate(HOSTILE):
+        for keyword in (
+            "PatientID",
+            "PatientName",
+            "SeriesDescription",
+            "ProtocolName",
+            "StudyID",
+            "AccessionNumber",
+        ):
+            with warnings.catch_warnings(action="ignore"):
+                values = {"SpecificCharacterSet": "ISO_IR 192", keyword: text}
+                series(tmp_path / "from" / f"{number}-{keyword}", 1, **values)
+            written += 1
+    assert written >= 180
+    around = set(tmp_path.iterdir())
+    for how in (*PRESETS, "{SeriesDescription}/{ProtocolName}/", "{StudyDate}{AccessionNumber}_{PatientID}/"):
+        dest = tmp_path / "from-here" / "dest"
+        copies = plan_copies(found(tmp_path / "from"), naming(how))
+        report = copy_all(Files(), copies, dest, lambda size: None)
+        assert not report.failed
+        assert not report.taken
+        assert sorted(tree(dest).values()) == sorted(tree(tmp_path / "from").values())
+        assert not [name for name in tree(dest) if unicodedata.normalize("NFC", name) != name or not name.isprintable()]
+        subprocess.run(["rm", "-rf", str(dest.parent)], check=True)
+    assert set(tmp_path.iterdir()) == around
+
+
+# --- copying ----------------------------------------------------------------------------------------------------------
+
+
+def copies(folder: Path, count: int = 20) -> tuple[list[Copy], dict[str, bytes]]:
+    series(folder, count)
+    planned = plan_copies(found(folder), naming("flat"))
+    return planned, {copy.name: copy.source.read_bytes() for copy in planned}
+
+
+def test_a_rerun_changes_nothing(tmp_path: Path) -> None:
+    planned, wanted = copies(tmp_path / "from")
+    sizes: list[int] = []
+    first = copy_all(Files(), planned, tmp_path / "to", sizes.append)
+    assert sorted(first.written) == sorted(wanted)
+    assert sum(sizes) == sum(map(len, wanted.values()))
+    before = {path: path.stat().st_ino for path in (tmp_path / "to").iterdir()}
+    again = copy_all(Files(), planned, tmp_path / "to", sizes.append)
+    assert (again.written, sorted(again.same)) == ([], sorted(wanted))
+    assert {path: path.stat().st_ino for path in (tmp_path / "to").iterdir()} == before
+    assert tree(tmp_path / "to") == wanted
+
+
+def test_what_is_there_is_not_overwritten_unless_told_to(tmp_path: Path) -> None:
+    planned, wanted = copies(tmp_path / "from")
+    (tmp_path / "to").mkdir()
+    mine = tmp_path / "to" / planned[3].name
+    mine.write_bytes(b"mine")
+    report = copy_all(Files(), planned, tmp_path / "to", lambda size: None)
+    assert report.taken == [planned[3].name]
+    assert mine.read_bytes() == b"mine"
+    report = copy_all(Files(), planned, tmp_path / "to", lambda size: None, force=True)
+    assert (report.written, report.taken) == ([planned[3].name], [])
+    assert tree(tmp_path / "to") == wanted
+
+
+class Stop(BaseException):
+    """Ctrl-C, or the end of the machine."""
+
+
+class Interrupted(Files):
+    """Ends at the n-th effect."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def _effect(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Stop
+
+    def write(self, *args: Any, **kwargs: Any) -> Any:
+        self._effect()
+        return super().write(*args, **kwargs)
+
+    def rename_new(self, *args: Any, **kwargs: Any) -> None:
+        self._effect()
+        super().rename_new(*args, **kwargs)
+
+
+@pytest.mark.parametrize("at", range(0, 40, 4))
+def test_interrupted_and_run_again(tmp_path: Path, at: int) -> None:
+    planned, wanted = copies(tmp_path / "from")
+    with pytest.raises(Stop):
+        copy_all(Interrupted(at), planned, tmp_path / "to", lambda size: None)
+    for name, content in tree(tmp_path / "to").items():
+        assert name.endswith(".part") or wanted[name] == content, "nothing half under a final name"
+    report = copy_all(Files(), planned, tmp_path / "to", lambda size: None)
+    assert sorted(report.written + report.same) == sorted(wanted)
+    assert {name: content for name, content in tree(tmp_path / "to").items() if not name.endswith(".part")} == wanted
+
+
+def test_one_bad_file_never_stops_the_rest(tmp_path: Path) -> None:
+    planned, _ = copies(tmp_path / "from")
+    planned[5].source.unlink()
+    planned[7] = dataclasses.replace(planned[7], sha256="0" * 64)
+    report = copy_all(Files(), planned, tmp_path / "to", lambda size: None)
+    assert {name for name, _ in report.failed} == {planned[5].name, planned[7].name}
+    assert len(report.written) == 18
+    assert set(tree(tmp_path / "to")) == set(report.written)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_mount_that_cannot_rename_only_where_nothing_is(tmp_path: Path, code: int) -> None:
+    class Mount(Files):
+        def rename_new(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError(code, os.strerror(code))
+
+    planned, wanted = copies(tmp_path / "from")
+    report = copy_all(Mount(), planned, tmp_path / "to", lambda size: None)
+    assert len(report.written) == 20
+    assert tree(tmp_path / "to") == wanted
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    class Full(Files):
+        def write(self, *args: Any, **kwargs: Any) -> Any:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def reflink(self, *args: Any, **kwargs: Any) -> bool:
+            return False
+
+    planned, _ = copies(tmp_path / "from")
+    report = copy_all(Full(), planned, tmp_path / "to", lambda size: None)
+    assert [why for _, why in report.failed] == ["No space left on device"] * 20
+
+
+# --- any folder -------------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_folder_with_junk_links_and_copies(tmp_path: Path) -> None:
+    made = series(tmp_path / "from" / "a", 3)
+    (tmp_path / "from" / "again").write_bytes(made[0])
+    (tmp_path / "from" / "notes.txt").write_text("hello")
+    (tmp_path / "from" / "link").symlink_to(tmp_path / "from" / "a")
+    left: list[Left] = []
+    [one] = in_folder(tmp_path / "from", left.append)
+    assert len(one.images) == 3
+    assert [each.path for each in left] == ["notes.txt"]
+    with pytest.raises(SorterError, match="is no folder"):
+        in_folder(tmp_path / "nothing", left.append)
+
+
+def test_other_pixels_under_one_uid_are_both_copied(tmp_path: Path) -> None:
+    [one] = series(tmp_path / "from", 1)
+    dataset = pydicom.dcmread(io.BytesIO(one))
+    dataset.PixelData = bytes(len(dataset.PixelData))
+    dataset.save_as(tmp_path / "from" / "other")
+    made = names(tmp_path / "from", "flat")
+    assert len(made) == 2
+    assert any("conflict" in each for each in made)
+
+
+def test_the_command_from_a_folder(tmp_path: Path) -> None:
+    common = {"StudyDate": "20260105", "StudyTime": "1011"}
+    series(tmp_path / "disk", 2, PatientID="DEV01", SeriesNumber=3, SeriesDescription="T1w", **common)
+    series(tmp_path / "disk", 1, PatientID="DEV02", SeriesNumber=4, SeriesDescription="rest", **common)
+    before = tree(tmp_path / "disk")
+    where = ("--from", tmp_path / "disk", "--root", tmp_path)
+    listed = json.loads(run("*", "--list", "--json", *where))
+    assert [(each["subject"], each["number"], each["images"]) for each in listed] == [
+        ("DEV01", "3", 2),
+        ("DEV02", "4", 1),
+    ]
+    assert "T1w" in run("dev01", "--list", *where)
+    assert "2 images of 1 series" in run("DEV01", tmp_path / "to", "--dry-run", *where)
+    assert not (tmp_path / "to").exists()
+    said = run("DEV01", tmp_path / "to", "--as", "pilot 7", *where)
+    assert "2 images were copied" in said
+    assert "inside them the subject is called as before" in said
+    assert {Path(name).parts[0] for name in tree(tmp_path / "to")} == {"pilot_7"}
+    assert sorted(tree(tmp_path / "to").values()) == sorted(
+        content for name, content in before.items() if content in tree(tmp_path / "to").values()
+    )
+    assert "0 images were copied" in run("DEV01", tmp_path / "to", "--as", "pilot 7", *where)
+    assert "is for one subject" in run("DEV*", tmp_path / "to", "--as", "x", *where, code=1)
+    assert "no series in" in run("NOBODY", tmp_path / "to", *where, code=1)
+    assert "say where to" in run("DEV01", *where, code=1)
+    (tmp_path / "list.csv").write_text("subject,newname\nDEV02,two\nNOBODY\n")
+    said = run(f"@{tmp_path / 'list.csv'}", tmp_path / "list", *where, code=1)
+    assert "not found: NOBODY" in said
+    assert {Path(name).parts[0] for name in tree(tmp_path / "list")} == {"two"}
+    assert tree(tmp_path / "disk") == before, "the originals stay"
+
+
+def test_help_says_first_that_it_copies() -> None:
+    said = run("--help")
+    assert said.split("\n\n")[1].strip().startswith("It copies; the originals stay.")
+
+
+# --- the sample -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sample
+@pytest.mark.parametrize("how", PRESETS)
+def test_the_sample_under_every_preset(tmp_path: Path, sample: Path, sample_manifest: dict[str, Any], how: str) -> None:
+    """Every image arrives once; the names are what the headers say, read by pydicom."""
+    everything = in_folder(sample / "data", lambda left: None)
+    planned = plan_copies(everything, naming(how))
+    report = copy_all(Files(), planned, tmp_path / "to", lambda size: None)
+    assert not report.failed
+    assert not report.taken
+    images = [each for each in sample_manifest["files"] if each["dicom"]]
+    arrived = {
+        name: pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+        for name, content in tree(tmp_path / "to").items()
+    }
+    assert len(arrived) == len({(each["SOPInstanceUID"], each["pixel_sha256"]) for each in images})
+    for name, dataset in arrived.items():
+        assert all(each in name for each in expected(how, dataset)), name
+
+
+def expected(how: str, dataset: pydicom.Dataset) -> Iterator[str]:
+    """Parts that the name of this image must have."""
+    number, day = int(dataset.get("SeriesNumber") or 0), str(dataset.get("StudyDate", ""))
+    instance = int(dataset.get("InstanceNumber") or 0)
+    parts: Sequence[str] = {
+        "pretty": [f"{number:03d}_", f"-{number:04d}-{instance:06d}", day],
+        "percent": [f"/{number}", f"{instance:04d}", day],
+        "flat": [f"_{number:03d}_{instance:06d}", day],
+    }[how]
+    yield from parts
+
+
+def test_completion_in_a_shell() -> None:
+    """What bash asks for; subjects and series are completed from a store, in the tests of the main job."""
+    words = {"COMP_WORDS": "sorter rename --na", "COMP_CWORD": "2", "_SORTER_COMPLETE": "bash_complete"}
+    script = Path(sys.executable).with_name("sorter")
+    done = subprocess.run([script], env={**os.environ, **words}, capture_output=True, text=True)
+    assert done.stdout.split() == ["plain,--name"]
