@@ -59,6 +59,15 @@ def copy_all(
     return report
 
 
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A copy, its name there, and the name it has until it is known to be right."""
+
+    copy: Copy
+    target: str
+    part: str
+
+
 class _Batch:
     """Some copies: all written, synced together, compared, and given their names."""
 
@@ -67,101 +76,85 @@ class _Batch:
         self._folders: set[str] = set()
 
     def run(self, pool: ThreadPoolExecutor, batch: Sequence[Copy]) -> None:
-        todo = list(self._through(pool, self._look, batch))
-        for copy in todo:
-            self._make_folder(copy)
-        written = list(self._through(pool, self._write, todo))
+        items = list(self._items(batch))
+        written = [item for item, went in self._through(pool, self._write, items) if went]
         try:
-            self._files.fsync_all([self._part(copy) for copy in written])
+            self._files.fsync_all([item.part for item in written])
         except OSError as error:
-            self._report.failed += [(copy.name, f"the disk does not keep it: {error.strerror}") for copy in written]
+            self._report.failed += [
+                (each.copy.name, f"the disk does not keep it: {error.strerror}") for each in written
+            ]
             return
-        equal = list(self._through(pool, self._compare, written))
-        for _ in self._through(None, self._place, equal):
-            pass
+        for item, placed in self._through(pool, self._place, written):
+            if placed:
+                self._report.written.append(item.copy.name)
         self._files.fsync_folders(self._folders)
 
+    def _items(self, batch: Sequence[Copy]) -> Iterator[_Item]:
+        """With their folders made."""
+        for copy in batch:
+            try:
+                target = contained(self._dest, copy.name)
+                folder, name = os.path.split(target)
+                if folder not in self._folders:
+                    self._files.make_folders(folder, 0o777)
+                    self._folders.add(folder)
+                yield _Item(copy, target, f"{folder}/.{name}{PART}")
+            except (OSError, SorterError) as error:
+                self._report.failed.append((copy.name, _sentence(error)))
+
     def _through(
-        self, pool: ThreadPoolExecutor | None, step: Callable[[Copy], bool], batch: Sequence[Copy]
-    ) -> Iterator[Copy]:
-        """Those that go on after this step; what fails is reported."""
+        self, pool: ThreadPoolExecutor, step: Callable[[_Item], bool], items: Sequence[_Item]
+    ) -> Iterator[tuple[_Item, bool]]:
+        """What the step said of each item; what failed is reported."""
 
-        def attempt(copy: Copy) -> bool | str:
+        def attempt(item: _Item) -> bool | str:
             try:
-                return step(copy)
-            except OSError as error:
-                return error.strerror or str(error)
-            except SorterError as error:
-                return str(error)
+                return step(item)
+            except (OSError, SorterError) as error:
+                return _sentence(error)
 
-        for copy, went in zip(batch, pool.map(attempt, batch) if pool else map(attempt, batch), strict=True):
+        for item, went in zip(items, pool.map(attempt, items), strict=True):
             if isinstance(went, str):
-                self._report.failed.append((copy.name, went))
-            elif went:
-                yield copy
+                self._report.failed.append((item.copy.name, went))
+            else:
+                yield item, went
 
-    def _target(self, copy: Copy) -> str:
-        return contained(self._dest, copy.name)
-
-    def _part(self, copy: Copy) -> str:
-        folder, name = os.path.split(self._target(copy))
-        return os.path.join(folder, f".{name}{PART}")
-
-    def _look(self, copy: Copy) -> bool:
-        """Is there something to do?"""
-        target = self._target(copy)
-        if not self._files.exists(target):
-            return True
-        if self._digest(target) == copy.sha256:
-            self._report.same.append(copy.name)
-            return False
-        if not self._force:
-            self._report.taken.append(copy.name)
-        return self._force
-
-    def _make_folder(self, copy: Copy) -> None:
-        folder = os.path.dirname(self._target(copy))
-        if folder not in self._folders:
-            try:
-                self._files.make_folders(folder, 0o777)
-            except OSError:
-                return  # writing says what is wrong, of each file
-            self._folders.add(folder)
-
-    def _write(self, copy: Copy) -> bool:
+    def _write(self, item: _Item) -> bool:
+        """Under its temporary name; False where it is there already, or something else is."""
+        if self._files.exists(item.target):
+            if self._digest(item.target) == item.copy.sha256:
+                self._report.same.append(item.copy.name)
+                return False
+            if not self._force:
+                self._report.taken.append(item.copy.name)
+                return False
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with self._files.opened(copy.source) as reading, self._files.opened(self._part(copy), flags, 0o666) as writing:
+        with self._files.opened(item.copy.source) as reading, self._files.opened(item.part, flags, 0o666) as writing:
             self._files.copy(reading, writing)
         return True
 
-    def _compare(self, copy: Copy) -> bool:
-        part = self._part(copy)
-        if self._digest(part) == copy.sha256:
-            return True
-        self._files.unlink(part)
-        raise SorterError("what was written does not equal the original; is the disk all right?")
-
-    def _place(self, copy: Copy) -> bool:
-        part, target = self._part(copy), self._target(copy)
+    def _place(self, item: _Item) -> bool:
+        if self._digest(item.part) != item.copy.sha256:
+            self._files.unlink(item.part)
+            raise SorterError("what was written does not equal the original; is the disk all right?")
         if self._force:
-            self._files.rename(part, target)
+            self._files.rename(item.part, item.target)
         else:
-            self._rename_new(part, target)
-        self._report.written.append(copy.name)
+            self._rename_new(item)
         return True
 
-    def _rename_new(self, part: str, target: str) -> None:
+    def _rename_new(self, item: _Item) -> None:
         try:
-            self._files.rename_new(part, target)
-        except FileExistsError:
-            self._files.unlink(part)
-            raise SorterError("something else has come there meanwhile; it was not overwritten") from None
+            self._files.rename_new(item.part, item.target)
         except OSError as error:
-            if error.errno not in _NO_SUCH_RENAME:
+            came = isinstance(error, FileExistsError)
+            if not came and error.errno not in _NO_SUCH_RENAME:
                 raise
-            if self._files.exists(target):  # a mount that cannot rename only where nothing is: NFS, sshfs, FAT
+            if came or self._files.exists(item.target):
+                self._files.unlink(item.part)
                 raise SorterError("something else has come there meanwhile; it was not overwritten") from None
-            self._files.rename(part, target)
+            self._files.rename(item.part, item.target)  # a mount that knows no other way: NFS, sshfs, FAT
 
     def _digest(self, path: str) -> str:
         digest = hashlib.sha256()
@@ -169,3 +162,7 @@ class _Batch:
             for piece in self._files.chunks(fd):
                 digest.update(piece)
         return digest.hexdigest()
+
+
+def _sentence(error: OSError | SorterError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

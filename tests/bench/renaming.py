@@ -1,0 +1,102 @@
+"""Measure `sorter rename` on this machine, beside what people type: `cp -r`, `sync -f` and `sha256sum`.
+
+Both make copies that are synced and whose content was read again. They run in turn, on the same images, and each round
+begins with an empty destination.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+warnings.simplefilter("ignore")  # of pydicom, on the made-up images
+
+from sorter.testing.running import RunningSorter  # noqa: E402
+from sorter.testing.synthetic import many  # noqa: E402
+from sorter.testing.waiting import wait_until  # noqa: E402
+
+BY_HAND = 'cp -r "$1" "$2" && sync -f "$2" && find "$2" -type f -print0 | xargs -0 sha256sum > "$3"'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--bytes", type=int, default=179_000, help="of pixels added to each image")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--disk", type=Path, default=Path(), help="a folder on the disk to measure")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.disk) as folder:
+        root = Path(folder)
+        store = fill(root, given.images, given.bytes)
+        took: dict[str, list[float]] = {"rename": [], "by hand": []}
+        for round_ in range(given.rounds):
+            command = [sys.executable, "-m", "sorter", "rename", "*", str(root / "out"), "--root", str(root / "site")]
+            took["rename"].append(timed(command, root / "out"))
+            by_hand = ["sh", "-c", BY_HAND, "sh", str(store), str(root / "copy"), str(root / "sums")]
+            took["by hand"].append(timed(by_hand, root / "copy"))
+            print(f"round {round_ + 1}: {took['rename'][-1]:.1f} s, {took['by hand'][-1]:.1f} s", file=sys.stderr)
+    print(page(given, took))
+
+
+def fill(root: Path, count: int, more: int) -> Path:
+    """A store with so many images; its folder."""
+    made = root / "made"
+    made.mkdir()
+    padding = b"\xfc\xff\xfc\xff" + b"OB\0\0" + more.to_bytes(4, "little") + bytes(more)  # Data Set Trailing Padding
+    for name, content in many(count, a_series=500):
+        (made / name).write_bytes(content + padding)
+    with RunningSorter(root / "site", config="[labs.nobody]\nmatch = ['PatientID=nobody']\n", quiet=600) as sorter:
+        made.rename(sorter.spool.incoming / "made")
+        wait_until(lambda: stored(sorter.spool.store) >= count, 3600, "all images in the store")
+        return sorter.spool.store
+
+
+def stored(store: Path) -> int:
+    return sum(len(files) for folder, _, files in os.walk(store) if Path(folder).parent.name == "images")
+
+
+def timed(command: Sequence[str], out: Path) -> float:
+    """Seconds, from an empty destination and a disk that is done with what came before."""
+    shutil.rmtree(out, ignore_errors=True)
+    os.sync()
+    begun = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - begun
+
+
+def page(given: argparse.Namespace, took: dict[str, list[float]]) -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True).stdout.strip()
+    rows = [
+        f"| {name} | {statistics.median(each):.1f} | {min(each):.1f} – {max(each):.1f} |" for name, each in took.items()
+    ]
+    ratio = statistics.median(b / a for a, b in zip(took["rename"], took["by hand"], strict=True))
+    load = os.getloadavg()[0]
+    return "\n".join([
+        "# Renaming, as measured",
+        "",
+        "Made by `.venv/bin/python tests/bench/renaming.py`; nothing was typed.",
+        f"{datetime.date.today().isoformat()}, commit {commit}, {os.cpu_count()} processors, load {load:.1f};",
+        f"{given.images} images of {given.bytes / 1000:.0f} KB, {given.rounds} rounds in turn.",
+        "",
+        f"`{BY_HAND}`",
+        "",
+        "| | s, median | s, spread |",
+        "|---|--:|--:|",
+        *rows,
+        "",
+        f"rename is {ratio:.2f} × as fast (median of the rounds; goal ≥ 1.0).",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
