@@ -35,7 +35,8 @@ from sorter.receive.space import Gauge
 
 ARRIVALS = "arrivals.jsonl"
 _STORED = '{"event":"stored",'  # of a line that is written for each image; names of ours need no escapes
-_MOST_BUFFERS = 512  # of one writev; Linux takes 1,024
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one for each line
+_LOOK_EVERY = 16  # images, for room on the disk: a look costs as much as to create a file
 _MOST_UNWRITTEN = 1 << 20  # bytes of lines kept for later while the disk is full
 
 
@@ -117,16 +118,11 @@ class Part:
         return self.name + PART
 
     def write(self, buffers: list[Buffer]) -> None:
-        """All of `buffers`, with as few system calls as may be."""
-        views = [memoryview(buffer) for buffer in buffers]
-        at = 0
-        while at < len(views):
-            done = self._files.writev(self.fd, views[at : at + _MOST_BUFFERS])
-            while at < len(views) and done >= len(views[at]):
-                done -= len(views[at])
-                at += 1
-            if done:
-                views[at] = views[at][done:]
+        """All of `buffers`, of which writev takes 1,024 at most, with as few system calls as may be."""
+        done = self._files.writev(self.fd, buffers)
+        while done < sum(map(len, buffers)):
+            buffers = _after(buffers, done)
+            done = self._files.writev(self.fd, buffers)
 
     def pour(self, pipe: int, size: int) -> None:
         """`size` bytes that wait in a pipe."""
@@ -150,9 +146,9 @@ class Commit:
 
     def __init__(self, files: Files, segment: Segment, write: Callable[[Sequence[Part]], None]) -> None:
         self._files, self._segment, self._write = files, segment, write
-        self._turn = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # of the group that gathers
+        self._turn = threading.Lock()  # to sync the folder
         self._gathering = _Group()
-        self._busy = False
 
     def store(self, part: Part) -> None:
         """Returns when `part` is durable, or raises OSError, after which it must be dropped.
@@ -167,35 +163,41 @@ class Commit:
             raise OSError(group.failure.errno, group.failure.strerror) from group.failure
 
     def _gather(self, part: Part) -> _Group:
-        """The group that `part` was in, once it is over; one of its threads does the work for all."""
-        with self._turn:
+        """The group that `part` was in, once it is over. The first to come waits for its turn and works for all.
+
+        Locks alone, as each thread is then woken once, when its own group is over.
+        """
+        with self._lock:
             group = self._gathering
             group.parts.append(part)
-            while self._busy and not group.over:
-                self._turn.wait()
-            if group.over:
+            first = len(group.parts) == 1
+        if not first:
+            with group.going_on:
                 return group
-            self._busy, self._gathering = True, _Group()
-        try:
+        with self._turn:
+            with self._lock:
+                self._gathering = _Group()
             self._settle(group)
+        return group
+
+    def _settle(self, group: _Group) -> None:
+        try:
+            self._sync()
+            self._write(group.parts)
         except OSError as error:
             group.failure = error
         except BaseException as error:
             group.failure = OSError(errno.EIO, f"{type(error).__name__} while others waited")
             raise
         finally:
-            with self._turn:
-                group.over, self._busy = True, False
-                self._turn.notify_all()
-        return group
+            group.going_on.release()
 
-    def _settle(self, group: _Group) -> None:
+    def _sync(self) -> None:
         try:
             self._files.fsync_folder(self._segment.folder)
         except OSError:
             self._segment.spoilt = True
             raise
-        self._write(group.parts)
 
 
 class _Group:
@@ -203,7 +205,8 @@ class _Group:
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
-        self.over = False
+        self.going_on = threading.Lock()
+        self.going_on.acquire()
         self.failure: OSError | None = None
 
 
@@ -216,6 +219,7 @@ class Arrivals:
         self._lock = threading.Lock()
         self._segment: Segment | None = None
         self._open: dict[str, Route] = {}
+        self._parts = itertools.count(1)
         life = f"{worker}-{time.time_ns() // 1000:x}{secrets.token_hex(2)}"
         self._ids = (f"{life}-{n:x}" for n in itertools.count(1))
 
@@ -245,7 +249,8 @@ class Arrivals:
 
     def part(self, association: str, count: int) -> Part:
         """A new part for the association's `count`-th instance. OSError where there can be none."""
-        self.space.look()
+        if self.space.short or next(self._parts) % _LOOK_EVERY == 0:
+            self.space.look()
         if self.space.out:
             raise OSError(errno.ENOSPC, "the last of the disk is kept free")
         with self._lock:
@@ -347,6 +352,16 @@ class Arrivals:
                 self._files.unlink(segment / name)
 
 
+def _after(buffers: Sequence[Buffer], done: int) -> list[Buffer]:
+    """What follows the first `done` bytes."""
+    rest: list[Buffer] = []
+    for buffer in buffers:
+        if done < len(buffer):
+            rest.append(memoryview(buffer)[done:])
+        done = max(0, done - len(buffer))
+    return rest
+
+
 def _who(route: Route) -> dict[str, str]:
     return {"calling": route.calling, "called": route.called, "address": route.address}
 
@@ -357,7 +372,7 @@ def _segment_names() -> Iterator[str]:
 
 
 def _line(event: str, details: dict[str, Any]) -> bytes:
-    return json.dumps({"event": event, **details, "at": _now()}, separators=(",", ":")).encode() + b"\n"
+    return _encode({"event": event, **details, "at": _now()}).encode() + b"\n"
 
 
 def _now() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -85,15 +86,18 @@ class Association:
             log.error("an association cannot be written down: %s", error.strerror)
             raise Rejection(*upper_layer.TEMPORARY_CONGESTION) from error
         intake, how = Intake(self._arrivals, association, route), "lost"
+        last_word = b""
         try:
-            how = self._established(request, agreement, intake, seat)
+            how, last_word = self._established(request, agreement, intake, seat)
         finally:
             self._arrivals.ended(association, how)
             who = f"{route.calling} calling {route.called} from {route.address}"
             log.info("association %s, %s: %s, %d of %d stored", association, who, how, intake.stored, intake.begun)
+            seat.leave()
+        say(self._socket, last_word)  # when all is done: a peer that is released may return at once
 
-    def _established(self, request: Request, agreement: Agreement, intake: Intake, seat: Seat) -> str:
-        """How it ended: "released", "aborted" or "lost"."""
+    def _established(self, request: Request, agreement: Agreement, intake: Intake, seat: Seat) -> tuple[str, bytes]:
+        """How it ended ("released", "aborted" or "lost"), and a PDU that the peer is to hear."""
         wire = Wire(self._socket, self._settings.max_pdu, self._patience, seat.basin)
         try:
             wire.send(upper_layer.encode_accept(request.titles, agreement.answers))
@@ -103,22 +107,23 @@ class Association:
             except Stopping:
                 wire.release(_RELEASE_PATIENCE)
         except Released:
-            seat.leave()
-            say(self._socket, upper_layer.RELEASE_REPLY)
+            return "released", upper_layer.RELEASE_REPLY
         except Aborted:
-            return "aborted"
+            return "aborted", b""
         except Lost as error:
             log.info("association %s: %s", intake.association, error)
-            say(self._socket, upper_layer.encode_abort(AbortReason.NOT_SPECIFIED))
-            return "lost"
-        return "released"
+            return "lost", upper_layer.encode_abort(AbortReason.NOT_SPECIFIED)
+        return "released", b""
 
 
 def say(sock: socket.socket, pdu: bytes) -> None:
     """Send a last PDU to a peer that may be gone."""
     with contextlib.suppress(OSError):
-        sock.settimeout(_LINGER)
-        sock.sendall(pdu)
+        if isinstance(sock, ssl.SSLSocket):
+            sock.settimeout(_LINGER)
+            sock.sendall(pdu)
+        else:
+            sock.send(pdu, socket.MSG_DONTWAIT)  # a few bytes, for which there is room unless nobody reads
 
 
 def say_last(sock: socket.socket, pdu: bytes) -> None:

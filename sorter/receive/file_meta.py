@@ -31,15 +31,23 @@ class Route:
 
 def tail_of_meta(route: Route) -> bytes:
     """The elements that are the same for all images of an association."""
-    calling, called, uri = route.calling.encode(), route.called.encode(), route.uri.encode()
+    uri = route.uri.encode()
+    return (
+        _titles(route.calling, route.called)
+        + _long(0x0026, b"UR", uri)  # Source Presentation Address
+        + _long(0x0027, b"UR", uri)  # Sending
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _titles(calling: str, called: str) -> bytes:
+    """What is the same for all associations of a scanner."""
     return (
         _short(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode())
         + _short(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode())
-        + _short(0x0016, b"AE", calling)  # Source Application Entity Title
-        + _short(0x0017, b"AE", calling)  # Sending
-        + _short(0x0018, b"AE", called)  # Receiving
-        + _long(0x0026, b"UR", uri)  # Source Presentation Address
-        + _long(0x0027, b"UR", uri)  # Sending
+        + _short(0x0016, b"AE", calling.encode())  # Source Application Entity Title
+        + _short(0x0017, b"AE", calling.encode())  # Sending
+        + _short(0x0018, b"AE", called.encode())  # Receiving
     )
 
 

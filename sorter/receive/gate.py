@@ -106,6 +106,7 @@ def _network(text: str | None) -> Network | None:
     return None if text is None else ipaddress.ip_network(text)
 
 
+@functools.lru_cache(maxsize=4096)
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(text)
@@ -113,6 +114,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
+@functools.lru_cache(maxsize=4096)
 def plain_address(text: str) -> str:
     """A peer's address as people write it: an IPv4 peer of an IPv6 socket is an IPv4 address; no zone of a link."""
     text = text.partition("%")[0]

@@ -67,6 +67,8 @@ class _Visitor:
     def __init__(self, sock: socket.socket, peer: Peer, deadline: float, known: bool) -> None:
         self.sock, self.peer, self.deadline, self.known = sock, peer, deadline, known
         self.shaking = isinstance(sock, ssl.SSLSocket)  # the TLS handshake is not over
+        self.flags = 0 if self.shaking else socket.MSG_DONTWAIT  # each read returns at once
+        self.watched = False  # by the selector
         self.got = bytearray()
         self.needed = _HEAD
 
@@ -160,8 +162,8 @@ class Lobby:
             self._refusals.note(Caller(peer[0]), refusal)
             return
         try:
-            sock.setblocking(False)
             if tls is not None:
+                sock.setblocking(False)
                 sock = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         except OSError:
             sock.close()
@@ -174,8 +176,16 @@ class Lobby:
         self._row.visitors(len(self._visitors))
         self._of_address[peer[0]] += 1
         self._strangers += not visitor.known
-        self._selector.register(sock, selectors.EVENT_READ, visitor)
-        self._read(visitor)
+        self._read(visitor)  # most ask at once, and need not be waited for
+        if sock in self._visitors and not visitor.watched:
+            self._watch(visitor, selectors.EVENT_READ)
+
+    def _watch(self, visitor: _Visitor, events: int) -> None:
+        if visitor.watched:
+            self._selector.modify(visitor.sock, events, visitor)
+        else:
+            self._selector.register(visitor.sock, events, visitor)
+            visitor.watched = True
 
     def _make_room(self, newcomer: _Visitor) -> None:
         """Whoever has asked for nothing for longest goes, if there are too many of the newcomer's kind."""
@@ -199,7 +209,7 @@ class Lobby:
             if visitor.shaking and not self._shake(visitor):
                 return
             try:
-                data = visitor.sock.recv(visitor.needed - len(visitor.got))
+                data = visitor.sock.recv(visitor.needed - len(visitor.got), visitor.flags)
             except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
                 return
             except OSError:
@@ -217,15 +227,15 @@ class Lobby:
         try:
             visitor.sock.do_handshake()
         except ssl.SSLWantReadError:
-            self._selector.modify(visitor.sock, selectors.EVENT_READ, visitor)
+            self._watch(visitor, selectors.EVENT_READ)
         except ssl.SSLWantWriteError:
-            self._selector.modify(visitor.sock, selectors.EVENT_WRITE, visitor)
+            self._watch(visitor, selectors.EVENT_WRITE)
         except ssl.SSLError as error:
             self._refuse(visitor, _no_handshake(error))
         except OSError:  # it went away
             self._leave(visitor)
         else:
-            self._selector.modify(visitor.sock, selectors.EVENT_READ, visitor)
+            self._watch(visitor, selectors.EVENT_READ)
             visitor.shaking = False
             return True
         return False
@@ -267,7 +277,8 @@ class Lobby:
     def _forget(self, visitor: _Visitor) -> None:
         del self._visitors[visitor.sock]
         self._row.visitors(len(self._visitors))
-        self._selector.unregister(visitor.sock)
+        if visitor.watched:
+            self._selector.unregister(visitor.sock)
         self._strangers -= not visitor.known
         self._of_address[visitor.peer[0]] -= 1
         if not self._of_address[visitor.peer[0]]:

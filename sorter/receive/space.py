@@ -105,7 +105,7 @@ def _amount(room: Room) -> str:
 
 
 class Gauge:
-    """Looked at by a worker about once a second, and before each instance (it costs a microsecond)."""
+    """Looked at by a worker about once a second and every few instances, before each once room is short."""
 
     def __init__(self, place: Path, files: Files, keep: Keep) -> None:
         self._place, self._files, self._keep = place, files, keep

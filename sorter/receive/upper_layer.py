@@ -6,6 +6,7 @@ proposal, and answers junk with bare assertions and KeyErrors. The tests hold th
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -232,6 +233,7 @@ def _uid(value: bytes) -> str:
     return value.rstrip(b"\0 ").decode("ascii", "replace")
 
 
+@functools.lru_cache(maxsize=1024)
 def _title(value: bytes) -> str:
     """An AE title for people and headers: what its VR forbids becomes "?" (PS3.5 6.2)."""
     text = value.replace(b"\0", b" ").strip(b" ").decode("ascii", "replace")

@@ -134,7 +134,6 @@ class Wire:
         sock.setblocking(True)  # the kernel's own timeouts save the poll that Python's would make before each call
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_wait)
-        self._acknowledge_at_once()
 
     def send(self, data: bytes) -> None:
         """All of it, in one write where the kernel takes it; Lost when the peer does not."""
