@@ -91,8 +91,7 @@ class Association:
             how, last_word = self._established(request, agreement, intake, seat)
         finally:
             self._arrivals.ended(association, how)
-            who = f"{route.calling} calling {route.called} from {route.address}"
-            log.info("association %s, %s: %s, %d of %d stored", association, who, how, intake.stored, intake.begun)
+            _tell(intake, how)
             seat.leave()
         say(self._socket, last_word)  # when all is done: a peer that is released may return at once
 
@@ -114,6 +113,14 @@ class Association:
             log.info("association %s: %s", intake.association, error)
             return "lost", upper_layer.encode_abort(AbortReason.NOT_SPECIFIED)
         return "released", b""
+
+
+def _tell(intake: Intake, how: str) -> None:
+    """Log how an association ended; if all went well, for debugging only: it may be one for each image."""
+    well = how == "released" and intake.stored == intake.begun
+    who = intake.route.calling, intake.route.called, intake.route.address
+    says = "association %s, %s calling %s from %s: %s, %d of %d stored"
+    log.log(logging.DEBUG if well else logging.INFO, says, intake.association, *who, how, intake.stored, intake.begun)
 
 
 def say(sock: socket.socket, pdu: bytes) -> None:
