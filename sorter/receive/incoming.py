@@ -29,7 +29,8 @@ class Incoming:
 
     def pour(self, pipe: int, size: int) -> None:
         """Move `size` bytes that wait in a pipe. After a `failure` some of them are still there."""
-        self.write()
+        if self._pieces:
+            self.write()
         if self._part is not None:
             try:
                 self._part.pour(pipe, size)
