@@ -36,6 +36,7 @@ PART = ".part"
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _AT_FDCWD = -100
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _COPY_STEP = 8 << 20
 _READ_STEP = 1 << 20
 _SHARED = frozenset(
@@ -53,6 +54,7 @@ _SHARED = frozenset(
 _MANY = 6  # from here on one syncfs is cheaper than an fsync of each
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_Offset = ctypes.c_int64  # off64_t
 
 
 def _libc_error(path: PathLike) -> OSError:
@@ -109,6 +111,11 @@ class Files:
                 raise _libc_error(path)
         finally:
             os.close(fd)
+
+    def start_writeback(self, fd: int, offset: int, size: int) -> None:
+        """Let the kernel begin to write these bytes, and wait for nothing. It promises nothing either: a sync does."""
+        if hasattr(_libc, "sync_file_range"):
+            _libc.sync_file_range(fd, _Offset(offset), _Offset(size), _SYNC_FILE_RANGE_WRITE)
 
     def drop_cache(self, fd: int) -> None:
         """Ask the kernel to forget the cached pages of a synced file, so that the next read comes from the disk."""

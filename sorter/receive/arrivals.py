@@ -36,6 +36,7 @@ from sorter.receive.space import Gauge
 ARRIVALS = "arrivals.jsonl"
 _STORED = '{"event":"stored",'  # of a line that is written for each image; names of ours need no escapes
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one for each line
+_EARLY = 8 << 20  # bytes of an instance that are given to the disk before it is whole
 _LOOK_EVERY = 16  # images, for room on the disk: a look costs as much as to create a file
 _MOST_UNWRITTEN = 1 << 20  # bytes of lines kept for later while the disk is full
 
@@ -110,6 +111,7 @@ class Part:
     def __init__(self, files: Files, segment: Segment, association: str, name: str) -> None:
         self.segment, self.association, self.name = segment, association, name
         self._files = files
+        self._size = self._on_its_way = 0  # bytes written, and of them those that the disk has been given
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         self.fd = files.open(self.part, flags, at=segment.folder)
 
@@ -119,15 +121,26 @@ class Part:
 
     def write(self, buffers: list[Buffer]) -> None:
         """All of `buffers`, of which writev takes 1,024 at most, with as few system calls as may be."""
+        size = sum(map(len, buffers))
         done = self._files.writev(self.fd, buffers)
         while done < sum(map(len, buffers)):
             buffers = _after(buffers, done)
             done = self._files.writev(self.fd, buffers)
+        self._grown(size)
 
     def pour(self, pipe: int, size: int) -> None:
         """`size` bytes that wait in a pipe."""
-        while size:
-            size -= self._files.splice(pipe, self.fd, size)
+        left = size
+        while left:
+            left -= self._files.splice(pipe, self.fd, left)
+        self._grown(size)
+
+    def _grown(self, size: int) -> None:
+        """What came so far goes to the disk while more is coming: the sync at the end waits for the rest alone."""
+        self._size += size
+        if self._size - self._on_its_way >= _EARLY:
+            self._files.start_writeback(self.fd, self._on_its_way, self._size - self._on_its_way)
+            self._on_its_way = self._size
 
     def close(self) -> None:
         """Give the descriptor back; harmless when done before."""

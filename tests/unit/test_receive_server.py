@@ -438,6 +438,30 @@ def test_short_writes_are_continued(tmp_path: Path) -> None:
         assert [data_set_of(path) for path in served.images()] == [DATA_SET]
 
 
+@pytest.mark.parametrize("step", [4000, 100_000], ids=["copied", "piped"])
+def test_a_large_instance_is_on_its_way_to_the_disk_before_it_is_whole(tmp_path: Path, step: int) -> None:
+    begun: list[tuple[int, int, bool]] = []
+
+    class Watched(Files):
+        def start_writeback(self, fd: int, offset: int, size: int) -> None:
+            there = os.fstat(fd).st_size >= offset + size
+            begun.append((offset, size, there))
+            super().start_writeback(fd, offset, size)
+
+    with serving(tmp_path / "received", Watched()) as served, Client(served.port).associate() as client:
+        client.send(a_store())
+        assert client.status() == 0
+        assert not begun
+        data = DATA_SET + bytes(20 << 20)
+        client.send(a_store(data, step))
+        assert client.status() == 0
+    assert all(there for _, _, there in begun)
+    assert len(begun) == 2
+    assert begun[0][0] == 0
+    assert begun[1][0] == begun[0][1] >= 8 << 20
+    assert data_set_of(served.images()[-1]) == data
+
+
 def test_no_association_begins_that_cannot_be_written_down(tmp_path: Path) -> None:
     files = Failing()
     with serving(tmp_path / "received", files) as served:
