@@ -144,7 +144,8 @@ class Fuzzed:
         assert self._running() == self.pids, "a worker had to be replaced"
         wait_until(lambda: not list(self.root.rglob("*.part")), HANG, "parts to go")
         wait_until(lambda: self._count("task") <= self._threads + KEPT * len(self.pids), HANG, "threads to end")
-        wait_until(lambda: self._count("fd") <= self._descriptors + len(self.pids), HANG, "descriptors to be closed")
+        most = self._descriptors + (2 * KEPT + 1) * len(self.pids)  # each thread keeps its pipe
+        wait_until(lambda: self._count("fd") <= most, HANG, "descriptors to be closed")
         self._nothing_else_lies_there()
         self._each_image_is_whole()
         self._memory = self._memory or self._pss()  # once all that is made once is there
