@@ -78,7 +78,18 @@ def _no_certificates(path: Path) -> str:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
     except ssl.SSLError:
-        return 'holds no certificate in PEM, which begins "-----BEGIN CERTIFICATE-----"'
+        return f'holds no certificate in PEM, which begins "-----BEGIN CERTIFICATE-----"{_but(path)}'
+    return ""
+
+
+def _but(path: Path) -> str:
+    """What a file holds in place of a certificate, and what to do about it, as far as it can be told."""
+    with path.open("rb") as file:
+        begin = file.read(4096)
+    if b"PRIVATE KEY-----" in begin:
+        return ", but a private key; were cert and key exchanged?"
+    if begin[:2] == b"\x30\x82":
+        return f"; if it is one in DER: openssl x509 -inform der -in {path} -out {path.with_suffix('.pem')}"
     return ""
 
 

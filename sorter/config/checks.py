@@ -44,6 +44,15 @@ def _places(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
         yield ("receive", "reserve"), says
     if given.strangers is False and not raw.get("senders"):
         yield ("receive", "strangers"), "nobody could send, as there are no [[senders]]; list them, or leave this out"
+    tls = given.tls
+    if tls is not None and tls.port and tls.port == given.port and _may_be_one({given.host, tls.host or given.host}):
+        says = f"{tls.port} is the port of [receive] too, where no TLS is spoken; choose another for one of the two"
+        yield ("receive", "tls", "port"), says
+
+
+def _may_be_one(hosts: set[str]) -> bool:
+    """Whether one port cannot be listened on twice at these addresses."""
+    return len(hosts) == 1 or not hosts.isdisjoint({"0.0.0.0", "::"})  # noqa: S104
 
 
 def _waiting(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:

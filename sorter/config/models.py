@@ -72,11 +72,21 @@ def _ae_title(value: str) -> str:
 
 def _address(value: str) -> str:
     try:
-        return str(ipaddress.ip_network(value.strip(), strict=False))
+        given = ipaddress.ip_interface(value.strip())
     except ValueError:
         raise ValueError(
             f'{shown(value)} is no address; write one as "10.1.2.3", or a range as "10.1.2.0/24"'
         ) from None
+    mapped = getattr(given.ip, "ipv4_mapped", None)
+    if mapped is not None:  # whoever comes from there is known by its address of IPv4
+        raise ValueError(f'{shown(value)} is an address of IPv4; write it as "{mapped}"')
+    if "%" in value:
+        raise ValueError(f'{shown(value)} names a network card; write "{value.partition("%")[0]}" alone')
+    if given.network.network_address != given.ip:  # it would admit many where one was meant
+        raise ValueError(
+            f'{shown(value)} is an address and a range at once; write "{given.ip}", or "{given.network}" for all of it'
+        )
+    return str(given.network)
 
 
 def _called(value: Any) -> Any:
@@ -84,12 +94,17 @@ def _called(value: Any) -> Any:
         return value
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
         return _wrong('must be "any", "own" or a list of AE titles', value)
+    if not value:
+        raise ValueError("nobody could send, as no AE title may be called; list one, or leave this out")
     return tuple(_ae_title(each) for each in value)
 
 
 def _host(value: str) -> str:
     if not _HOST.fullmatch(value):
         raise ValueError(f'{shown(value)} is no host; write an address, as "0.0.0.0", or a host name')
+    host, colon, port = value.partition(":")
+    if colon and ":" not in port:
+        raise ValueError(f'{shown(value)} is a host and a port; write host = "{host}" and port = {port or 11112}')
     return value
 
 

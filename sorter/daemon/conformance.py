@@ -15,7 +15,7 @@ from sorter.config.certificates import tls_profile
 from sorter.daemon.receive import settings_without_tls
 from sorter.deliver import backoff
 from sorter.pipeline import commitments
-from sorter.receive import commitment, exchange, gate, lobby, negotiation, upper_layer
+from sorter.receive import commitment, exchange, gate, lobby, negotiation, space, upper_layer
 from sorter.receive.dimse import Outcome
 from sorter.receive.negotiation import STORAGE_COMMITMENT, VERIFICATION
 from sorter.receive.settings import ReceiveSettings
@@ -155,6 +155,24 @@ def _association_policies(settings: ReceiveSettings) -> Iterator[str]:
         ("Negotiation of roles, user identity, extended", "not answered: the defaults hold (PS3.7 D.3.3)"),
     ]
     yield from table(("property", "value"), rows)
+    yield from _free_space(settings)
+
+
+def _free_space(settings: ReceiveSettings) -> Iterator[str]:
+    gate_says, store_says = gate.NO_SPACE.rejection, exchange.STORE_ANSWERS[1].status
+    assert gate_says is not None
+    result, source, reason = gate_says
+    rows = [
+        ("below, an association", f"rejected: result {result}, source {source}, reason {reason} (A.4.2.1.4)"),
+        (f"below 1/{space.LAST} of it, an instance", f"answered {store_says:04X}; the association goes on"),
+    ]
+    kept = settings.keep
+    share = f"{space.SHARE:.0%} of the disk, at most "
+    free = [
+        ("bytes", kept.bytes if kept.bytes is not None else f"{share}{space.MOST_BYTES}"),
+        ("inodes", kept.inodes if kept.inodes is not None else f"{share}{space.MOST_INODES}"),
+    ]
+    yield from table(("kept free on the disk of received images", "value"), [*free, *rows])
 
 
 def _acceptance(settings: ReceiveSettings) -> Iterator[str]:
@@ -280,6 +298,8 @@ def _interfaces(config: Config, settings: ReceiveSettings) -> Iterator[str]:
         ("Host", settings.host, "receive.host"),
         ("Port", settings.port or "any free one", "receive.port"),
         ("Processes on that port", settings.processes, "receive.processes"),
+        ("Kept free, gigabytes", _given(config.receive.keep_free), "receive.keep_free"),
+        ("Kept free, inodes", _given(config.receive.keep_inodes), "receive.keep_inodes"),
         ("Storage commitment", config.receive.commitment, "receive.commitment"),
     ]
     tls = config.receive.tls
@@ -287,6 +307,10 @@ def _interfaces(config: Config, settings: ReceiveSettings) -> Iterator[str]:
         rows += [("TLS host", tls.host or config.receive.host, "receive.tls.host")]
         rows += [("TLS port", tls.port or "any free one", "receive.tls.port")]
     yield from table(("parameter", "value", "key"), rows)
+
+
+def _given(value: float | None) -> str:
+    return "a share, see A.4.2.1.2" if value is None else f"{value:g}"
 
 
 # --- A.5 to A.8 -----------------------------------------------------------------------------------------------------

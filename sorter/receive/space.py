@@ -29,10 +29,12 @@ DAY = 86400.0
 _HOURS = 3 * 3600.0  # seconds: a rate of late counts as well as that of the whole day, the faster of them
 _LEAST_SPAN = 3600.0  # seconds that a rate is taken over at least: a first transfer is no trend
 _EVERY = 600.0  # seconds between two samples
-_SHARE = 0.05  # of a disk, where nothing is configured ...
-_MOST_BYTES, _MOST_INODES = 10_000_000_000, 100_000  # ... and no more than these
 _LONGEST = 1 << 20  # bytes of the samples of a day
-_LAST = 8  # the mark's part that no instance may take
+SHARE, MOST_BYTES, MOST_INODES = 0.05, 10_000_000_000, 100_000
+"""What stays free where nothing is configured: so much of a disk, and no more than so many bytes and inodes."""
+
+LAST = 8
+"""The mark's part that no instance may take."""
 
 _BYTES, _INODES = attrgetter("free.bytes"), attrgetter("free.inodes")
 
@@ -62,9 +64,9 @@ def mark_of(space: os.statvfs_result, keep: Keep) -> Room:
     """What stays free: as configured, else a twentieth of the disk, within reason."""
     least_bytes, least_inodes = keep.bytes, keep.inodes
     if least_bytes is None:
-        least_bytes = min(_MOST_BYTES, int(space.f_blocks * space.f_frsize * _SHARE))
+        least_bytes = min(MOST_BYTES, int(space.f_blocks * space.f_frsize * SHARE))
     if least_inodes is None:
-        least_inodes = min(_MOST_INODES, int(space.f_files * _SHARE))
+        least_inodes = min(MOST_INODES, int(space.f_files * SHARE))
     return Room(least_bytes, least_inodes if space.f_files else 0)
 
 
@@ -122,7 +124,7 @@ class Gauge:
         if short != self.short:
             log.error("%s free; %s", _amount(free), "no association begins" if short else "associations begin again")
         self.short = short
-        self.out = free.bytes < mark.bytes // _LAST or free.inodes < mark.inodes // _LAST
+        self.out = free.bytes < mark.bytes // LAST or free.inodes < mark.inodes // LAST
 
 
 class Ledger:

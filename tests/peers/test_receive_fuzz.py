@@ -77,7 +77,7 @@ class Heard:
     slowest: float = 0.0
 
     def add(self, answer: bytes, seconds: float) -> None:
-        first = {2: "accepted", 3: "rejected", 7: "aborted at once"}
+        first = {2: "accepted", 3: "rejected", 7: "aborted at once", 21: "alert of TLS"}
         self.answers[first.get(answer[0], "else") if answer else "cut without a word"] += 1
         for status in STATUS_OF_STORE.findall(answer):
             self.answers[f"C-STORE {int.from_bytes(status, 'little'):04X}"] += 1

@@ -59,6 +59,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
     )
     found.locked_key.write_bytes(locked)
+    found.der.write_bytes(ssl.PEM_cert_to_DER_cert(found.ca.read_text()))
     return found
 
 
@@ -309,7 +310,8 @@ def test_junk_after_the_handshake_harms_nobody(papers: Papers, served: Served) -
     ("files", "fault"),
     [
         ({"cert": "nowhere"}, r"sorter.toml:2: receive.tls.cert: .*nowhere.pem cannot be read: No such file"),
-        ({"cert": "server_key"}, r"sorter.toml:2: receive.tls.cert: .* holds no certificate in PEM"),
+        ({"cert": "server_key"}, r"sorter.toml:2: receive.tls.cert: .* but a private key; were cert and key exchanged"),
+        ({"cert": "der"}, r"sorter.toml:2: receive.tls.cert: .*in DER: openssl x509 -inform der -in .*der.pem -out"),
         ({"key": "server"}, r"sorter.toml:3: receive.tls.key: .* holds no private key in PEM"),
         ({"key": "nowhere"}, r"sorter.toml:3: receive.tls.key: .*nowhere.pem cannot be read: No such file"),
         (

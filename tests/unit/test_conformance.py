@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import ssl
 import struct
@@ -19,7 +20,7 @@ from sorter.config.certificates import tls_profile
 from sorter.daemon.conformance import REJECTIONS, statement
 from sorter.daemon.receive import settings_without_tls
 from sorter.pipeline import commitments
-from sorter.receive import association, commitment, exchange, gate, negotiation, upper_layer
+from sorter.receive import association, commitment, exchange, gate, negotiation, space, upper_layer
 from sorter.receive.dimse import Status
 from sorter.receive.negotiation import STORAGE_COMMITMENT, VERIFICATION
 from sorter.receive.upper_layer import Request
@@ -32,6 +33,8 @@ commitment_wait = 321
 associations = 77
 per_address = 11
 called = "own"
+keep_free = 2.5
+keep_inodes = 4321
 [receive.tls]
 cert = "nowhere/cert.pem"
 key = "nowhere/secret-key.pem"
@@ -175,11 +178,23 @@ def test_the_values_are_those_of_the_configuration(tmp_path: Path) -> None:
         ("AE title", "SORTMR"), ("Associations at once", "77"), ("- of one address", "11"), ("TLS port", "2799"),
         ("Storage commitment", "delivered"), ("What is missing may still come for, s", "321"),
         ("Longest PDU received, bytes", str(settings_without_tls(config).max_pdu)),
+        ("bytes", "2500000000"), ("inodes", "4321"), ("Kept free, gigabytes", "2.5"), ("Kept free, inodes", "4321"),
     } <= cells  # fmt: skip
     assert "Called AE title: SORTMR. Senders listed: 1; others are refused." in text
     assert "secret-key" not in text
     assert "PRISMA" not in text
     assert "10.20.1.17" not in text
+
+
+def test_what_stays_free_is_told_as_the_gauge_keeps_it(config: Config) -> None:
+    told = dict(row for row in rows(section(statement(config), "A.4.2.1.2 Association")) if len(row) == 2)
+    keep = settings_without_tls(config).keep
+    large = os.statvfs_result((4096, 4096, 10**9, 10**9, 10**9, 10**8, 10**8, 10**8, 0, 255))
+    mark = space.mark_of(large, keep)  # of a disk that is large enough for the most of it
+    assert int(told["bytes"].rpartition(" ")[2]) == mark.bytes
+    assert int(told["inodes"].rpartition(" ")[2]) == mark.inodes
+    assert told["below, an association"].startswith("rejected: result 2, source 3, reason 2")
+    assert told[f"below 1/{space.LAST} of it, an instance"].startswith("answered A700")
 
 
 def test_the_cipher_suites_are_those_that_are_spoken(tmp_path: Path) -> None:
