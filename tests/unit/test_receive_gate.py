@@ -525,32 +525,39 @@ def test_senders_are_read_again_at_sighup_and_associations_go_on(tmp_path: Path,
         try:
             assert child.stdout is not None
             port = int(child.stdout.readline().split(" on ")[1].split(",")[0].rpartition(":")[2])
+            doors = [tmp_path / "spool" / "received" / worker / DOOR for worker in ("w1", "w2")]
 
             def answers(source: str) -> bool:
                 answer, sock = ask(port, a_request(), source)
                 sock.close()
                 return answer[:1] == b"\2"
 
+            def opened() -> list[float]:
+                """When each process took up what it heeds."""
+                return [float(json.loads(each.read_text())["open"]["since"]) for each in doors]
+
             assert answers("127.0.0.1")
             assert not answers("127.0.0.2")
             _, old = ask(port, a_request())
 
+            at_first = opened()
             path.write_text("[[senders]]\naddress = 'nonsense'\n")
             child.send_signal(signal.SIGHUP)
-            wait_until(lambda: "stays as it was" in log.read_text(), what="the fault to be said")
+            wait_until(lambda: "stays as it was" in log.read_text(), 60, "the fault to be said")
             assert "sorter.toml:2: senders.0.address" in log.read_text()
             assert answers("127.0.0.1")
+            assert opened() == at_first
 
             path.write_text(LISTED.format("127.0.0.2"))
             child.send_signal(signal.SIGHUP)
-            wait_until(lambda: log.read_text().count("read again") == 1)
-            wait_until(lambda: not any(answers("127.0.0.1") for _ in range(8)), what="the old sender to be refused")
-            wait_until(lambda: all(answers("127.0.0.2") for _ in range(8)), what="both processes to heed it")
+            wait_until(lambda: all(map(float.__gt__, opened(), at_first)), 60, "both processes to heed it")
+            assert not any(answers("127.0.0.1") for _ in range(8))
+            assert all(answers("127.0.0.2") for _ in range(8))
             with old:
                 old.sendall(bytes.fromhex("050000000004" + "00000000"))
                 assert old.recv(1) == b"\6"
         finally:
             child.terminate()
-        assert child.wait(30) == 0
+        assert child.wait(60) == 0
     found = {str(each).partition("×")[2] for each in told(tmp_path / "spool" / "received", files).refused}
     assert found == {" 127.0.0.1: unknown address", " 127.0.0.2: unknown address"}
