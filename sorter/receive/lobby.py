@@ -8,7 +8,6 @@ before that of an address that is known.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import selectors
 import socket
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 
 from sorter.receive import gate as reasons
 from sorter.receive import upper_layer
+from sorter.receive.farewells import Farewell, Farewells
 from sorter.receive.gate import Caller, Gate, Refusal, plain_address
 from sorter.receive.refusals import Refusals
 from sorter.receive.settings import ReceiveSettings
@@ -38,7 +38,8 @@ KEEPALIVE = (60, 10, 6)
 """Seconds of silence before the kernel asks, between asking, and how often."""
 
 Peer = tuple[str, int]
-Admit = Callable[[socket.socket, bytes, Peer], None]
+Admit = Callable[[socket.socket, bytes, Peer], bytes | None]
+"""Takes the connection over, or answers with the PDU that ends it."""
 
 
 @dataclass(slots=True)
@@ -84,6 +85,7 @@ class Lobby:
         self._doors, self._settings, self._admit = doors, settings, admit
         self._keeper, self._refusals, self._row = keeper, keeper.refusals, keeper.row
         self._selector = selectors.DefaultSelector()
+        self._farewells = Farewells(self._selector, settings.waiting)
         self._visitors: dict[socket.socket, _Visitor] = {}  # in order of arrival, so of deadlines
         self._of_address: Counter[str] = Counter()
         self._strangers = 0
@@ -107,12 +109,15 @@ class Lobby:
             for key, _ in self._selector.select(self._wait()):
                 if isinstance(key.data, Door):
                     self._accept(key.data)
+                elif isinstance(key.data, Farewell):
+                    self._farewells.listen(key.data)
                 elif key.fileobj is self._woken:
                     closing = True
                 elif key.fileobj in self._visitors:  # it may have been crowded out since
                     self._read(key.data)
             now = time.monotonic()
             self._expire(now)
+            self._farewells.expire(now)
             if now >= next_tick:
                 next_tick = now + _LOOK
                 tick()
@@ -244,7 +249,9 @@ class Lobby:
         """The head, or the whole request, is here."""
         if visitor.needed > _HEAD:
             self._forget(visitor)
-            self._admit(visitor.sock, bytes(visitor.got[_HEAD:]), visitor.peer)
+            last_word = self._admit(visitor.sock, bytes(visitor.got[_HEAD:]), visitor.peer)
+            if last_word is not None:
+                self._farewells.say(visitor.sock, last_word)
             return
         kind, length = upper_layer.pdu_head(visitor.got)
         if kind != upper_layer.ASSOCIATE_RQ:
@@ -256,9 +263,10 @@ class Lobby:
             visitor.needed = _HEAD + length
 
     def _turn_away(self, visitor: _Visitor, reason: int) -> None:
-        with contextlib.suppress(OSError):
-            visitor.sock.send(upper_layer.encode_abort(reason))
-        self._refuse(visitor, reasons.SPEAKS_TLS if visitor.got[0] == _TLS_HANDSHAKE else reasons.NOT_DICOM)
+        self._forget(visitor)
+        self._farewells.say(visitor.sock, upper_layer.encode_abort(reason))
+        why = reasons.SPEAKS_TLS if visitor.got[0] == _TLS_HANDSHAKE else reasons.NOT_DICOM
+        self._refusals.note(Caller(visitor.peer[0]), why)
 
     def _refuse(self, visitor: _Visitor, refusal: Refusal) -> None:
         self._leave(visitor)
@@ -291,6 +299,7 @@ class Lobby:
     def _close(self) -> None:
         for visitor in list(self._visitors.values()):
             self._leave(visitor)
+        self._farewells.close()
         self._selector.close()
         for door in self._doors:
             door.listener.close()

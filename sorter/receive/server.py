@@ -16,7 +16,7 @@ from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.receive import upper_layer
 from sorter.receive.arrivals import Arrivals
-from sorter.receive.association import Association, Seat, say
+from sorter.receive.association import Association, Seat
 from sorter.receive.crew import Crew
 from sorter.receive.gate import FULL, NO_SPACE, NO_THREADS, Caller, Gate, Refusal, is_loopback
 from sorter.receive.lobby import Door, Keeper, Lobby, Peer
@@ -135,8 +135,8 @@ class Receiver:
         self._arrivals.tick()
         self._refusals.tick()
 
-    def _admit(self, sock: socket.socket, body: bytes, peer: Peer) -> None:
-        """A complete request is here: give it a place and a thread, or say why not."""
+    def _admit(self, sock: socket.socket, body: bytes, peer: Peer) -> bytes | None:
+        """A complete request is here: give it a place and a thread, or the A-ASSOCIATE-RJ that says why not."""
         request = upper_layer.decode_request(body)
         caller = Caller(peer[0], request.calling, request.called)
         refusal = self._keeper.gate.at_the_request(caller, *self._row.count(caller.address))
@@ -144,11 +144,11 @@ class Receiver:
             refusal = NO_SPACE
         if refusal is None:
             refusal = self._begin(sock, request, peer)
-        if refusal is not None:
-            assert refusal.rejection is not None
-            say(sock, Rejection(*refusal.rejection).pdu)
-            sock.close()
-            self._refusals.note(caller, refusal)
+        if refusal is None:
+            return None
+        self._refusals.note(caller, refusal)
+        assert refusal.rejection is not None
+        return Rejection(*refusal.rejection).pdu
 
     def _begin(self, sock: socket.socket, request: Request, peer: Peer) -> Refusal | None:
         place = self._row.take(peer[0])

@@ -359,6 +359,10 @@ def rejection(*values: int) -> bytes:
     return bytes((3, 0, 0, 0, 0, 4, 0, *values))
 
 
+def abort(reason: int) -> bytes:
+    return bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, reason))
+
+
 def test_only_listed_senders_come_in_and_each_refusal_has_its_answer(received: Path, files: Files) -> None:
     senders = (Known("PRISMA", "127.0.0.1/32"), Known(None, "127.0.0.2/32"))
     options = {"senders": senders, "strangers": False, "called": frozenset({"SORTER"})}
@@ -380,6 +384,53 @@ def test_only_listed_senders_come_in_and_each_refusal_has_its_answer(received: P
         "refused 1 × PRISMA from 127.0.0.1 calling OTHER: calls another AE title",
         "refused 1 × SKYRA from 127.0.0.1 calling SORTER: unknown sender",
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "answer"),
+    [
+        (a_request(b"SKYRA"), rejection(1, 1, 3)),
+        (b"GET / HTTP/1.1\r\n", abort(1)),
+        (struct.pack(">BxI", 1, 1 << 30), abort(6)),
+    ],
+    ids=["a stranger", "no DICOM", "a request of 1 GiB"],
+)
+def test_whoever_is_refused_can_read_why_though_it_sends_on(received: Path, first: bytes, answer: bytes) -> None:
+    with serving(received, senders=(Known("PRISMA", None),), strangers=False) as port:
+        for _ in range(3):
+            said, sock = ask(port, first + bytes(100_000))
+            with sock:
+                assert said == answer
+                sock.sendall(bytes(100_000))  # not reset
+                assert sock.recv(1) == b""
+                sock.shutdown(socket.SHUT_WR)
+        accept, sock = ask(port, a_request(b"PRISMA"))
+        sock.close()
+        assert accept[0] == 2
+
+
+def test_a_refused_peer_that_goes_on_and_on_is_cut(received: Path, files: Files) -> None:
+    options = {"senders": (Known("PRISMA", None),), "strangers": False, "waiting": 3}
+    with serving(received, **options) as port, contextlib.ExitStack() as stack:
+
+        def refused() -> socket.socket:
+            said, sock = ask(port, a_request(b"SKYRA"))
+            assert said == rejection(1, 1, 3)
+            return stack.enter_context(sock)
+
+        flood = refused()
+        with pytest.raises(ConnectionError):
+            flood.sendall(bytes(64 << 20))
+        waiting = [refused() for _ in range(4)]  # one more than there is room for
+
+        def is_cut(sock: socket.socket) -> bool:
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(b"x")
+                return False
+            return True
+
+        wait_until(lambda: is_cut(waiting[0]), what="the oldest to make room")
+        wait_until(lambda: all(map(is_cut, waiting)), what="the others to be cut")
 
 
 def test_an_address_has_so_many_places_and_strangers_never_the_last(received: Path) -> None:
