@@ -290,10 +290,10 @@ HEAD = ("seed", "cases", *ANSWERS, "instances stored", "slowest, s", "memory, MB
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_a_hundred_thousand_nearly_right_conversations(tmp_path: Path) -> None:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     row = a_run(MANY, tmp_path)
     folder = os.environ.get("SORTER_RESULTS")
     if folder:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
         table = "\n".join(["| " + " | ".join(HEAD) + " |", "|--:" * len(HEAD) + "|", row])
         when = f"{datetime.date.today():%Y-%m-%d}, commit {commit.stdout.strip()}, {os.cpu_count()} cores"
         (Path(folder) / "fuzz.md").write_text(PAGE.format(when=when, table=table))
