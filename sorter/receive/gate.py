@@ -125,6 +125,12 @@ def plain_address(text: str) -> str:
     return str(getattr(found, "ipv4_mapped", None) or found)
 
 
+def admits_everybody(settings: ReceiveSettings) -> bool:
+    """Whether any machine may send under any AE title, be it that a listed range is all addresses."""
+    everywhere = any(each.ae is None and (each.address or "").endswith("/0") for each in settings.senders)
+    return settings.strangers or everywhere
+
+
 def is_loopback(host: str) -> bool:
     """Whether a socket that listens on `host` is reached from this machine alone."""
     found = _address(host)

@@ -18,7 +18,7 @@ from sorter.receive import upper_layer
 from sorter.receive.arrivals import Arrivals
 from sorter.receive.association import Association, Seat
 from sorter.receive.crew import Crew
-from sorter.receive.gate import FULL, NO_SPACE, NO_THREADS, Caller, Gate, Refusal, is_loopback
+from sorter.receive.gate import FULL, NO_SPACE, NO_THREADS, Caller, Gate, Refusal, admits_everybody, is_loopback
 from sorter.receive.lobby import Door, Keeper, Lobby, Peer
 from sorter.receive.refusals import Open, Refusals
 from sorter.receive.settings import ReceiveSettings
@@ -207,7 +207,7 @@ def open_to_everybody(settings: ReceiveSettings) -> bool:
     hosts = [settings.host]
     if settings.tls is not None and settings.tls.context.verify_mode is not ssl.CERT_REQUIRED:
         hosts.append(settings.tls.host)
-    return settings.strangers and not all(is_loopback(host) for host in hosts)
+    return admits_everybody(settings) and not all(is_loopback(host) for host in hosts)
 
 
 def open_doors(settings: ReceiveSettings) -> list[Door]:
