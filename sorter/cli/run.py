@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import click
 from rich.table import Table
 
 from sorter.cli.common import Where, console, log_to_stderr, with_config, with_where
-from sorter.config import Config, server_context
+from sorter.config import Config, remark, server_context
 from sorter.daemon.assembly import load_plugins, outlets_of, planner_of
 from sorter.daemon.conformance import statement
 from sorter.daemon.receive import run_receive
@@ -105,6 +106,9 @@ def sort_command(where: Where, quiet: float | None, supervised: bool) -> None:
 def check_command(config: Config) -> None:
     """Read the configuration and the plugins, and say everything that is wrong with them."""
     _checked(config)
+    doubtful = remark(config, time.time())
+    if doubtful:
+        console.print(f"WARNING: {doubtful}", soft_wrap=True, markup=False, highlight=False)
     labs = ", ".join(config.labs) or "none (everything is delivered as unassigned)"
     console.print(f"The configuration is good. Labs: {labs}. Spool: {config.spool}", soft_wrap=True)
 

@@ -1,11 +1,11 @@
 """The configuration: `sorter.toml` and `sorter.d/*.toml` beside it, as frozen models. All faults are told at once."""
 
-from sorter.config.certificates import server_context
+from sorter.config.certificates import remark, server_context
 from sorter.config.config import UNASSIGNED, Config
 from sorter.config.models import Completion, Engine, LabConfig, Receive, Sender, Sorter, Store, TargetConfig
 from sorter.config.reading import SYSTEM_CONFIG, load
 
 __all__ = [
     "SYSTEM_CONFIG", "UNASSIGNED", "Completion", "Config", "Engine", "LabConfig", "Receive", "Sender", "Sorter",
-    "Store", "TargetConfig", "load", "server_context",
+    "Store", "TargetConfig", "load", "remark", "server_context",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ Not read with the configuration, as the key is for the receiver's account alone:
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from sorter.errors import ConfigError
 # PS3.15 B.12 and B.13, which follow BCP 195 (RFC 9325 4.2): TLS 1.2 with forward secrecy and AEAD alone, and TLS 1.3,
 # whose own suites are all of that kind.
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+
+_SOON = 30  # days
 
 
 class _Passphrase(Exception):
@@ -38,6 +42,43 @@ def server_context(config: Config) -> ssl.SSLContext | None:
         context.load_verify_locations(tls.ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def remark(config: Config, now: float) -> str:
+    """What will soon, or already does, keep senders from trusting the certificate; empty where all is well.
+
+    `now` is in seconds since the epoch. A sentence and no fault: who does not look may send all the same.
+    """
+    tls = config.receive.tls
+    if tls is None:
+        return ""
+    where = f"{config.locate('receive', 'tls', 'cert')}: receive.tls.cert: {tls.cert}"
+    do = "senders that look will refuse it; put a new one there, then SIGHUP"
+    try:
+        until = _valid_until(tls)
+    except ssl.SSLCertVerificationError as error:
+        return f"{where}: {error.verify_message}; {do}"
+    days = (until - now) / 86400
+    return f"{where} expires in {max(0, days):.0f} days: from then on {do}" if days < _SOON else ""
+
+
+def _valid_until(tls: Tls) -> float:
+    """Seconds since the epoch; SSLCertVerificationError where it is not valid now. Shakes hands with ourselves."""
+    ours, theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ours.load_cert_chain(tls.cert, tls.key)
+    theirs.load_verify_locations(tls.cert)
+    theirs.check_hostname = False
+    theirs.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever signed it: that is the senders' affair
+    to_us, to_them = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = theirs.wrap_bio(to_them, to_us)
+    server = ours.wrap_bio(to_us, to_them, server_side=True)
+    for _ in range(4):
+        for side in (client, server):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    shown = client.getpeercert()
+    assert shown is not None
+    return float(ssl.cert_time_to_seconds(str(shown["notAfter"])))
 
 
 def tls_profile() -> ssl.SSLContext:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from sorter.config import Config, server_context
+from sorter.config import Config, remark, server_context
 from sorter.durable import Files
 from sorter.receive import Job, Keep, Known, ReceiveSettings, Tls, open_to_everybody, run
 from sorter.spool import Spool
@@ -31,6 +32,9 @@ def run_receive(load: Callable[[], Config], ready: Callable[..., None], over: Ca
 def settings_of(config: Config) -> ReceiveSettings:
     """What the configuration says to the receiver."""
     given, context = config.receive, server_context(config)
+    doubtful = remark(config, time.time())
+    if doubtful:
+        log.warning("WARNING: %s", doubtful)
     tls = Tls(context, given.tls.host or given.host, given.tls.port) if given.tls and context else None
     return replace(settings_without_tls(config), tls=tls)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import os
+import re
 import socket
 import ssl
 import threading
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import trustme
+from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -22,7 +25,9 @@ from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.sop_class import MRImageStorage, Verification
 
+from sorter.cli.run import check_command
 from sorter.config import load, server_context
+from sorter.daemon.receive import settings_of
 from sorter.durable import Files
 from sorter.errors import ConfigError
 from sorter.receive import Known, Receiver, ReceiveSettings, Tls, gate, open_doors
@@ -333,6 +338,32 @@ def test_papers_that_cannot_be_used_are_said_with_their_line(
     with pytest.raises(ConfigError, match=fault) as caught:
         server_context(config)
     assert len(caught.value.faults) == 1
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "says"),
+    [
+        (-10, 100, ""),
+        (-10, 20.5, r"sorter.toml:2: receive.tls.cert: .*dated.pem expires in 20 days: .*a new one there, then SIGHUP"),
+        (-10, -1, r"sorter.toml:2: receive.tls.cert: .*dated.pem: certificate has expired; .*will refuse it"),
+        (10, 100, r"sorter.toml:2: receive.tls.cert: .*dated.pem: certificate is not yet valid; .*will refuse it"),
+    ],
+)
+def test_a_certificate_that_is_out_of_date_is_told_and_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, begins: float, ends: float, says: str
+) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    issued = trustme.CA().issue_cert("127.0.0.1", not_before=now + begins * day, not_after=now + ends * day)
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "dated.pem")
+    path = tmp_path / "sorter.toml"
+    path.write_text('[receive.tls]\ncert = "dated.pem"\nkey = "dated.pem"\n')
+    checked = CliRunner().invoke(check_command, ["-c", str(path), "--root", str(tmp_path)])
+    assert checked.exit_code == 0
+    assert re.search(says, checked.output)
+    assert ("WARNING" in checked.output) == bool(says)
+    assert settings_of(load(path, tmp_path)).tls is not None
+    assert re.search(says, caplog.text)
 
 
 def test_paths_are_those_of_the_configuration(papers: Papers) -> None:
