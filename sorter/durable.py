@@ -39,9 +39,12 @@ _AT_FDCWD = -100
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _COPY_STEP = 8 << 20
 _READ_STEP = 1 << 20
+NFS = 0x6969
+"""f_type (linux/magic.h) of NFS; `_SHARED` has all file systems that other machines, or processes unseen, write to."""
+
 _SHARED = frozenset(
     {
-        0x6969,  # NFS
+        NFS,
         0x517B, 0xFF534D42, 0xFE534D42,  # SMB, CIFS, SMB2
         0x65735546,  # FUSE: sshfs, s3fs, and what is local behind one
         0x01021997,  # 9p
@@ -50,7 +53,6 @@ _SHARED = frozenset(
         0x7461636F, 0x01161970,  # OCFS2, GFS2
     }
 )  # fmt: skip
-"""f_type (linux/magic.h) of file systems that other machines, or processes unseen, write to."""
 _MANY = 6  # from here on one syncfs is cheaper than an fsync of each
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -208,12 +210,23 @@ class Files:
         """Can others than this kernel write to the file system of `fd`? True for network and FUSE mounts.
 
         There a lease, inode numbers and events say nothing about them: NFS and SMB refuse a lease without a delegation
-        as if there were a writer, FUSE grants it whoever writes. (statfs, f_type)
+        as if there were a writer, FUSE grants it whoever writes.
         """
+        return self.file_system(fd) in _SHARED
+
+    def file_system(self, fd: int) -> int:
+        """What kind of file system the file of `fd` lies on: the number of it in linux/magic.h. (statfs, f_type)"""
         room = ctypes.create_string_buffer(512)  # struct statfs, whose first field is f_type
         if _libc.fstatfs(fd, room) != 0:
             raise _libc_error(str(fd))
-        return ctypes.c_long.from_buffer(room).value & 0xFFFFFFFF in _SHARED
+        return ctypes.c_long.from_buffer(room).value & 0xFFFFFFFF
+
+    def has_default_acl(self, fd: int) -> bool:
+        """Does the folder give what is made in it an access control list of its own (acl(5), default entries)?"""
+        try:
+            return bool(os.getxattr(fd, "system.posix_acl_default"))
+        except (OSError, AttributeError):  # none, or a file system, or another kernel, that knows none
+            return False
 
     def has_writer(self, fd: int) -> bool | None:
         """Does anyone hold the regular file open for writing? None where the kernel does not say.

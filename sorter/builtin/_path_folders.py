@@ -11,6 +11,8 @@ import errno
 import hashlib
 import os
 import stat
+import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,6 +26,8 @@ MARKER = ".sorter"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # O_NONBLOCK: a named pipe must not make us wait
 _STEP = 1 << 20
+TURN = 5.0
+"""Seconds to wait for another delivery below the same root to end."""
 
 _AWAY = {errno.ENOENT, errno.ENOTCONN, errno.ENODEV, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENXIO}
 _NOT_POSSIBLE = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -75,6 +79,11 @@ def file_name(name: str) -> str:
     if not name or name in (".", "..") or "/" in name or "\0" in name or name.startswith(MARKER):
         raise Held("a file name that no target can have was asked for; look at the naming pattern")
     return name
+
+
+def one_name(name: str) -> str:
+    """What names have in common that are one where letter case and composition do not count (SMB, macOS)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +189,7 @@ class Visit:
         self.files, self.root, self.access = files, root, access
         self.notes: list[str] = []
         self.fd = -1
+        self.locked = True
         self._open = contextlib.ExitStack()
         self._folders: dict[tuple[str, ...], int] = {}
 
@@ -225,14 +235,21 @@ class Visit:
                 marker = self._kept(files.open("id", _LOOK, at=folder))
         except (FileNotFoundError, NotADirectoryError):
             raise TryLater(
-                f"{self.root}: the marker .sorter/id is missing: the mount is away, or run `sorter check --targets`"
+                f"{self.root}: the marker .sorter/id is missing: the mount is away; "
+                "or, if this is the place, run `sorter check --targets` to make it"
             ) from None
         try:
-            free = files.lock(marker)
+            self._lock(marker)
         except OSError:  # a mount without locks: then this process is trusted to be the only one
-            return
-        if not free:
-            raise TryLater(f"another sorter is delivering below {self.root}")
+            self.locked = False
+
+    def _lock(self, marker: int) -> None:
+        """Two targets, or a check beside a delivery, may mean the same folder: whoever comes second waits a little."""
+        until = time.monotonic() + TURN
+        while not self.files.lock(marker):
+            if time.monotonic() >= until:
+                raise TryLater(f"another sorter is delivering below {self.root}")
+            time.sleep(0.05)
 
     def folds(self) -> bool:
         """Does this file system take `A` and `a` for one name? Seen, not assumed: the marker has a name to try with."""
@@ -266,7 +283,8 @@ class Visit:
                 continue
             above = self._folders[parts[: count - 1]]
             with contextlib.suppress(FileExistsError):
-                self.files.mkdir(parts[count - 1], self.access.folder_mode & 0o777, at=above)
+                listed = self.files.has_default_acl(above)
+                self.files.mkdir(parts[count - 1], 0o777 if listed else self.access.folder_mode & 0o777, at=above)
             made = self.walk(here)
             if made is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -300,18 +318,21 @@ class Visit:
 
     # --- ownership ----------------------------------------------------------------------------------------------
 
-    def own_file(self, fd: int) -> None:
-        self._own(fd, self.access.file_mode)
+    def own_file(self, fd: int, *, listed: bool = False) -> None:
+        """`listed`: the folder that it was made in has a default ACL, which a chmod would undo."""
+        self._own(fd, None if listed else self.access.file_mode)
 
     def own_folder(self, fd: int) -> None:
-        self._own(fd, self.access.folder_mode)
+        self._own(fd, None if self.files.has_default_acl(fd) else self.access.folder_mode)
 
-    def _own(self, fd: int, mode: int) -> None:
+    def _own(self, fd: int, mode: int | None) -> None:
         files, gid = self.files, self.access.gid
         info = files.stat(fd)
         if gid is not None and info.st_gid != gid:
             self._tolerant("the group of the files could not be set", lambda: files.chown(fd, -1, gid))
             info = files.stat(fd)
+        if mode is None:
+            return
         wanted = mode if gid is not None else mode | (info.st_mode & stat.S_ISGID)
         if stat.S_IMODE(info.st_mode) != wanted:
             self._tolerant("the permissions of the files could not be set", lambda: files.chmod(fd, wanted))

@@ -41,6 +41,8 @@ class Stage:
     def __init__(self, visit: Visit, above: int, name: str, threads: int = _THREADS) -> None:
         self.visit, self.files, self.above, self.name = visit, visit.files, above, name
         self.fd = -1
+        self.listed = visit.files.has_default_acl(above)  # then that ACL alone says who may what
+        self._file_mode = 0o666 if self.listed else visit.access.file_mode
         self._threads = threads
 
     @contextlib.contextmanager
@@ -57,12 +59,13 @@ class Stage:
             self.files.close(self.fd)
 
     def _make(self) -> int:
+        mode = 0o777 if self.listed else 0o700
         try:
-            self.files.mkdir(self.name, 0o700, at=self.above)
+            self.files.mkdir(self.name, mode, at=self.above)
         except FileExistsError:
             if not self.files.is_folder(self.name, at=self.above):
                 self.files.unlink(self.name, at=self.above)
-                self.files.mkdir(self.name, 0o700, at=self.above)
+                self.files.mkdir(self.name, mode, at=self.above)
         return self.files.open(self.name, _FOLDER, at=self.above)
 
     # --- writing ------------------------------------------------------------------------------------------------
@@ -78,9 +81,9 @@ class Stage:
     def put_bytes(self, name: str, content: bytes) -> None:
         """One small file of our own making, synced."""
         remove_tree(self.files, name, self.fd)
-        with self.files.opened(name, _NEW, self.visit.access.file_mode, at=self.fd) as fd:
+        with self.files.opened(name, _NEW, self._file_mode, at=self.fd) as fd:
             self.files.write_all(fd, content)
-            self.visit.own_file(fd)
+            self.visit.own_file(fd, listed=self.listed)
             self.files.fsync(fd)
 
     def _tidy(self, wanted: dict[str, Wanted]) -> set[str]:
@@ -107,10 +110,10 @@ class Stage:
         with contextlib.ExitStack() as opened:
             written: list[int] = []
             for item in group:
-                fd = files.open(item.name, _NEW, self.visit.access.file_mode, at=self.fd)
+                fd = files.open(item.name, _NEW, self._file_mode, at=self.fd)
                 opened.callback(files.close, fd)
                 files.copy(source(item.index), fd)
-                self.visit.own_file(fd)
+                self.visit.own_file(fd, listed=self.listed)
                 written.append(fd)
             right = [False] * len(group)
 
@@ -137,8 +140,6 @@ class Stage:
         mine = files.stat(name, at=self.fd)
         try:
             files.rename_new(name, new, at=self.fd, to=to)
-        except FileExistsError:
-            raise
         except OSError as error:
             if self._arrived(mine, name, to, new):
                 return
@@ -165,8 +166,6 @@ class Stage:
         self.files.fsync_folder(self.fd)
         try:
             self.files.rename_new(self.name, new, at=self.above, to=self.above)
-        except FileExistsError:
-            raise
         except OSError as error:
             if self._became(new, proof, content):
                 return
@@ -180,18 +179,19 @@ class Stage:
 
     def _link_new(self, name: str, to: int, new: str) -> None:
         files = self.files
+        mine = files.stat(name, at=self.fd)
         try:
             files.link(name, new, at=self.fd, to=to)
-        except FileExistsError:
-            raise
         except OSError as error:
-            if error.errno not in _CANNOT_LINK:
-                raise
-            if files.exists(new, at=to):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-            self.move_over(name, to, new)
-            return
-        files.unlink(name, at=self.fd)
+            if not self._is(mine, to, new):
+                if error.errno not in _CANNOT_LINK:
+                    raise
+                if files.exists(new, at=to):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+                self.move_over(name, to, new)
+                return
+        with contextlib.suppress(FileNotFoundError):
+            files.unlink(name, at=self.fd)
 
     def _rename_folder(self, new: str, proof: str, content: Look | None) -> None:
         """Where there is no RENAME_NOREPLACE: a folder that has something in it is never replaced by rename anyway."""
@@ -205,8 +205,9 @@ class Stage:
 
     def _arrived(self, mine: os.stat_result, name: str, to: int, new: str) -> bool:
         """After a failed rename, look: a lost reply says that it failed although it was done."""
-        if self.files.exists(name, at=self.fd):
-            return False
+        return not self.files.exists(name, at=self.fd) and self._is(mine, to, new)
+
+    def _is(self, mine: os.stat_result, to: int, new: str) -> bool:
         try:
             there = self.files.stat(new, at=to)
         except FileNotFoundError:

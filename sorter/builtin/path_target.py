@@ -16,7 +16,6 @@ import datetime
 import errno
 import functools
 import grp
-import hashlib
 import json
 import os
 import stat
@@ -25,6 +24,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sorter.builtin._path_check import made_remarks, probe
+from sorter.builtin._path_check import mark as mark
 from sorter.builtin._path_decide import Action, decide, distinct, in_force, suffixes, with_suffix
 from sorter.builtin._path_folders import (
     MARKER,
@@ -34,14 +35,15 @@ from sorter.builtin._path_folders import (
     components,
     file_name,
     look,
+    one_name,
     remove_tree,
     spoken,
     unchanged,
 )
 from sorter.builtin._path_stage import Item, Stage
-from sorter.deliver.target import Done, Put, Removed, Source, Verified, Wanted
+from sorter.deliver.target import Checked, Done, Put, Removed, Source, Verified, Wanted
 from sorter.durable import PART, Files
-from sorter.errors import Held, SorterError, TryLater
+from sorter.errors import Held
 from sorter.model import DICOM, Delivered, Receipt, build, plain
 
 _MANIFEST = ".json"
@@ -51,28 +53,6 @@ _SEARCH_FOLDERS = 20_000  # looked into for a folder that the lab moved,
 _SEARCH_ENTRIES = 200_000  # names seen there,
 _SEARCH_DEPTH = 8  # and levels below the root
 _CLOCKS = 2.0  # seconds that a server's clock may be ahead of ours before a write counts as the lab's
-
-
-def mark(root: str | os.PathLike[str], files: Files) -> str:
-    """Make the marker that says "this mount is really there"; returns its text. `root` itself has to exist."""
-    try:
-        with files.opened(root, os.O_RDONLY | os.O_DIRECTORY) as top:
-            with contextlib.suppress(FileExistsError):
-                files.mkdir(MARKER, 0o755, at=top)
-                files.fsync_folder(top)
-            with files.opened(MARKER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, at=top) as folder:
-                with contextlib.suppress(FileNotFoundError):
-                    return files.read_file("id", at=folder, limit=4096).decode(errors="replace").strip()
-                text = os.urandom(16).hex()
-                with files.opened("id", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, at=folder) as fd:
-                    files.write_all(fd, f"{text}\n".encode())
-                    files.fsync(fd)
-                files.fsync_folder(folder)
-                return text
-    except FileNotFoundError:
-        raise SorterError(f"{os.fspath(root)} is not there; mount it, or make it, first") from None
-    except OSError as error:
-        raise spoken(os.fspath(root), error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +99,8 @@ class _Step:
 
 
 class PathTarget:
-    """Settings: `root`, an absolute path; `group`, a name or number (files 0640, folders 02750); `umask`, for where
-    there is no group (022: files 0644, folders 0755); `threads`, how many files are synced at once."""
+    """Settings: `root`, an absolute path; `group`, a name or number; `umask`, octal, in text (default 022, with a group
+    027: files 0640, folders 02750); `threads`, how many files are synced at once."""
 
     def __init__(self, settings: Mapping[str, Any], files: Files | None = None) -> None:
         self._files = files or Files()
@@ -132,21 +112,12 @@ class PathTarget:
 
     # --- the four methods of a target ---------------------------------------------------------------------------
 
-    def check(self) -> None:
+    def check(self, *, prepare: bool = False) -> Checked:
         """Create, sync, rename, read back and delete a small file below `.sorter/`, as a delivery would."""
-        with self._visit() as visit, visit.passing((MARKER,)) as folder:
-            if folder is None:
-                raise TryLater(f"{self._root}: .sorter cannot be opened")
-            stage = Stage(visit, folder, f"check{PART}", self._threads)
-            content = os.urandom(4096)
-            with stage.opened():
-                stage.put_bytes("first", content)
-                stage.move_new("first", stage.fd, "second")
-                seen = look(self._files, "second", stage.fd)
-                self._files.unlink("second", at=stage.fd)
-                if seen is None or seen.sha256 != hashlib.sha256(content).hexdigest():
-                    raise TryLater(f"{self._root} does not give back what was written to it")
-                stage.end()
+        made = prepare and mark(self._root, self._files)
+        with self._visit() as visit:
+            remarks = probe(visit, self._threads)
+        return Checked((*made_remarks(self._root, self._files), *remarks) if made else remarks)
 
     def put(self, job: Put, source: Source) -> Done:
         for wanted in job.files:
@@ -500,7 +471,7 @@ class PathTarget:
             raise spoken(self._root, error) from error
 
     def _fold(self, visit: Visit) -> Callable[[str], str]:
-        return str.casefold if visit.folds() else str
+        return one_name if visit.folds() else str
 
 
 def _stage_name(key: str, product: str) -> str:
@@ -560,13 +531,14 @@ def _seconds(verified: str) -> float:
 
 
 def _access(settings: Mapping[str, Any]) -> Access:
-    group = settings.get("group")
+    group, umask = settings.get("group"), settings.get("umask")
+    mask = int(str(umask), 8) if umask is not None else 0o022
     if group in (None, ""):
-        umask = settings.get("umask", 0o022)
-        mask = int(str(umask), 8) if isinstance(umask, str) else int(umask)
         return Access(None, 0o666 & ~mask, 0o777 & ~mask)
     try:
         gid = int(group) if str(group).isdigit() else grp.getgrnam(str(group)).gr_gid
     except KeyError:
         raise Held(f"there is no group {group!r} on this machine; make it, or give the target another") from None
-    return Access(gid, 0o640, 0o2750)
+    if umask is None:
+        mask = 0o027
+    return Access(gid, 0o666 & ~mask, 0o2000 | 0o777 & ~mask)

@@ -8,6 +8,7 @@ import time
 import click
 from rich.table import Table
 
+from sorter.cli.checking import check_targets
 from sorter.cli.common import Where, console, log_to_stderr, with_config, with_where
 from sorter.config import Config, remark, server_context
 from sorter.daemon.assembly import load_plugins, outlets_of, planner_of
@@ -102,13 +103,16 @@ def sort_command(where: Where, quiet: float | None, supervised: bool) -> None:
 
 
 @click.command("check")
+@click.option("--targets", is_flag=True, help="Write to every target too, as a delivery would, and mark it as present.")
 @with_config
-def check_command(config: Config) -> None:
+def check_command(config: Config, targets: bool) -> None:
     """Read the configuration and the plugins, and say everything that is wrong with them."""
     _checked(config)
     doubtful = remark(config, time.time())
     if doubtful:
         console.print(f"WARNING: {doubtful}", soft_wrap=True, markup=False, highlight=False)
+    if targets:
+        check_targets(config)
     labs = ", ".join(config.labs) or "none (everything is delivered as unassigned)"
     console.print(f"The configuration is good. Labs: {labs}. Spool: {config.spool}", soft_wrap=True)
 

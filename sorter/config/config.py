@@ -107,7 +107,8 @@ class Config(Section):
 
     def _own(self, name: str) -> TargetConfig:
         lab = self.labs.get(name)
-        settings = PathSettings(root=self.lab_root(name), group=lab.group if lab else None)
+        group, umask = (lab.group, lab.umask) if lab else (None, None)
+        settings = PathSettings(root=self.lab_root(name), group=group, umask=umask)
         return TargetConfig.model_validate({"kind": "path", **settings.plain()})
 
     def locate(self, *key: str | int) -> str:

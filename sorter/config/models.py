@@ -132,6 +132,7 @@ def _keep(value: Any) -> Any:
 Folder = Annotated[Path, BeforeValidator(_folder)]
 File = Annotated[Path, BeforeValidator(_file)]
 AETitle = Annotated[str, AfterValidator(_ae_title)]
+Umask = Annotated[str, Field(pattern="^0?[0-7]{1,3}$")]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
 
 
@@ -272,6 +273,9 @@ class LabConfig(Section):
     """The lab's folder. Default: `labs/NAME` below `[sorter] root`."""
     group: str | int | None = None
     """The Unix group that delivered files belong to, by name or number."""
+    umask: Umask | None = None
+    """Octal, in quotes: the permissions that delivered files and folders do not get. Default: `"022"`, with a group
+    `"027"`."""
     user: str | None = None
     """The Unix account that the lab's files belong to. Kept for the worker of this lab; not used so far."""
     targets: Annotated[tuple[str, ...], Field(strict=False)] = ()
@@ -301,8 +305,9 @@ class PathSettings(Section):
     """The folder to deliver to. It has to hold the marker `.sorter/id`."""
     group: str | int | None = None
     """The Unix group that delivered files belong to, by name or number."""
-    umask: Annotated[str, Field(pattern="^0?[0-7]{1,3}$")] | None = None
-    """Octal, in quotes: the permissions that delivered files do not get, where no group is set. Default: `"022"`."""
+    umask: Umask | None = None
+    """Octal, in quotes: the permissions that delivered files and folders do not get. Default: `"022"`, with a group
+    `"027"`."""
     threads: int | None = Field(default=None, ge=1, le=64)
     """How many files are written at a time. Default: 8."""
 

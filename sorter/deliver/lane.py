@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sorter.deliver.target import Done, Later, Put, Refused, Removed, Result, Verified, Wanted
+from sorter.deliver.target import Checked, Done, Later, Put, Refused, Removed, Result, Verified, Wanted
 from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError, close_all
 from sorter.errors import Held, SorterError
 from sorter.model import Receipt, build, plain
@@ -49,7 +49,7 @@ class _Task:
     """One job for the worker: the frame that starts it, the type of a good answer, and whom to tell."""
 
     frame: Mapping[str, Any]
-    good: type | None
+    good: type
     tell: Callable[[Any], None]
     put: Put | None = None
 
@@ -104,9 +104,9 @@ class Lane:
         frame = {"do": "verify", "job": plain(receipt), "deep": deep}
         self._add(("verify", receipt.key, receipt.product), _Task(frame, Verified, tell))
 
-    def check(self, tell: Callable[[Later | Refused | None], None]) -> None:
-        """Could a delivery be made now? None says yes."""
-        self._add(("check",), _Task({"do": "check"}, None, tell))
+    def check(self, tell: Callable[[Checked | Later | Refused], None], *, prepare: bool = False) -> None:
+        """Could a delivery be made now? `prepare` as in `Target.check`."""
+        self._add(("check",), _Task({"do": "check", "prepare": prepare}, Checked, tell))
 
     def waiting(self) -> int:
         with self._changed:
@@ -225,7 +225,7 @@ class Lane:
         if "ready" in answer:
             return None
         self._end_worker()
-        failed: Later | Refused | None = _answer(answer, None)
+        failed: Later | Refused = _answer(answer, Done)
         return failed
 
     def _converse(self, worker: _Worker, task: _Task) -> Any:
@@ -316,11 +316,11 @@ class _Worker:
         return None
 
 
-def _answer(answer: Mapping[str, Any], good: type | None) -> Any:
+def _answer(answer: Mapping[str, Any], good: type) -> Any:
     if "later" in answer:
         return Later(str(answer["later"]))
     if "refused" in answer:
         return Refused(str(answer["refused"]))
     if "done" in answer:
-        return None if good is None else build(good, answer["done"])
+        return build(good, answer["done"])
     raise WireError("an answer that says nothing came")

@@ -109,6 +109,13 @@ class Removed:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A delivery could be made now. `remarks`: sentences on what the place cannot do, or does in a way of its own."""
+
+    remarks: tuple[str, ...] = ()
+
+
 Result: TypeAlias = Done | Later | Refused
 
 
@@ -127,8 +134,11 @@ class Source(Protocol):
 class Target(Protocol):
     """A place to deliver to. Made as `Class(settings, files)` inside the worker of one target."""
 
-    def check(self) -> None:
-        """Could a delivery be made now, by this process? Raises the sentence that a delivery would. TryLater, Held."""
+    def check(self, *, prepare: bool = False) -> Checked:
+        """Could a delivery be made now, by this process? Raises the sentence that a delivery would. TryLater, Held.
+
+        `prepare`: a person says that this is the place, so what a first delivery wants to find there may be made.
+        """
         ...
 
     def put(self, job: Put, source: Source) -> Done:

@@ -153,8 +153,7 @@ def _do(target: Target, message: Mapping[str, Any], channel: Channel) -> Any:
     if what == "remove":
         return target.remove(build(Receipt, job))
     if what == "check":
-        target.check()
-        return {}
+        return target.check(prepare=message.get("prepare") is True)
     raise WireError(f"{what!r} is no job")
 
 

@@ -397,6 +397,12 @@ class Memory(Files):
     def is_shared(self, fd: int) -> bool:
         return False
 
+    def file_system(self, fd: int) -> int:
+        return 0
+
+    def has_default_acl(self, fd: int) -> bool:
+        return False
+
     def has_writer(self, fd: int) -> bool | None:
         return False
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from sorter.builtin.path_target import mark
 from sorter.deliver.backoff import backoff
 from sorter.deliver.lane import Lane, Patience
-from sorter.deliver.target import Done, Later, Put, Refused, Removed, Result, Verified, Wanted
+from sorter.deliver.target import Checked, Done, Later, Put, Refused, Removed, Result, Verified, Wanted
 from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError
 from sorter.deliver.worker import BATCH
 from sorter.durable import Files
@@ -357,7 +357,7 @@ def test_verify_remove_and_check(lab: Lab) -> None:
     held = Receipt(KEY, "dicom", "lab", 1, done.folder, done.files, "2026-01-02T03:04:05+00:00")
     told: queue.Queue[Any] = queue.Queue()
     lane.check(told.put)
-    assert told.get(timeout=SOON) is None
+    assert isinstance(told.get(timeout=SOON), Checked)
     lane.verify(held, told.put)
     assert told.get(timeout=SOON) == Verified(done.folder, tuple(each.name for each in done.files))
     lane.remove(held, told.put)

@@ -7,7 +7,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 from sorter.builtin._path_decide import distinct
 from sorter.builtin.path_target import PathTarget, mark
 from sorter.deliver.target import Done, Put, Wanted
-from sorter.durable import Files
+from sorter.durable import NFS, Files
 from sorter.errors import Held, SorterError, TryLater
 from sorter.model import Delivered, Receipt
 
@@ -189,6 +191,46 @@ def test_umask(world: World) -> None:
     assert stat.S_IMODE((world.root / FOLDER).stat().st_mode) & 0o777 == 0o750
 
 
+@pytest.mark.parametrize(("umask", "file", "folder"), [(None, 0o640, 0o2750), ("007", 0o660, 0o2770)])
+def test_a_group_and_a_umask(world: World, umask: str | None, file: int, folder: int) -> None:
+    settings = {"group": os.getgid()} if umask is None else {"group": os.getgid(), "umask": umask}
+    job, source = world.job(TWO)
+    world.target(**settings).put(job, source)
+    source.close()
+    assert stat.S_IMODE((world.root / FOLDER / "001.dcm").stat().st_mode) == file
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (world.root / FOLDER, world.root / "S1")} == {folder}
+
+
+ALICE = 54321
+
+
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    """An access control list as the kernel keeps it (linux/posix_acl_xattr.h): version 2, then tag, perm and id."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+NOBODY = 0xFFFFFFFF
+DEFAULT_ACL = acl((1, 7, NOBODY), (2, 7, ALICE), (4, 5, NOBODY), (16, 7, NOBODY), (32, 0, NOBODY))
+"""u::rwx u:ALICE:rwx g::r-x m::rwx o::---"""
+
+
+def test_a_default_acl_alone_says_who_may(world: World) -> None:
+    """A chmod would take from Alice, through the mask, what the folder's owner gave her."""
+    try:
+        os.setxattr(world.root, "system.posix_acl_default", DEFAULT_ACL)
+    except OSError:
+        pytest.skip("this file system knows no ACLs")
+    grown = world.grow(receipt(world.put(REV1)), REV2)
+    assert [each.state for each in grown.files] == ["written"] * 3
+    folders = [world.root / "S1", world.root / "S1/20260102_0900", world.root / FOLDER]
+    assert [os.getxattr(folder, "system.posix_acl_default") for folder in folders] == [DEFAULT_ACL] * 3
+    assert [os.getxattr(folder, "system.posix_acl_access") for folder in folders] == [DEFAULT_ACL] * 3
+    file = acl((1, 6, NOBODY), (2, 7, ALICE), (4, 5, NOBODY), (16, 6, NOBODY), (32, 0, NOBODY))
+    for path in (world.root / FOLDER).iterdir():
+        assert os.getxattr(path, "system.posix_acl_access") == file  # she may read and write: 7 within the mask of 6
+    assert "default ACL" in world.target().check().remarks[-1]
+
+
 # --- is the mount really there? -------------------------------------------------------------------------------------
 
 
@@ -225,7 +267,11 @@ def test_mark_is_made_once_and_never_through_a_link(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     root.mkdir()
     elsewhere.mkdir()
-    assert mark(root, Files()) == mark(root, Files()) != ""
+    assert mark(root, Files())
+    text = (root / ".sorter" / "id").read_text()
+    assert len(text) == 33
+    assert not mark(root, Files())
+    assert (root / ".sorter" / "id").read_text() == text
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / ".sorter").symlink_to(elsewhere)
     with pytest.raises(SorterError, match="link"):
@@ -233,6 +279,70 @@ def test_mark_is_made_once_and_never_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(SorterError, match="is not there"):
         mark(tmp_path / "nothing", Files())
     assert os.listdir(elsewhere) == []
+
+
+def test_check_makes_the_marker_where_a_person_says_that_this_is_the_place(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    target = PathTarget({"root": str(tmp_path / "root")})
+    with pytest.raises(TryLater, match="sorter check --targets"):
+        target.check()
+    assert "was made" in target.check(prepare=True).remarks[0]
+    assert target.check(prepare=True).remarks == ()
+    with pytest.raises(SorterError, match="mount it, or make it, first"):
+        PathTarget({"root": str(tmp_path / "away")}).check(prepare=True)
+    assert not (tmp_path / "away").exists()
+
+
+class Server(Files):
+    """A mount that does with owner and permissions what it likes."""
+
+    def __init__(self, **facts: int) -> None:
+        self.facts = facts
+
+    def stat(self, path: Any, *, at: int | None = None) -> os.stat_result:
+        info = super().stat(path, at=at)
+        if not stat.S_ISREG(info.st_mode):
+            return info
+        mode = stat.S_IFREG | self.facts["mode"] if "mode" in self.facts else info.st_mode
+        return os.stat_result((mode, *info[1:4], self.facts.get("uid", info.st_uid), *info[5:]))
+
+    def file_system(self, fd: int) -> int:
+        return self.facts.get("kind", super().file_system(fd))
+
+    def lock(self, fd: int, *, shared: bool = False, wait: bool = False) -> bool:
+        if "locks" in self.facts:
+            raise OSError(errno.ENOLCK, "no locks available")
+        return super().lock(fd, shared=shared, wait=wait)
+
+
+@pytest.mark.parametrize(
+    ("account", "facts", "says"),
+    [
+        (0, {"uid": 65534}, r"root's files belong to account 65534 there \(root squash\)"),
+        (1000, {"uid": 1001}, "files belong to account 1001 there, whoever writes them"),
+        (
+            1000,
+            {"uid": 1000, "mode": 0o755},
+            r"permissions are the mount's own \(0755 where 0644 was asked for\), as on",
+        ),
+        (1000, {"uid": 1000, "kind": NFS}, "in 17 groups, and NFS hands on 16"),
+        (1000, {"uid": 1000, "locks": 0}, "knows no locks"),
+    ],
+)
+def test_check_remarks_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, account: int, facts: dict[str, int], says: str
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: account)
+    monkeypatch.setattr("os.getgroups", lambda: list(range(17)))
+    [remark] = world.target(Server(**facts)).check().remarks
+    assert re.search(says, remark)
+
+
+def test_16_groups_and_a_local_folder_are_no_remark(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getgroups", lambda: list(range(17)))
+    assert world.target().check().remarks == ()
+    monkeypatch.setattr("os.getgroups", lambda: list(range(16)))
+    assert world.target(Server(kind=NFS)).check().remarks == ()
 
 
 def test_check_leaves_nothing_and_finds_what_a_delivery_would(world: World) -> None:
@@ -247,7 +357,16 @@ def test_check_leaves_nothing_and_finds_what_a_delivery_would(world: World) -> N
         world.target(ReadOnly()).check()
 
 
-def test_a_second_writer_waits(world: World) -> None:
+def test_a_second_writer_waits_its_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (world.root / ".sorter" / "id").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        monkeypatch.setattr("time.sleep", lambda seconds: fcntl.flock(held, fcntl.LOCK_UN))
+        world.put(TWO)
+    assert world.tree() == below(TWO)
+
+
+def test_a_second_writer_does_not_wait_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sorter.builtin._path_folders.TURN", 0.0)
     with (world.root / ".sorter" / "id").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(TryLater, match="another sorter is delivering"):
@@ -669,7 +788,7 @@ def test_a_fault_at_every_effect(tmp_path: Path, kind: type[Failing], code: int)
 
 
 @pytest.mark.parametrize("kind", [Failing, Linking, Oldest])
-@pytest.mark.parametrize("code", [errno.ENOENT])
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EEXIST])
 def test_a_lost_reply_at_every_effect(tmp_path: Path, kind: type[Failing], code: int) -> None:
     for world, _ in every_fault(tmp_path, lambda nth: kind(nth, code, after=True)):
         assert world.tree() == below(REV2)
@@ -923,11 +1042,18 @@ def test_a_receipt_that_was_lost_makes_every_folder_above_durable(world: World) 
     assert files.done[-4:] == above
 
 
-def test_a_lost_reply_costs_no_second_attempt(world: World) -> None:
-    """NFS: the rename was done, its answer was lost, and the repeated request finds nothing to rename."""
+@pytest.mark.parametrize("links", [True, False], ids=["link", "rename"])
+def test_a_lost_reply_costs_no_second_attempt(world: World, links: bool) -> None:
+    """NFS: it was done, its answer was lost, and the repeated request finds nothing to rename, or a link that is."""
 
     class Lost(Files):
+        def link(self, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+            super().link(old, new, at=at, to=to)
+            raise FileExistsError(errno.EEXIST, "file exists")
+
         def rename_new(self, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+            if links:
+                raise OSError(errno.EINVAL, "no RENAME_NOREPLACE")
             super().rename_new(old, new, at=at, to=to)
             raise FileNotFoundError(errno.ENOENT, "no such file")
 

@@ -1,0 +1,122 @@
+"""Every kind of target that sorter brings passes the suite that it ships; and `check --targets` asks them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Account
+from sorter.durable import Files
+from sorter.testing.targets import Place, TargetSuite
+
+
+class Folder:
+    """A `Place`: a root on a real file system."""
+
+    code = "sorter.builtin.path_target:PathTarget"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.settings = {"root": str(root)}
+        root.mkdir()
+
+    def _having(self, image: bytes) -> list[Path]:
+        found = (path for path in self.root.rglob("*") if path.is_file() and not path.is_symlink())
+        return [path for path in found if path.read_bytes() == image]
+
+    def count(self, image: bytes) -> int:
+        return len(self._having(image))
+
+    def lose(self, image: bytes) -> bool:
+        for path in self._having(image):
+            path.unlink()
+        return True
+
+    def go_away(self) -> None:
+        self.root.rename(self.root.with_name("away"))
+        self.root.mkdir()  # as a mount point is, with nothing mounted
+
+    def come_back(self) -> None:
+        self.root.rmdir()
+        self.root.with_name("away").rename(self.root)
+
+
+class TestFolder(TargetSuite):
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Folder:
+        return Folder(tmp_path / "root")
+
+
+def no_rename_new(self: Files, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+    raise OSError(errno.EINVAL, "no RENAME_NOREPLACE")
+
+
+def no_link(self: Files, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+    raise OSError(errno.EPERM, "no links")
+
+
+class TestShare(TestFolder):
+    """The same where there is neither RENAME_NOREPLACE nor a link, nor a folder that can be synced (SMB, simulated)."""
+
+    @pytest.fixture(autouse=True)
+    def poor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fsync(self: Files, fd: int) -> None:
+            if os.path.isdir(f"/proc/self/fd/{fd}"):
+                raise OSError(errno.EINVAL, "cannot sync a folder")
+            os.fsync(fd)
+
+        monkeypatch.setattr(Files, "rename_new", no_rename_new)
+        monkeypatch.setattr(Files, "link", no_link)
+        monkeypatch.setattr(Files, "fsync", fsync)
+
+    test_through_a_worker_as_sorter_does = None  # another process, where nothing is simulated
+
+
+def test_a_folder_is_a_place(tmp_path: Path) -> None:
+    place: Place = Folder(tmp_path / "root")
+    assert place.count(b"") == 0
+
+
+# --- check --targets ------------------------------------------------------------------------------------------------
+
+
+def check(base: Path, *labs: str) -> subprocess.CompletedProcess[str]:
+    tables = [f"[labs.{lab}]\nmatch = ['StudyDescription={lab}']\nroot = {json.dumps(str(base / lab))}" for lab in labs]
+    (base / "sorter.toml").write_text("\n".join([f"[sorter]\nspool = {json.dumps(str(base / 'spool'))}", *tables]))
+    command = [sys.executable, "-m", "sorter", "check", "--targets", "-c", str(base / "sorter.toml")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_check_targets_marks_what_is_there_and_fails_for_what_is_not(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    first = check(tmp_path, "here", "away")
+    assert first.returncode == 1
+    assert f"here ({tmp_path}/here): good" in first.stdout
+    assert "the marker" in first.stdout
+    assert f"away ({tmp_path}/away): FAILED" in first.stdout
+    assert "mount it, or make it, first" in first.stdout
+    assert "nothing can be delivered to away now" in first.stderr
+    assert [path.name for path in (tmp_path / "here").rglob("*")] == [".sorter", "id"]
+    again = check(tmp_path, "here")
+    assert (again.returncode, "the marker" in again.stdout) == (0, False)
+
+
+def test_root_checks_as_the_account_that_runs_sorter(tmp_path: Path, account: Account) -> None:
+    (tmp_path / "spool").mkdir()
+    os.chown(tmp_path / "spool", account.uid, account.uid)
+    program = (
+        "import os, sys; from pathlib import Path; from sorter.config import load; from sorter.durable import Files;"
+        "from sorter.cli.checking import become_writer; become_writer(load(None, Path(sys.argv[1])), Files());"
+        "print(os.getresuid(), os.getresgid(), os.getgroups())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    group = pwd.getpwuid(account.uid).pw_gid
+    assert done.stdout.strip() == f"{(account.uid,) * 3} {(group,) * 3} {[group]}"
