@@ -62,6 +62,7 @@ class Listing:
     unnamed: int = 0
     trusted: bool = True
     proven: bool = False
+    asked: bool = False  # it answers a question about this very unit, so that what it names is surely of it
 
     @property
     def exact(self) -> bool:
@@ -252,10 +253,10 @@ _TOLD = Publish(Verdict.LISTED, ("an operator called it complete",))
 
 
 def _upgrade(state: State, timing: Timing) -> Outlook | None:
-    """All of it is published; a list that comes later may still say more of it."""
+    """All of it is published; a list that comes later may still say more of it, or that there is more."""
     if state.revision == 0 or state.verdict is Verdict.LISTED:
         return None
-    ahead = Outlook(state.last, _TOLD) if state.told else _listed(state, timing)
+    ahead = Outlook(state.last, _TOLD) if state.told else _listed(state, timing) or _lacking(state)
     if ahead is not None and state.facts.structure is None and not state.told:
         return Outlook(ahead.due, Look(closely=True))
     return ahead
@@ -282,6 +283,20 @@ def _listed(state: State, timing: Timing) -> Outlook | None:
     return Outlook(due, Publish(Verdict.LISTED, (f"{listing.by} names exactly these {listing.named}",)))
 
 
+def _lacking(state: State) -> Outlook | None:
+    """Its sender was asked what it has, and has more than was published: then that was not whole."""
+    listing = state.facts.listing
+    if not state.looked or listing is None or not (listing.asked and listing.trusted and listing.missing):
+        return None
+    if state.verdict is Verdict.INCOMPLETE:
+        return None
+    return Outlook(state.last, Publish(Verdict.INCOMPLETE, (_names_more(listing),), listing.missing))
+
+
+def _names_more(listing: Listing) -> str:
+    return f"{listing.by} names {len(listing.missing)} images that are not here"
+
+
 def _lacks(structure: Structure | None) -> bool:
     """The images themselves show that some are missing."""
     return structure is not None and structure.known and not structure.whole
@@ -302,10 +317,8 @@ def _short(state: State, timing: Timing) -> Outlook | None:
     holes = facts.structure.holes if facts.structure else ()
     listing = facts.listing if facts.listing and facts.listing.trusted else None
     if listing is not None and listing.missing:
-        said = f"{listing.by} names {len(listing.missing)} images that are not here"
-        return Outlook(
-            state.last + timing.incomplete, Publish(Verdict.INCOMPLETE, (said, *holes), tuple(listing.missing))
-        )
+        reasons = (_names_more(listing), *holes)
+        return Outlook(state.last + timing.incomplete, Publish(Verdict.INCOMPLETE, reasons, listing.missing))
     if holes:
         return Outlook(state.last + timing.incomplete, Publish(Verdict.INCOMPLETE, holes))
     said = ""

@@ -2,10 +2,10 @@
 
 from sorter.config.certificates import remark, server_context
 from sorter.config.config import UNASSIGNED, Config
-from sorter.config.models import Completion, Engine, LabConfig, Receive, Sender, Sorter, Store, TargetConfig
+from sorter.config.models import Completion, Engine, LabConfig, Node, Receive, Sender, Sorter, Store, TargetConfig
 from sorter.config.reading import SYSTEM_CONFIG, load
 
 __all__ = [
-    "SYSTEM_CONFIG", "UNASSIGNED", "Completion", "Config", "Engine", "LabConfig", "Receive", "Sender", "Sorter",
-    "Store", "TargetConfig", "load", "remark", "server_context",
+    "SYSTEM_CONFIG", "UNASSIGNED", "Completion", "Config", "Engine", "LabConfig", "Node", "Receive", "Sender",
+    "Sorter", "Store", "TargetConfig", "load", "remark", "server_context",
 ]  # fmt: skip

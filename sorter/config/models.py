@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
@@ -106,6 +106,31 @@ def _host(value: str) -> str:
     if colon and ":" not in port:
         raise ValueError(f'{shown(value)} is a host and a port; write host = "{host}" and port = {port or 11112}')
     return value
+
+
+class Node(NamedTuple):
+    """A DICOM application entity, and where it listens."""
+
+    ae: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.ae}@{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def _node(value: Any) -> Any:
+    """AE@host:port; an IPv6 address in brackets. The last @ counts, as an AE title may have one."""
+    if isinstance(value, Node):
+        return value
+    if not isinstance(value, str):
+        return _wrong('must be written as "AE@host:port"', value)
+    ae, _, place = value.rpartition("@")
+    host, _, port = place.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not (ae and host and port.isdecimal() and port.isascii() and 1 <= int(port[:6]) <= 65535):
+        raise ValueError(f'{shown(value)} is no node; write AE@host:port, as "GE750@10.1.2.3:104"')
+    return Node(_ae_title(ae), _host(host), int(port))
 
 
 def _rule(value: str) -> str:
@@ -213,6 +238,10 @@ class Sender(Section):
     """Its address, or a range of addresses as `10.1.2.0/24`."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """The port that it listens on, for what is told it later: the report of storage commitment. Default: none."""
+    query: Annotated[Node, BeforeValidator(_node)] | None = None
+    """Whom to ask which images there are of a series that it sent, as `"AE@host:port"`: itself, or a PACS that has
+    them too. It is asked by C-FIND when nothing comes any more, and `sorter ask` has it send what is missing. Default:
+    none."""
     may_correct: bool = False
     """Whether a header that it sends again, with the same pixels, takes the place of the first one. As long as no
     sender may, whoever sent the first copy may correct it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sorter.completion import Habits, Timing, Tracker
-from sorter.config import Config, Sender
+from sorter.config import Config, Node, Sender
 from sorter.durable import Files
 from sorter.engine.local import LocalEngine
 from sorter.errors import ConfigError, SorterError
@@ -21,10 +21,12 @@ from sorter.pipeline.evidence import Witness
 from sorter.pipeline.intake import Intake
 from sorter.pipeline.outlets import Outlet, Outlets
 from sorter.pipeline.planning import Planner
+from sorter.pipeline.queries import Answer, Queries, Question
 from sorter.pipeline.units import Units
 from sorter.pipeline.workshop import Workshop
 from sorter.plugins import Plugins
-from sorter.scu import report_commitment
+from sorter.scu import Peer as Called
+from sorter.scu import Series, instances, report_commitment
 from sorter.spool import Spool
 from sorter.spool.by_sop import BySop
 from sorter.spool.commitments import Commitment
@@ -197,9 +199,16 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
         commitments.begin()
     else:
         index.discard()
-    pipeline = Pipeline(
-        spool, plugins, planner, units, intake, workshop, outlets, witness, index if commitments is not None else None
+    queries = Queries(
+        lambda sender: node_of(rules.senders, sender),
+        lambda question: _ask(question, config.receive.ae_title),
+        intake.received.open_sources,
+        wake,
     )
+    pipeline = Pipeline(
+        spool, plugins, planner, units, intake, workshop, outlets, witness, queries,
+        index if commitments is not None else None,
+    )  # fmt: skip
     if commitments is not None:
         commitments.heard = lambda request: pipeline.hear("commitment", request.sender, request.names)
     outlets.configure(configured)
@@ -220,6 +229,22 @@ def terms_of(config: Config) -> Terms:
         return Peer(request.address, found.port) if found is not None and found.port is not None else None
 
     return Terms(config.receive.commitment == "delivered", config.receive.commitment_wait, peer)
+
+
+def node_of(senders: Sequence[Sender], sender: str) -> Node | None:
+    """Whom to ask what `sender` (AE@host) has: `query` of the first of `[[senders]]` that fits it and has one."""
+    calling, _, host = sender.rpartition("@")
+    source = Source(calling=calling, address=f"dicom://{f'[{host}]' if ':' in host else host}:0")
+    return next((each.query for each in senders if each.query is not None and _is_sender(each, source)), None)
+
+
+def _ask(question: Question, ae_title: str) -> Answer:
+    peer = Called(question.node.host, question.node.port, question.node.ae, ae_title)
+    wanted = [Series(question.study_uid, each, question.patient_id) for each in question.series_uids]
+    try:
+        return Answer(instances(peer, wanted))
+    except SorterError as error:
+        return Answer(why=str(error))
 
 
 def _report(peer: Peer, request: Commitment) -> str:

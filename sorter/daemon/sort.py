@@ -170,6 +170,8 @@ class Sort:
                 self._parts.retry()
             elif request["do"] == "complete":
                 self._parts.pipeline.complete(str(request["key"]))
+            elif request["do"] == "ask":
+                self._parts.pipeline.ask_sender(str(request["key"]))
         except (ValueError, KeyError, TypeError):
             log.error("%s is no request that this sorter understands; it was removed", path.name)
         self._files.unlink(path)

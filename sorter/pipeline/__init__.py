@@ -21,6 +21,7 @@ from sorter.pipeline.evidence import Witness, taught
 from sorter.pipeline.intake import Intake, Whole
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import NoPlan, Planner
+from sorter.pipeline.queries import Answer, Case, Queries
 from sorter.pipeline.settling import Settling
 from sorter.pipeline.units import Live, Units, summarise
 from sorter.pipeline.workshop import Workshop
@@ -28,6 +29,7 @@ from sorter.plugins import Plugins
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.by_sop import BySop
 from sorter.spool.layout import now as wall_clock
+from sorter.spool.unit import Asked
 from sorter.take.filing import Filed
 from sorter.take.received import Ended
 
@@ -50,6 +52,7 @@ class Pipeline:
     workshop: Workshop
     outlets: Outlets
     witness: InitVar[Witness]
+    queries: Queries
     index: BySop | None = None
     now: float = 0.0
     settling: Settling = field(init=False)
@@ -79,7 +82,7 @@ class Pipeline:
         for live in self.units:
             if self.settling.judge(live, self.now):
                 touched[live.key] = live
-        answered = self._collect_products() | self._collect_answers() | self._collect_removals()
+        answered = self._collect_products() | self._collect_answers() | self._collect_removals() | self._query()
         for key in answered | self._try_again() | self._look_around():
             touched[key] = self.live(key)
         for live in touched.values():
@@ -189,6 +192,37 @@ class Pipeline:
             self.settling.judge(self.live(key), self.now)
             self._sum_up(self.live(key))
 
+    def _query(self) -> set[str]:
+        """Take up what senders answered of the images they have; ask those that have fallen silent."""
+        keys = set()
+        for case, answer in self.queries.answers(self.now):
+            self._take_up(self.live(case.key), case, answer)
+            keys.add(case.key)
+        for key, sender in self.queries.due(self.settling.timing.quiet, self.now):
+            self.queries.begin(self.live(key), sender)
+            keys.add(key)
+        return keys
+
+    def _take_up(self, live: Live, case: Case, answer: Answer) -> None:
+        unit, sender, why = live.unit, case.sender, answer.why
+        if answer.names and answer.names.isdisjoint(unit.by_sop):
+            why = f"{sender} answers with {len(answer.names)} images, none of which is here; it is not believed"
+        elif not why and not answer.names:
+            why = f"{sender} answers that it knows no image of this series"
+        unit.note_asked(sender, Asked(case.images, why))
+        if why:
+            unit.tell(f"it is not known whether there are more: {why}")
+            return
+        unit.tell(f"{sender} answers that it has {len(answer.names)} images; {len(unit.by_sop)} are here")
+        self.settling.answered(live, sender, answer.names, self.now)
+        self.settling.judge(live, self.now)
+
+    def ask_sender(self, key: str) -> None:
+        """A person wants to know what its sender has."""
+        live = self.live(key)
+        self.queries.again(live, self.now)
+        self._sum_up(live)
+
     def _end(self, live: Live, ended: Ended) -> None:
         live.unit.end_association(ended.association, ended.how)
         self.settling.ended(live, ended.association, ended.how, self.now)
@@ -196,7 +230,7 @@ class Pipeline:
     # --- complete? ----------------------------------------------------------------------------------------------
 
     def _improve(self, live: Live, effect: Publish) -> None:
-        """Nothing came, but more is known: the verdict rises, and no file moves."""
+        """Nothing came, but more is known: the verdict rises, or was too good, and no file moves."""
         assert live.revision is not None
         live.unit.raise_verdict(live.revision.revision, effect.verdict, effect.reasons)
         live.revision = replace(live.revision, verdict=effect.verdict, reasons=effect.reasons)
@@ -445,7 +479,12 @@ class Pipeline:
         """The summary of a unit that nothing has to be done for."""
         unit = Unit(self.spool, key)
         summary = unit.summary()
-        if summary is None or summary.state != "delivered" or summary.evidence != unit.evidence_size():
+        if (
+            summary is None
+            or summary.state != "delivered"
+            or summary.asking
+            or summary.evidence != unit.evidence_size()
+        ):
             return None
         return summary
 
@@ -491,6 +530,7 @@ class Pipeline:
         """Write the summary; let go of a unit that nothing is going on with."""
         if self.index is not None:
             self.index.flush()  # before a summary says that all has been seen
+        self.queries.consider(live, self.settling.silence(live), self.now)
         live.unit.write_summary(summarise(live, self.settling.awaited(live, self.now)))
         self._grown.pop(live.key, None)
         if live.done or (live.no_plan is not None and not live.state.pending):

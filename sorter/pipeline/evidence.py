@@ -104,6 +104,7 @@ class Witness:
             unnamed=len(here - named),
             trusted=all(habits.list_trusted(each) for _, each in lists),
             proven=all(habits.list_proven(each) for _, each in lists),
+            asked=any(kind == "query" for kind, _ in lists),
         )
 
     def _assign(self, live: Live, here: Set[str]) -> set[str]:

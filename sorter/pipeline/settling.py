@@ -36,7 +36,7 @@ class Settling:
     timing: Timing
     at_work: Callable[[str], Live | None]
     publish: Callable[[Live, Publish], None]  # makes the next revision
-    improve: Callable[[Live, Publish], None]  # gives the last revision a better verdict
+    improve: Callable[[Live, Publish], None]  # gives the last revision the verdict that is known by now
 
     # --- what happens -------------------------------------------------------------------------------------------
 
@@ -67,6 +67,11 @@ class Settling:
         for live in units:
             if not heard.names.isdisjoint(live.unit.by_sop):
                 self._look(live, now)
+
+    def answered(self, live: Live, sender: str, names: Iterable[str], now: float) -> None:
+        """Whoever sent this unit was asked which images it has of it."""
+        live.unit.add_list("query", sender, names)
+        self._look(live, now)
 
     # --- what to do ---------------------------------------------------------------------------------------------
 
@@ -106,6 +111,11 @@ class Settling:
             f"{still}if nothing more comes it is delivered at {at:%H:%M:%S} as {ahead.effect.verdict} "
             f"({'; '.join(ahead.effect.reasons)})"
         )
+
+    def silence(self, live: Live) -> float:
+        """Seconds after its last image until a unit of which nothing better is known is called quiet."""
+        gaps = [self.witness.tracker.habits.gap(each) for each in live.senders]
+        return min(max(self.timing.quiet, self.timing.aborted if live.state.broken else 0.0, *gaps), self.timing.cap)
 
     def due(self, lives: Iterable[Live]) -> Iterator[float]:
         """When each wants to be judged again."""

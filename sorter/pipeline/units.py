@@ -29,6 +29,7 @@ class Live:
     senders: dict[str, None] = field(default_factory=dict)  # of the images that came by network, in order
     asked: list[tuple[Like, int, str]] | None = None  # what plugins said that there should be, and why
     first: str = ""  # when the first revision was made
+    asking: bool = False  # its sender is still to be asked what it has
     retiring: list[Receipt] = field(default_factory=list)  # deliveries that a correction has replaced
     troubles: dict[tuple[str, str], str] = field(default_factory=dict)  # (product, target) -> why it is not there yet
 
@@ -161,6 +162,8 @@ def summarise(live: Live, awaited: str = "images may still come") -> UnitSummary
         deliveries=tuple(_deliveries(live)),
         evidence=unit.evidence_size(),
         expected=live.state.facts.expected.count if live.state.pending and live.state.facts.expected else 0,
+        missing=len(unit.missing),
+        asking=live.asking,
         taught=unit.taught,
         counts=live.counts,
     )

@@ -1,8 +1,9 @@
 """One unit's folder: its images, what was seen of them, and what was decided about them.
 
 images/<hex>/…       the images, 4,096 a folder, named by a hash of their SOP Instance UID
-evidence.jsonl       truth: every instance taken, associations ended, drops known to be whole, senders' lists, verdicts
-                     that later evidence raised, and what the unit taught of its sender
+evidence.jsonl       truth: every instance taken, associations ended, drops known to be whole, senders' lists, which of
+                     them were asked and how they answered, verdicts that later evidence changed, and what the unit
+                     taught of its sender
 rev-0001.json …      truth: immutable manifests           plan-0001.json …   truth: lab, targets, names of each
 receipts/…           truth: proof of each delivery; retiring/ and retired/ hold those that a correction replaced
 claims.json          truth: what people decided
@@ -50,6 +51,14 @@ class CountSaid:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A sender was asked which images it has. `images` were here then; `why` it gave no list, "" where it did."""
+
+    images: int
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class UnitSummary:
     """The cache `series.json`: what `status` and `list` show, without reading a manifest or an image."""
 
@@ -75,6 +84,8 @@ class UnitSummary:
     deliveries: tuple[DeliveryState, ...] = ()
     evidence: int = 0  # bytes of evidence.jsonl that this summary has seen; more there means: it is out of date
     expected: int = 0  # images that there should be, 0 where nothing says it
+    missing: int = 0  # images that its sender's lists name and that are not here
+    asking: bool = False  # its sender is still to be asked what it has
     taught: Mapping[str, Any] = field(default_factory=dict)  # what it taught of its sender
     counts: tuple[CountSaid, ...] = ()
 
@@ -93,6 +104,7 @@ class Unit:
     associations: dict[str, str] = field(default_factory=dict)  # of arrivals: "" while open, else how it ended
     whole_drops: set[str] = field(default_factory=set)
     lists: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (kind, sender) -> SOP Instance UIDs
+    asked: dict[str, Asked] = field(default_factory=dict)  # by sender: how it last answered what it has
     raised: dict[int, tuple[Verdict, tuple[str, ...]]] = field(default_factory=dict)  # by revision
     taught: Mapping[str, Any] = field(default_factory=dict)
     unmentioned: list[str] = field(default_factory=list)  # image files that evidence does not know: a crash in between
@@ -120,6 +132,11 @@ class Unit:
     @property
     def deliverable(self) -> list[Instance]:
         return [each for each in self.instances.values() if each.deliverable]
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """SOP Instance UIDs that a sender's list names, and that are not here."""
+        return frozenset().union(*self.lists.values()) - self.by_sop.keys()
 
     @property
     def face(self) -> Header:
@@ -175,6 +192,8 @@ class Unit:
             self.whole_drops.add(entry["whole"])
         elif "list" in entry:
             self.lists.setdefault((entry["list"], entry["of"]), set()).update(entry["names"])
+        elif "asked" in entry:
+            self.asked[entry["asked"]] = Asked(entry["images"], entry["why"])
         elif "raised" in entry:
             self.raised[entry["of"]] = (Verdict(entry["raised"]), tuple(entry["reasons"]))
         elif "taught" in entry:
@@ -302,6 +321,11 @@ class Unit:
         if new:
             named.update(new)
             self.add_evidence([{"list": kind, "of": sender, "names": new, "at": now()}])
+
+    def note_asked(self, sender: str, asked: Asked) -> None:
+        """How a sender answered the question what it has of this unit."""
+        self.asked[sender] = asked
+        self.add_evidence([{"asked": sender, "images": asked.images, "why": asked.why, "at": now()}])
 
     def raise_verdict(self, revision: int, verdict: Verdict, reasons: Sequence[str]) -> None:
         """What is known by now of a revision, whose manifest stays as it is."""

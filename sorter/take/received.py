@@ -58,6 +58,10 @@ class Received:
     def open_associations(self) -> frozenset[str]:
         return frozenset().union(*(segment.open for segment in self._segments.values()))
 
+    def open_sources(self) -> list[Source]:
+        """Who has an association open, once for each."""
+        return [segment.sources[each] for segment in self._segments.values() for each in segment.open]
+
     def look(self, *, relist: bool = False) -> list[Candidate | Ended]:
         """New finished files and the ends of associations, in the order they happened.
 

@@ -52,7 +52,7 @@ PATH_EFFECTS = {
 MAY_TOUCH = {
     "durable.py": "it is the file object",
     "config": "the configuration is read before there is a spool",
-    "scu.py": "reads what a person sends, in the person's own name",
+    "scu/storage.py": "reads what a person sends, in the person's own name",
     "testing": "makes test data where a test says",
     "engine/child.py": "inside a job's own process and scratch folder",
     "engine/worker.py": "inside a job's own process and scratch folder",
