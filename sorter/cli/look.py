@@ -16,7 +16,7 @@ from rich.table import Table
 from sorter.cli import door
 from sorter.cli.common import console, literal, open_spool, with_config
 from sorter.cli.find import find_units, in_order, summaries
-from sorter.cli.story import sentences
+from sorter.cli.story import lacks, sentences
 from sorter.config import Config
 from sorter.daemon.receive import keep_of
 from sorter.errors import SorterError
@@ -78,6 +78,11 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "not_removable": list(islice(still_there(spool.left / "incoming", spool.incoming, spool.files), MOST_SHOWN)),
         "commitments": [_asked(each) for each in Commitments(spool.commitments, spool.files).open()],
         "split_sessions": [plain(each) for each in split_sessions(units)],
+        "missing": [
+            {"key": unit.key[:8], "images": unit.images, "missing": unit.missing, "series": unit.series_uids}
+            for unit in units
+            if unit.missing
+        ],
         "waiting": [_brief(unit) for unit in units if unit.state != "delivered"],
     }
 
@@ -149,13 +154,22 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
     waiting = [unit for unit in units if unit.state not in ("delivered",)]
     for unit in waiting[:MOST_SHOWN]:
         known = f" {_bar(unit.images, unit.expected)}" if unit.state == "open" and unit.expected else ""
-        said = f"{unit.key[:8]}  {_title(unit)}: {WORDS[unit.state]}{known}. {unit.why}"
+        said = f"{unit.key[:8]}  {title_of(unit)}: {WORDS[unit.state]}{known}. {unit.why}"
         console.print(said, soft_wrap=True, markup=False)
         for each in unit.deliveries:
             if each.state in ("owed", "failed") and each.why:
                 console.print(f"          {each.product} to {each.target}: {each.why}", soft_wrap=True, markup=False)
+    _print_missing(units)
     if len(waiting) > MOST_SHOWN:
         console.print(f"… and {len(waiting) - MOST_SHOWN} more; `sorter status --json` has them all")
+
+
+def _print_missing(units: list[UnitSummary]) -> None:
+    lacking = [unit for unit in units if unit.missing]
+    for unit in lacking[:MOST_SHOWN]:
+        console.print(f"{unit.key[:8]}  {title_of(unit)}: {lacks(unit)}", soft_wrap=True, markup=False)
+    if len(lacking) > MOST_SHOWN:
+        console.print(f"… and {len(lacking) - MOST_SHOWN} more that lack images; `sorter status --json` has them all")
 
 
 def _bar(done: int, of: int, width: int = 20) -> str:
@@ -163,7 +177,7 @@ def _bar(done: int, of: int, width: int = 20) -> str:
     return f"{'█' * filled}{'░' * (width - filled)} {done} of {of} images"
 
 
-def _title(unit: UnitSummary) -> str:
+def title_of(unit: UnitSummary) -> str:
     number = f"{int(unit.number):03d} " if unit.number.isdigit() else ""
     return f"{unit.subject or 'no subject'} {unit.study_date} {number}{unit.description}".strip()
 
@@ -247,7 +261,7 @@ def _tell(spool: Spool, unit: UnitSummary) -> None:
         console.print(text, soft_wrap=True, markup=False)
 
     records = Unit.load(spool, unit.key)
-    say(f"{_title(unit)} ({unit.key[:8]}): {WORDS[unit.state]}")
+    say(f"{title_of(unit)} ({unit.key[:8]}): {WORDS[unit.state]}")
     for sentence in sentences(records, unit):
         say(f"    {sentence}")
     events = records.story()

@@ -25,6 +25,7 @@ COMMANDS = {
     "rename": "rename",
     "retry": "mend",
     "complete": "mend",
+    "ask": "ask",
     "quarantine": "quarantine",
     "import": "importing",
 }

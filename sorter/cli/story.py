@@ -29,6 +29,8 @@ def sentences(unit: Unit, summary: UnitSummary) -> Iterator[str]:
     """What is to be told of a unit, one sentence after the other."""
     yield from _came(unit)
     yield from _evidence(unit)
+    if summary.missing:
+        yield _sentence(lacks(summary))
     revision = unit.latest_revision()
     if revision is not None:
         yield _verdict(revision)
@@ -77,6 +79,9 @@ def _span(images: Sequence[Instance]) -> str:
 def _evidence(unit: Unit) -> Iterator[str]:
     for (kind, sender), names in unit.lists.items():
         yield f"{_LISTS.get(kind, 'A list of {}').format(sender)} names {_images(len(names))} of it."
+    for sender, asked in unit.asked.items():
+        if asked.why:
+            yield f"{sender} was asked what it has of it: {_sentence(asked.why)}"
 
 
 def _verdict(revision: Revision) -> str:
@@ -97,6 +102,13 @@ def _went(summary: UnitSummary) -> Iterator[str]:
             yield f"{where}: failed, {_sentence(each.why)} `sorter retry` tries again at once."
         else:
             yield f"{where}: owed, {_sentence(each.why or 'on its way')}"
+
+
+def lacks(summary: UnitSummary) -> str:
+    """What a sender has and sorter has not, and what to type about it."""
+    uid = summary.series_uids[0] if len(summary.series_uids) == 1 else summary.key[:8]
+    be = "is" if summary.missing == 1 else "are"
+    return f"{_images(summary.missing)} that its sender has {be} not here; `sorter ask {uid}` fetches what is missing"
 
 
 def _images(count: int) -> str:

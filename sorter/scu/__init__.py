@@ -2,12 +2,13 @@
 
 from sorter.scu.association import CONTEXTS, PATIENCE, Peer
 from sorter.scu.commitment import REPORT_SYNTAXES, report_commitment
-from sorter.scu.query import MOST_NAMES, Moved, Series, fetch, instances
+from sorter.scu.query import MOST_NAMES, MOVE_DESTINATION_UNKNOWN, Moved, Series, fetch, instances
 from sorter.scu.storage import STATUSES, SendReport, echo, send
 
 __all__ = [
     "CONTEXTS",
     "MOST_NAMES",
+    "MOVE_DESTINATION_UNKNOWN",
     "PATIENCE",
     "REPORT_SYNTAXES",
     "STATUSES",

@@ -33,6 +33,7 @@ _SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")  # explicit and implici
 
 _STUDY, _SERIES, _SOP = 0x0020000D, 0x0020000E, 0x00080018
 _PENDING = (0xFF00, 0xFF01)
+MOVE_DESTINATION_UNKNOWN = 0xA801
 _WITH_FAILURES = 0xB000  # all sub-operations were done, and some failed (PS3.4 C.4.2.1.5)
 
 _SAYS = {
@@ -41,8 +42,9 @@ _SAYS = {
     0xA700: "it is out of resources",
     0xA701: "it cannot tell how many images that is",
     0xA702: "it could not send the images",
-    0xA801: "it does not know where to send them",
+    MOVE_DESTINATION_UNKNOWN: "it does not know where to send them",
     0xA900: "it finds that the question does not fit",
+    _WITH_FAILURES: "it gives no reason for each",
     0xFE00: "it was cancelled there",
 }
 

@@ -86,7 +86,9 @@ def test_the_list_is_what_the_peer_answers_to_the_right_question() -> None:
     [(calling, question)] = asked
     assert calling == "SORTER"
     assert {each.keyword: each.value for each in question} == {
-        "QueryRetrieveLevel": "IMAGE", "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4",
+        "QueryRetrieveLevel": "IMAGE",
+        "StudyInstanceUID": "1.2.3",
+        "SeriesInstanceUID": "1.2.3.4",
         "SOPInstanceUID": "",
     }  # fmt: skip  (and no patient)
 
@@ -154,7 +156,7 @@ def test_a_failure_is_no_list(status: int, says: str) -> None:
 def test_a_peer_that_offers_no_query_is_said() -> None:
     with (
         an_archive(models=[Verification, MRImageStorage]) as peer,
-        pytest.raises(SorterError, match="ARCHIVE at .* takes the association of SORTER, but nothing"),
+        pytest.raises(SorterError, match=r"ARCHIVE at .* takes the association of SORTER, but nothing"),
     ):
         instances(peer, [SERIES])
 
