@@ -14,11 +14,12 @@ from sorter.config import Config
 from sorter.config.certificates import tls_profile
 from sorter.daemon.receive import settings_without_tls
 from sorter.deliver import backoff
-from sorter.pipeline import commitments
+from sorter.pipeline import commitments, queries
 from sorter.receive import commitment, exchange, gate, lobby, negotiation, space, upper_layer
 from sorter.receive.dimse import Outcome
 from sorter.receive.negotiation import STORAGE_COMMITMENT, VERIFICATION
 from sorter.receive.settings import ReceiveSettings
+from sorter.scu import query
 from sorter.take.values import CHARACTER_SETS
 
 SERVICES = {VERIFICATION: "Verification SOP Class", STORAGE_COMMITMENT: "Storage Commitment Push Model SOP Class"}
@@ -64,12 +65,13 @@ def _overview(settings: ReceiveSettings) -> Iterator[str]:
     yield "## A.1 Overview"
     yield ""
     yield from prose(
-        "sorter receives images, keeps them unchanged, and delivers them to folders. It is no archive: nothing is "
-        "queried or retrieved (no C-FIND, C-MOVE, C-GET), no worklist or MPPS is served, nothing is shown or printed."
+        "sorter receives images, keeps them unchanged, and delivers them to folders. It is no archive: it answers no "
+        "query (no C-FIND, C-MOVE, C-GET as SCP), no worklist or MPPS is served, nothing is shown or printed."
     )
     yield ""
     rows = [("Transfer", "Storage: every storage SOP class, see A.4.2.1.1", "no, but by `sorter send`", "yes")]
     rows += [("Verification", SERVICES[VERIFICATION], "`sorter echo`", "yes")]
+    rows += [("Query/Retrieve", "C-FIND, C-MOVE, see A.4.2.4", "of `query` in `[[senders]]`, and `sorter ask`", "no")]
     served = "yes" if settings.commitments else "not in this configuration"
     rows += [("Workflow management", SERVICES[STORAGE_COMMITMENT], "no", served)]
     yield from table(("service", "SOP classes", "user (SCU)", "provider (SCP)"), rows)
@@ -91,6 +93,7 @@ def _networking(config: Config, settings: ReceiveSettings) -> Iterator[str]:
     if settings.commitments:
         yield from _reporter(config)
     yield from _sender()
+    yield from _asker()
     yield from _interfaces(config, settings)
 
 
@@ -109,7 +112,11 @@ def _model(settings: ReceiveSettings) -> Iterator[str]:
             "report (N-EVENT-REPORT): by then the images are sorted, and the association of the request may be long "
             "over."
         )
-    yield "- **Commands**: `sorter echo` and `sorter send` open associations when a person calls them."
+    yield from prose(
+        "- It asks the nodes that `query` of `[[senders]]` names what they have of a series (C-FIND), each on an "
+        "association of its own, and never while the series' sender has one open."
+    )
+    yield "- **Commands**: `sorter echo`, `sorter send` and `sorter ask` open associations when a person calls them."
     yield ""
 
 
@@ -282,6 +289,37 @@ def _sender() -> Iterator[str]:
         ("Associations at once", 1),
     ]
     yield from table(("property", "value"), rows)
+
+
+def _asker() -> Iterator[str]:
+    yield "### A.4.2.4 AE specification: Query/Retrieve"
+    yield ""
+    yield from prose(
+        "As SCU of C-FIND and C-MOVE, of the nodes that `query` of `[[senders]]` names: by itself C-FIND, at the "
+        "IMAGE level for the SOP Instance UIDs of one series, once its sender is silent; by `sorter ask` also C-MOVE, "
+        "at the IMAGE level of a list of SOP Instance UIDs, or at the SERIES level where the node does not say what "
+        "it has. The destination is the AE title of A.4.1, which is also the calling one. Neither relational queries "
+        "nor extended negotiation are used. Study Root is preferred; Patient Root is used where a peer accepts no "
+        "other."
+    )
+    yield ""
+    rows: list[tuple[object, ...]] = [
+        (f"{root} Root, C-{service.upper()}", f"`{uid}`")
+        for root, model in (("Study", query.STUDY_ROOT), ("Patient", query.PATIENT_ROOT))
+        for service, uid in model.items()
+    ]
+    yield from table(("SOP class", "UID"), rows)
+    limits: list[tuple[object, ...]] = [
+        ("Transfer syntaxes proposed", ", ".join(f"`{uid}`" for uid in query.SYNTAXES)),
+        ("SOP instances that an answer may name", query.MOST_NAMES),
+        ("SOP instances in one C-MOVE", query.MOST_AT_ONCE),
+        ("C-FIND: until each answer, and in all, s", f"{query.QUERY.message:g}, {query.QUERY.seconds:g}"),
+        ("C-MOVE: until each answer, s", f"{query.RETRIEVE.message:g}"),
+        ("C-FIND is tried again after, s", ", ".join(f"{each:g}" for each in queries.RETRIES)),
+        ("Questions at once", "one to each node"),
+    ]
+    yield from table(("property", "value"), limits)
+    yield from table(("status", "meaning"), [(f"{status:04X}", says) for status, says in query.SAYS.items()])
 
 
 def _interfaces(config: Config, settings: ReceiveSettings) -> Iterator[str]:

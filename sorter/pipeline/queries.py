@@ -117,9 +117,8 @@ class Queries:
 
     def due(self, quiet: float, now: float) -> Iterator[tuple[str, str]]:
         """(key of the unit, sender) of each question to `begin` now. `quiet`: seconds that a sender has been silent."""
-        ready = [
-            case for case in self._cases.values() if not case.running and case.due <= now and self._is_current(case)
-        ]
+        waiting = [case for case in self._cases.values() if not case.running and case.due <= now]
+        ready = [case for case in waiting if self._is_current(case)]
         if not ready:
             return
         nodes = {self.node_of(source.sender) for source in self.connected()}

@@ -27,16 +27,16 @@ QUERY = Limits(message=30, seconds=300, octets=64 << 20)
 RETRIEVE = Limits(message=900, seconds=86400, octets=64 << 20)
 """A peer may have to fetch the images from an archive first, and need not say anything meanwhile."""
 
-_STUDY_ROOT = {"find": "1.2.840.10008.5.1.4.1.2.2.1", "move": "1.2.840.10008.5.1.4.1.2.2.2"}
-_PATIENT_ROOT = {"find": "1.2.840.10008.5.1.4.1.2.1.1", "move": "1.2.840.10008.5.1.4.1.2.1.2"}
-_SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")  # explicit and implicit VR little endian
+STUDY_ROOT = {"find": "1.2.840.10008.5.1.4.1.2.2.1", "move": "1.2.840.10008.5.1.4.1.2.2.2"}
+PATIENT_ROOT = {"find": "1.2.840.10008.5.1.4.1.2.1.1", "move": "1.2.840.10008.5.1.4.1.2.1.2"}
+SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")  # explicit and implicit VR little endian
 
 _STUDY, _SERIES, _SOP = 0x0020000D, 0x0020000E, 0x00080018
 _PENDING = (0xFF00, 0xFF01)
 MOVE_DESTINATION_UNKNOWN = 0xA801
 _WITH_FAILURES = 0xB000  # all sub-operations were done, and some failed (PS3.4 C.4.2.1.5)
 
-_SAYS = {
+SAYS = {
     0x0122: "it does not know this kind of query",
     0x0124: "it does not allow us to",
     0xA700: "it is out of resources",
@@ -70,7 +70,7 @@ class Moved:
     @property
     def says(self) -> str:
         """What its status means."""
-        return f"{_SAYS.get(self.status, 'it gives no reason that could be understood')} (0x{self.status:04X})"
+        return f"{SAYS.get(self.status, 'it gives no reason that could be understood')} (0x{self.status:04X})"
 
 
 def instances(peer: Peer, wanted: Iterable[Series], limits: Limits = QUERY) -> frozenset[str]:
@@ -150,7 +150,7 @@ def _move(association: Any, peer: Peer, to: str, series: Series, names: Sequence
 
 
 def _contexts(service: str) -> list[tuple[str, tuple[str, ...]]]:
-    return [(_STUDY_ROOT[service], _SYNTAXES), (_PATIENT_ROOT[service], _SYNTAXES)]
+    return [(STUDY_ROOT[service], SYNTAXES), (PATIENT_ROOT[service], SYNTAXES)]
 
 
 def _said(status: int) -> str:
@@ -163,8 +163,8 @@ class _Question:
     def __init__(self, service: str, association: Any, peer: Peer) -> None:
         self._association = association
         accepted = {each.abstract_syntax: each for each in association.accepted_contexts}
-        self._by_study = _STUDY_ROOT[service] in accepted
-        self._context = accepted[(_STUDY_ROOT if self._by_study else _PATIENT_ROOT)[service]]
+        self._by_study = STUDY_ROOT[service] in accepted
+        self._context = accepted[(STUDY_ROOT if self._by_study else PATIENT_ROOT)[service]]
         self._syntax = self._context.transfer_syntax[0]
         self._peer = peer
 

@@ -225,6 +225,17 @@ def test_a_list_that_comes_later_raises_the_verdict_once() -> None:
     assert [(at, effect.verdict) for at, effect in found] == [(30, Verdict.QUIET), (100, Verdict.LISTED)]
 
 
+def test_an_answer_that_there_is_more_corrects_what_was_published_once() -> None:
+    def told(**more: Any) -> Looked:
+        lacking = Listing("the list of S", 2, missing=("1.2.3",), **more)
+        return Looked(Facts(1, structure=Structure(False, "it cannot be told"), listing=lacking))
+
+    found = run([(0, Arrived()), (100, told()), (200, told(asked=True)), (300, told(asked=True))], until=999)
+    assert [(at, effect.verdict) for at, effect in found] == [(30, Verdict.QUIET), (200, Verdict.INCOMPLETE)]
+    assert found[1][1].missing == ("1.2.3",)
+    assert len(run([(0, Arrived()), (100, told(asked=True, trusted=False))], until=999)) == 1
+
+
 def test_an_operator_raises_the_verdict_of_what_is_published() -> None:
     found = run([(0, Arrived()), (100, Told()), (200, Told())], until=999)
     assert [(at, effect.verdict) for at, effect in found] == [(30, Verdict.QUIET), (100, Verdict.LISTED)]
