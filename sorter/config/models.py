@@ -115,9 +115,6 @@ class Node(NamedTuple):
     host: str
     port: int
 
-    def __str__(self) -> str:
-        return f"{self.ae}@{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
-
 
 def _node(value: Any) -> Any:
     """AE@host:port; an IPv6 address in brackets. The last @ counts, as an AE title may have one."""

@@ -31,6 +31,9 @@ RECENT = datetime.timedelta(days=1)
 LONGEST = 86400.0
 """Seconds that a question waits for its sender to be silent."""
 
+LOOK = 0.5
+"""Seconds between two looks at who is connected."""
+
 BY_SILENCE = (Verdict.QUIET, Verdict.STOPPED, Verdict.INCOMPLETE)
 
 
@@ -85,6 +88,7 @@ class Queries:
     wake: Callable[[], None]
     _cases: dict[tuple[str, str], Case] = field(default_factory=dict)
     _last: dict[Node, float] = field(default_factory=dict)  # when the last image came of what this node knows
+    _look: float = 0.0  # not before, whoever is connected is asked for again
     _answers: deque[tuple[Case, Answer]] = field(default_factory=deque)
 
     # --- what is to be asked ------------------------------------------------------------------------------------
@@ -119,9 +123,10 @@ class Queries:
         """(key of the unit, sender) of each question to `begin` now. `quiet`: seconds that a sender has been silent."""
         waiting = [case for case in self._cases.values() if not case.running and case.due <= now]
         ready = [case for case in waiting if self._is_current(case)]
-        if not ready:
+        if not ready or now < self._look:
             return
-        nodes = {self.node_of(source.sender) for source in self.connected()}
+        self._look = now + LOOK
+        nodes = {self.node_of(sender) for sender in {source.sender for source in self.connected()}}
         busy = nodes | {case.node for case in self._cases.values() if case.running}
         for case in ready:
             if now - case.since > LONGEST:

@@ -106,10 +106,10 @@ def fetch(peer: Peer, to: str, series: Series, names: Sequence[str] = (), limits
 
     Yields how far it is, over all requests; at the end once more, with the status. SorterError: it broke off.
     """
-    level = [names[at : at + MOST_AT_ONCE] for at in range(0, len(names), MOST_AT_ONCE)] or [()]
+    batches = [names[at : at + MOST_AT_ONCE] for at in range(0, len(names), MOST_AT_ONCE)] or [()]
     with associated(peer, _contexts("move"), limits) as association:
         before = Moved(remaining=len(names))
-        for some in level:
+        for some in batches:
             last = before
             for last in _move(association, peer, to, series, some):
                 yield _sum(before, last, len(some))

@@ -31,7 +31,7 @@ from sorter.testing.running import RunningSorter
 from sorter.testing.synthetic import Made, Plan, session, write_series
 from sorter.testing.waiting import wait_until
 
-MOVES_TO = """\
+DCMQRSCP = """\
 NetworkTCPPort = {port}
 MaxPDUSize = 16384
 MaxAssociations = 16
@@ -81,7 +81,7 @@ class Pacs:
         folder.mkdir(exist_ok=True)
         host = f"sorter = (SORTER, 127.0.0.1, {self.sorter.port})" if host is None else host
         config = self.root / "dcmqrscp.cfg"
-        config.write_text(MOVES_TO.format(port=self.port, host=host, folder=folder))
+        config.write_text(DCMQRSCP.format(port=self.port, host=host, folder=folder))
         server = self.dcmtk.command("dcmqrscp", "-c", config)
         with subprocess.Popen(server, env=self.dcmtk.environment(), stderr=subprocess.DEVNULL) as running:
             try:

@@ -156,7 +156,7 @@ def test_nothing_is_asked_while_the_sender_is_connected_or_sends_something_else(
     assert not site.begin(live, 100)
     site.connected = [PRISMA]  # somebody else
     site.image(other, 1, 99)
-    assert not site.begin(live, 100)
+    assert not site.begin(live, 101)
     assert {key for key, _ in site.queries.due(QUIET, 129)} == {live.key}
 
 
