@@ -80,7 +80,7 @@ class Pipeline:
             touched.update(self._grown)
             self._grown_said = now
         for live in self.units:
-            if self.settling.judge(live, self.now):
+            if self.settling.judge(live, self.now, self._silent(live)):
                 touched[live.key] = live
         answered = self._collect_products() | self._collect_answers() | self._collect_removals() | self._query()
         for key in answered | self._try_again() | self._look_around():
@@ -228,6 +228,12 @@ class Pipeline:
         self.settling.ended(live, ended.association, ended.how, self.now)
 
     # --- complete? ----------------------------------------------------------------------------------------------
+
+    def _silent(self, live: Live) -> float:
+        """Until when nothing of it came, for sure: what lies untaken may be of it. Not heeded beyond the cap."""
+        intake, state = self.intake, live.state
+        heard = [intake.heard] * state.by_network + [intake.heard_drops] * bool(state.drops)
+        return max(min(heard, default=self.now), self.now - self.settling.timing.cap)
 
     def _improve(self, live: Live, effect: Publish) -> None:
         """Nothing came, but more is known: the verdict rises, or was too good, and no file moves."""

@@ -65,6 +65,8 @@ class Intake:
     follow: Callable[[Watched], Lookout]
     lookouts: dict[Watched, Lookout] = field(default_factory=dict)  # the trees of [[watch]]
     problem: str = ""  # why nothing is taken at the moment, "" if it is
+    heard: float = 0.0  # when all that had come by network was taken
+    heard_drops: float = 0.0  # the same of what was dropped
     _own: deque[Candidate | Ended] = field(default_factory=deque)
     _dropped: deque[Candidate] = field(default_factory=deque)
     _late: list[tuple[float, Candidate]] = field(default_factory=list)
@@ -148,6 +150,10 @@ class Intake:
         yield from self._take_own(now)
         yield from self._take_dropped()
         yield from self._take_archives(now)
+        if not self._own:
+            self.heard = now
+        if not self._dropped:
+            self.heard_drops = now
         self.received.tidy()
         whole, self._whole = self._whole, []
         yield from (Whole(drop) for _, drop in whole)

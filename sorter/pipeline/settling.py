@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ from sorter.completion import (
     outlook,
     step,
 )
-from sorter.model import Instance
+from sorter.model import Instance, Verdict
 from sorter.pipeline.evidence import Witness
 from sorter.pipeline.units import Live, arrival
 
@@ -75,8 +76,8 @@ class Settling:
 
     # --- what to do ---------------------------------------------------------------------------------------------
 
-    def judge(self, live: Live, now: float) -> bool:
-        """Publish what is due; True where something was done, or learned."""
+    def judge(self, live: Live, now: float, silent: float = math.inf) -> bool:
+        """Publish what is due; True where something was done, or learned. `silent`: until then nothing more came."""
         if live.key in self.witness.stale:
             self.witness.stale.discard(live.key)
             self._look(live, now)
@@ -84,7 +85,16 @@ class Settling:
         looked = False
         while effects and isinstance(effects[0], Look):
             effects, looked = self._look(live, now, closely=effects[0].closely), True
-        return (bool(effects) and self._act(live, effects[0])) or looked
+        if not effects or self._is_too_soon(live, silent):
+            return looked
+        return self._act(live, effects[0]) or looked
+
+    def _is_too_soon(self, live: Live, silent: float) -> bool:
+        """Is what is due a verdict of silence, and the silence not known?"""
+        ahead = outlook(live.state, self.timing)
+        if ahead is None or not isinstance(ahead.effect, Publish):
+            return False
+        return not ahead.effect.verdict.at_least(Verdict.COUNTED) and ahead.due > silent
 
     def _look(self, live: Live, now: float, *, closely: bool = False) -> tuple[Effect, ...]:
         facts = self.witness.facts(live, closely=closely)

@@ -31,7 +31,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from sorter.config import Config
 from sorter.daemon.sort import Awake
 from sorter.model import Instance, Plan, Revision, Standing, Verdict
-from sorter.pipeline import Pipeline, evidence, settling, units
+from sorter.pipeline import Pipeline, evidence, intake, settling, units
 from sorter.pipeline.planning import NoPlan, Planner
 from sorter.receive import arrivals
 from sorter.spool import Unit, layout, lines, quarantine
@@ -485,6 +485,21 @@ def test_a_suspended_machine_publishes_nothing(config: Config, gap: float) -> No
         turn(1.0)
     [[revision]] = world.revisions()
     assert len(revision.instances) == 2
+
+
+def test_what_came_and_is_not_taken_yet_is_no_silence(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An association an image, and between two of them so much of others that taking it lasts a minute."""
+    monkeypatch.setattr(intake, "BATCH", 2)
+    life = begin(Memory(), config)
+    life.receive(made("1.1"))
+    life.receive(*(data_set(number, series=2) for number in range(1, 25)), worker="w2")
+    life.receive(made("1.2"), worker="w3")
+    life.turns(120, 5.0)
+    found = [Unit.load(life.spool, key) for key in sorted(life.spool.keys())]
+    revisions = sorted(
+        [len(unit.revision(number).deliverable) for number in unit.revisions()] for unit in found if unit.revisions()
+    )
+    assert revisions == [[2], [24]]
 
 
 def stored(world: World) -> int:
