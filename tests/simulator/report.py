@@ -58,8 +58,9 @@ def page(scores: Sequence[Score], seed: int) -> Iterator[str]:
     yield (
         f"{len(scores):,} random scripts of {len(LIBRARY)} sending habits, {sum(each.images for each in scores):,} "
         f"images, seed {seed}; {datetime.date.today():%Y-%m-%d}, commit {_commit()}. The site and its clock are "
-        "simulated, the settling of the pipeline is what runs. Made by `python3 packaging/run.py soak tests/simulator` "
-        "with SORTER_RESULTS=docs/results; a script of fewer than 2,000 images would have failed it."
+        "simulated, the settling of the pipeline is what runs. In tests/, "
+        f"`python -m simulator.report {len(scores)} --seed {seed}` makes this page again. No script has fewer than "
+        f"{min(each.images for each in scores):,} images."
     )
     yield ""
     yield "A script counts as wrong if an image of the run comes after *any* published revision, not only the last."
@@ -119,7 +120,8 @@ def _apart(scores: Sequence[Score]) -> Iterator[str]:
         mine = [each for each in scores if each.habit == habit.name]
         if habit.apart and mine:
             wrong = sum(bool(each.early_sure or each.early_quiet) for each in mine)
-            yield f"- {habit.says}: {habit.apart}; wrong in {wrong} of {len(mine)}."
+            sure = sum(bool(each.early_sure) for each in mine)
+            yield f"- {habit.says}: {habit.apart}; called listed too early in {sure}, wrong in {wrong} of {len(mine)}."
 
 
 def _commit() -> str:

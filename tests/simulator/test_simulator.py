@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from simulator.habits import LIBRARY, Habit, script
+from simulator.picture import ROOT, drawn
 from simulator.player import Player
 from simulator.report import fair, many, page
 from simulator.rivals import RIVALS
@@ -22,6 +23,7 @@ from sorter.completion import Timing
 from sorter.model import Verdict
 
 TIMER = next(iter(RIVALS))
+PICTURES = ROOT / "docs" / "pictures"
 
 
 def check(scores: list[Score], seed: int) -> None:
@@ -89,6 +91,12 @@ def test_a_restart_at_any_moment_calls_nothing_whole_too_early() -> None:
 def test_a_restart_at_any_moment_of_a_thousand_scripts() -> None:
     seed = random.randrange(1 << 32)
     check_restarts([habit for habit in LIBRARY for _ in range(22)], seed)
+
+
+def test_the_pictures_show_what_runs() -> None:
+    """Run `python -m simulator.picture ../docs/pictures` in tests/ where this fails, and look at them."""
+    for name, text in drawn().items():
+        assert (PICTURES / name).read_text() == text, name
 
 
 def test_the_library_is_as_it_says() -> None:
