@@ -15,6 +15,7 @@ from sorter.model import (
     Identity,
     Instance,
     Job,
+    Missing,
     Name,
     Only,
     Product,
@@ -22,6 +23,8 @@ from sorter.model import (
     Series,
     Skip,
     Source,
+    Study,
+    StudySeries,
     TargetKind,
     Verdict,
 )
@@ -32,8 +35,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Add", "Event", "Evidence", "Expectation", "Hold", "Identity", "Instance", "Job", "Name", "Only", "Product",
-    "Route", "Series", "Skip", "Source", "Table", "TargetKind", "Verdict", "hookimpl",
+    "Add", "Event", "Evidence", "Expectation", "Hold", "Identity", "Instance", "Job", "Missing", "Name", "Only",
+    "Product", "Route", "Series", "Skip", "Source", "Study", "StudySeries", "Table", "TargetKind", "Verdict",
+    "hookimpl",
 ]  # fmt: skip
 
 

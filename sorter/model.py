@@ -331,13 +331,64 @@ class TargetKind:
 
 
 @dataclass(frozen=True, slots=True)
+class StudySeries:
+    """One series in the table of a study; `verdict` and `revision` are of its last delivery."""
+
+    key: str
+    number: str
+    description: str
+    images: int
+    verdict: str
+    revision: int
+    lab: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a lab expects of its studies and this one has not: `series` as it is configured, `says` as a sentence."""
+
+    lab: str
+    series: str
+    times: int
+    came: int
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """The table of a study that has settled. `revision` counts how often it did: once, and again when it grew.
+
+    It names the subject: it is for the lab's own people, and for no log.
+    """
+
+    key: str
+    study_uid: str
+    revision: int = 0
+    lab: str | None = None
+    subject: str | None = None
+    date: str = ""  # StudyDate, YYYYMMDD
+    time: str = ""  # StudyTime
+    scanner: str = ""
+    series: tuple[StudySeries, ...] = ()
+    missing: tuple[Missing, ...] = ()
+
+    @property
+    def images(self) -> int:
+        return sum(each.images for each in self.series)
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened, for plugins that tell people: kind, unit key, and details without patient data."""
+    """Something that happened, for plugins that tell people: kind, unit key, and details without patient data.
+
+    Only `study`, the table that comes with `study_settled`, names a subject.
+    """
 
     kind: str
     key: str = ""
     at: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
+    study: Study | None = None
 
 
 # --- plans and receipts ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from rich.table import Table
 from sorter.cli import door
 from sorter.cli.common import console, literal, open_spool, with_config
 from sorter.cli.find import find_units, in_order, summaries
-from sorter.cli.story import lacks, sentences
+from sorter.cli.story import lacks, of_study, sentences
 from sorter.config import Config
 from sorter.daemon.receive import keep_of
 from sorter.errors import SorterError
@@ -26,6 +26,7 @@ from sorter.receive.refusals import told
 from sorter.sessions import Split, split_sessions
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.commitments import Commitment, Commitments
+from sorter.spool.studies import StudyRecord, StudyRecords, study_key
 from sorter.watch.taken import still_there
 
 WORDS = {
@@ -38,6 +39,9 @@ WORDS = {
 
 MOST_SHOWN = 50
 """Of series that wait, and of files that may not be removed."""
+
+LACKING_FOR = 7
+"""Days for which `status` tells of a study that settled without something that its lab expects."""
 
 MOST_EVENTS = 20
 """Of one series, by `why`: the latest."""
@@ -67,6 +71,7 @@ def status_command(config: Config, as_json: bool) -> None:
 
 def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str, Any]:
     states, running = Counter(unit.state for unit in units), spool.is_sorting()
+    studies = StudyRecords(spool.studies, spool.files).overview()
     return {
         "running": running,
         "problems": spool.problems() if running else [],
@@ -77,6 +82,8 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "quarantined": spool.aside.count(),
         "not_removable": list(islice(still_there(spool.left / "incoming", spool.incoming, spool.files), MOST_SHOWN)),
         "commitments": [_asked(each) for each in Commitments(spool.commitments, spool.files).open()],
+        "studies_waiting": len(studies.waiting),
+        "studies_lacking": [plain(each) for each in studies.lacking if _is_recent(each)],
         "split_sessions": [plain(each) for each in split_sessions(units)],
         "missing": [
             {"key": unit.key[:8], "images": unit.images, "missing": unit.missing, "series": unit.series_uids}
@@ -109,6 +116,23 @@ def _print_commitments(kept: Commitments) -> None:
                 soft_wrap=True,
                 markup=False,
             )
+
+
+def _is_recent(record: StudyRecord) -> bool:
+    return record.at[:10] >= str(datetime.date.today() - datetime.timedelta(days=LACKING_FOR))
+
+
+def _print_studies(status: dict[str, Any]) -> None:
+    if status["studies_waiting"]:
+        console.print(f"{status['studies_waiting']:6} studies wait to settle")
+    lacking: list[dict[str, Any]] = status["studies_lacking"]
+    for record in lacking[:5]:
+        study = record["study"]
+        title = f"{study.get('subject', 'no subject')} {study.get('date', '')}".strip()
+        says = "; ".join(each["says"] for each in study["missing"])
+        console.print(f"       {title}: {study['lab']} {says}", soft_wrap=True, markup=False)
+    if len(lacking) > 5:
+        console.print(f"       … and {len(lacking) - 5} more such studies; `sorter status --json` has them all")
 
 
 def _print_splits(splits: Sequence[Split]) -> None:
@@ -150,6 +174,7 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
         console.print(f"{some:>6} files in incoming/ are taken, but may not be removed; remove them by hand:")
         for path in left[:5]:
             console.print(f"          {path}", soft_wrap=True, markup=False)
+    _print_studies(status)
     _print_splits(split_sessions(units))
     waiting = [unit for unit in units if unit.state not in ("delivered",)]
     for unit in waiting[:MOST_SHOWN]:
@@ -253,7 +278,13 @@ def why_command(config: Config, subject: str, as_json: bool) -> None:
 
 def _as_json(spool: Spool, unit: UnitSummary) -> dict[str, Any]:
     records = Unit.load(spool, unit.key)
-    return {**plain(unit), "says": list(sentences(records, unit)), "story": records.story()}
+    study = StudyRecords(spool.studies, spool.files).read(study_key(unit.study_uid))
+    return {
+        **plain(unit),
+        "study": plain(study) if study else None,
+        "says": [*sentences(records, unit), *of_study(study, unit)],
+        "story": records.story(),
+    }
 
 
 def _tell(spool: Spool, unit: UnitSummary) -> None:
@@ -262,7 +293,8 @@ def _tell(spool: Spool, unit: UnitSummary) -> None:
 
     records = Unit.load(spool, unit.key)
     say(f"{title_of(unit)} ({unit.key[:8]}): {WORDS[unit.state]}")
-    for sentence in sentences(records, unit):
+    study = StudyRecords(spool.studies, spool.files).read(study_key(unit.study_uid))
+    for sentence in (*sentences(records, unit), *of_study(study, unit)):
         say(f"    {sentence}")
     events = records.story()
     for event in events[-MOST_EVENTS:]:

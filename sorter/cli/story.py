@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from sorter.model import Instance, Revision, Standing, Verdict
 from sorter.spool import Unit, UnitSummary
+from sorter.spool.studies import StudyRecord
 
 _LISTS = {"commitment": "A storage commitment request of {}", "query": "The list that {} answered with"}
 
@@ -117,3 +118,23 @@ def _images(count: int) -> str:
 
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def of_study(record: StudyRecord | None, summary: UnitSummary) -> Iterator[str]:
+    """Whether the study of this series has settled, and what it lacks."""
+    if record is None or not record.study.revision:
+        if summary.state == "open" or record is None or record.members.get(summary.key) != summary.revision:
+            yield "Its study has not settled yet."
+        return
+    study = record.study
+    at, again = record.at[:19].replace("T", " "), f", for the {_nth(study.revision)} time" if study.revision > 1 else ""
+    yield f"Its study settled on {at}{again}, with {len(study.series)} series: {record.why}."
+    for missing in study.missing:
+        yield f"The lab {missing.lab} {missing.says}."
+    if summary.state == "open" or record.members.get(summary.key) != summary.revision:
+        yield "More of the study came since; it has not settled again yet."
+
+
+def _nth(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"

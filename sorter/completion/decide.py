@@ -33,6 +33,7 @@ class Timing:
     aborted: float = 300.0  # in place of `quiet` after an association was aborted or lost: a retry is likely
     stopped: float = 600.0
     incomplete: float = 1800.0
+    study: float = 1200.0  # after the last image of a study, until it is settled
     settle: float = 1.0  # until evidence is looked at: what follows within it is looked at once
 
 

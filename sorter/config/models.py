@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from sorter.expected import ExpectedSeries, checked_glob
+
 SENDER_WORDS = ("CallingAE", "CalledAE", "PeerAddress")
 """What `match` can ask for besides DICOM keywords: who sent it."""
 
@@ -140,9 +142,11 @@ def _rule(value: str) -> str:
 
     if keyword not in keyword_dict and keyword not in SENDER_WORDS:
         raise Unknown(f'"{keyword}" is no DICOM keyword', keyword, (*SENDER_WORDS, *keyword_dict))
-    if "[" in re.sub(r"\[!?\]?[^\]]*\]", "", glob):
-        raise ValueError(f"in {shown(value)} a [ is never closed; write [[] for the character itself")
-    return f"{keyword}={glob}"
+    return f"{keyword}={checked_glob(glob)}"
+
+
+def _series(value: str) -> str:
+    return str(ExpectedSeries.parse(value))
 
 
 def _keep(value: Any) -> Any:
@@ -270,6 +274,9 @@ class Completion(Section):
     """
     incomplete: Seconds = 1800.0
     """A series that is known to have holes is delivered after so long."""
+    study: Seconds = 1200.0
+    """A study of which nothing came for so long has settled, if none of its series is open. Where its sender went on to
+    another study, it has sooner."""
 
 
 class Store(Section):
@@ -308,6 +315,9 @@ class LabConfig(Section):
     """Targets that this lab's series go to besides its root."""
     products: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """What is delivered, as `["dicom", "nifti"]`. Default: everything that the plugins make."""
+    expect: Annotated[tuple[Annotated[str, AfterValidator(_series)], ...], Field(strict=False)] = ()
+    """The series that each of its studies should have: globs of the series description, with ` x2` behind one that
+    should come twice, as `["T1*", "rest* x2"]`. What is missing when a study has settled is said."""
 
 
 class TargetConfig(Section):

@@ -13,6 +13,7 @@ from sorter.config import Config, Node, Sender
 from sorter.durable import Files
 from sorter.engine.local import LocalEngine
 from sorter.errors import ConfigError, SorterError
+from sorter.expected import ExpectedSeries
 from sorter.model import Instance, Source
 from sorter.pipeline import Pipeline
 from sorter.pipeline.archives import Archives
@@ -131,7 +132,8 @@ class Parts:
         outlets, planner = outlets_of(config, plugins), planner_of(config, plugins)
         self.config = config
         self.rules.plugins, self.rules.senders = plugins, config.senders
-        self.pipeline.settling.timing = timing_of(config)
+        self.pipeline.settling.timing = self.pipeline.studies.timing = timing_of(config)
+        self.pipeline.studies.expected = expected_of(config)
         self.pipeline.outlets.configure(outlets)
         self.pipeline.intake.watch(watched_of(config))
         self.pipeline.ask_again(planner, plugins)
@@ -161,8 +163,14 @@ def timing_of(config: Config) -> Timing:
         aborted=wait("aborted"),
         stopped=wait("stopped"),
         incomplete=wait("incomplete"),
+        study=wait("study"),
         settle=min(usual.settle, given.quiet),
     )
+
+
+def expected_of(config: Config) -> dict[str, tuple[ExpectedSeries, ...]]:
+    """What each lab expects of its studies."""
+    return {name: tuple(map(ExpectedSeries.parse, lab.expect)) for name, lab in config.labs.items()}
 
 
 def watched_of(config: Config) -> list[Watched]:
@@ -212,6 +220,7 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     if commitments is not None:
         commitments.heard = lambda request: pipeline.hear("commitment", request.sender, request.names)
     outlets.configure(configured)
+    pipeline.studies.expected = expected_of(config)
     return Parts(spool, pipeline, rules, config, commitments)
 
 

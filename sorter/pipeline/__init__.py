@@ -23,12 +23,14 @@ from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import NoPlan, Planner
 from sorter.pipeline.queries import Answer, Case, Queries
 from sorter.pipeline.settling import Settling
+from sorter.pipeline.studies import Studies
 from sorter.pipeline.units import Live, Units, summarise
 from sorter.pipeline.workshop import Workshop
 from sorter.plugins import Plugins
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.by_sop import BySop
 from sorter.spool.layout import now as wall_clock
+from sorter.spool.studies import StudyRecord, StudyRecords
 from sorter.spool.unit import Asked
 from sorter.take.filing import Filed
 from sorter.take.received import Ended
@@ -56,6 +58,7 @@ class Pipeline:
     index: BySop | None = None
     now: float = 0.0
     settling: Settling = field(init=False)
+    studies: Studies = field(init=False)
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
     _carried: dict[str, int] = field(default_factory=dict)  # images of each open association
     _waiting: set[str] = field(default_factory=set)  # units that are held, or that nobody wants
@@ -64,6 +67,8 @@ class Pipeline:
 
     def __post_init__(self, witness: Witness) -> None:
         self.settling = Settling(witness, self.units.timing, self.units.at_work, self._publish, self._improve)
+        records = StudyRecords(self.spool.studies, self.spool.files)
+        self.studies = Studies(records, self.units.timing, self.units.at_work, self._summary, self._study_settled)
         self._walk = self.spool.keys()
 
     # --- a turn -------------------------------------------------------------------------------------------------
@@ -88,13 +93,14 @@ class Pipeline:
         for live in touched.values():
             self._sum_up(live)
         self._learn()
+        self.studies.turn(self.now, walked=self.looked_around and not self.intake.behind)
         return self._next()
 
     def _next(self) -> float:
         if self._walk is not None:
             return self.now
         times: list[float | None] = [*self.settling.due(self.units)]
-        times += [self.outlets.next, self.intake.next(self.now), self.settling.witness.tracker.next]
+        times += [self.outlets.next, self.intake.next(self.now), self.settling.witness.tracker.next, self.studies.next]
         times += [self._grown_said + SUM_UP_EVERY] if self._grown else []
         return min((time for time in times if time is not None), default=self.now + 60)
 
@@ -132,6 +138,7 @@ class Pipeline:
                     ended=news.how,
                     images=self._carried.pop(news.association, 0),
                 )
+                self.studies.ended(news.association)
                 for live in self.units.carried_by(news.association):
                     self._end(live, news)
                     yield live
@@ -181,6 +188,7 @@ class Pipeline:
         association = instance.source.association
         is_open = bool(association) and self.intake.is_open(association)
         self.settling.arrived(live, instance, self.now, is_open=is_open)
+        self.studies.came(live, instance, self.now, is_open=is_open)
 
     def hear(self, kind: str, sender: str, names: Sequence[str]) -> None:
         """A sender says which images it sent, or has. `kind` is "commitment" or "query"."""
@@ -265,6 +273,7 @@ class Pipeline:
         unit.tell(f"revision {number}: {count} images, {effect.verdict} ({'; '.join(effect.reasons)})")
         self._happened("published", live, revision=str(number), verdict=effect.verdict.value, images=str(count))
         self.settling.witness.learn_counts(live)
+        self.studies.published(live, self.now)
         self._plan(live)
 
     # --- where to? ----------------------------------------------------------------------------------------------
@@ -473,7 +482,9 @@ class Pipeline:
                 self.settling.witness.learn_counts(live)
                 self.resume(live)
                 keys.add(key)
-            self.settling.witness.remember(summary or summarise(self.live(key)))
+            summary = summary or summarise(self.live(key))
+            self.settling.witness.remember(summary)
+            self.studies.remember(summary, self.now)
         return keys
 
     @property
@@ -544,7 +555,35 @@ class Pipeline:
 
     def _happened(self, kind: str, live: Live, **details: str) -> None:
         self.spool.note(kind, unit=live.key[:8], **details)
-        self.plugins.event(Event(kind, live.key, wall_clock(), details))
+        self._tell(Event(kind, live.key, wall_clock(), details))
+
+    def _study_settled(self, record: StudyRecord) -> None:
+        study = record.study
+        details = {"revision": str(study.revision), "series": str(len(study.series)), "images": str(study.images),
+                   "missing": str(len(study.missing)), "why": record.why}  # fmt: skip
+        self.spool.note("study_settled", study=study.key[:8], **details)
+        if study.lab is not None:
+            details["lab"] = study.lab
+        self._tell(Event("study_settled", study.key, record.at, details, study))
+
+    def _tell(self, event: Event) -> None:
+        for failure in self.plugins.event(event):  # what it said may name a patient: it is not written down
+            self.spool.note("plugin failed", plugin=failure.plugin, hook=failure.hook)
+
+    def _summary(self, key: str) -> UnitSummary | None:
+        """What is known of a unit now; None where there is none, or not any more."""
+        live = self.units.at_work(key)
+        if live is not None:
+            return summarise(live)
+        if not self.spool.files.exists(self.spool.unit_folder(key)):
+            return None
+        unit = Unit(self.spool, key)
+        summary = unit.summary()
+        if summary is None or summary.evidence != unit.evidence_size():
+            live = self.live(key)
+            summary = summarise(live)
+            self._sum_up(live)
+        return summary if summary.images else None
 
 
 def _manifest(live: Live) -> Mapping[str, Any]:

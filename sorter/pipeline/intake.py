@@ -131,6 +131,11 @@ class Intake:
         return association in self.received.open_associations or self._ends[association] > 0
 
     @property
+    def behind(self) -> bool:
+        """Has more come by network than was taken so far?"""
+        return bool(self._own or self._late)
+
+    @property
     def busy(self) -> bool:
         """Is there more to take at once?"""
         return bool(self._own or self._dropped)

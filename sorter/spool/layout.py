@@ -38,6 +38,7 @@ class Spool:
         self.imports = root / "imports"  # what `sorter import` remembers
         self.aside = Quarantine(self.quarantine, files)
         self.groups = root / "groups"  # which series were put together, made with the first
+        self.studies = root / "studies"  # what was told of each study; see `sorter.spool.studies`
         self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
 
     # --- a life on it -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 FLOORS: list[set[str]] = [
     {"model", "errors"},
-    {"durable", "structure"},
+    {"durable", "structure", "expected"},
     {"trust"},
     {"config", "hookspecs"},
     {"spool", "naming", "plugins"},

@@ -1,0 +1,264 @@
+"""Studies: which wait to settle, and what is told when they have.
+
+A study waits from its first image, or from the first that came after it settled, until its sender went on or nothing
+came for long, and no series of it is open (`sorter.completion.studies` says when). Then its table is written down,
+durably, before anybody is told: a crash in between tells it in the next life. What waits is found again from the
+folders: a series with a revision that no record names belongs to a study that waits, and waiting starts anew.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from sorter.completion import Timing
+from sorter.completion import studies as pure
+from sorter.completion.studies import Moves, Settles, StudyState, settles
+from sorter.expected import ExpectedSeries, missing_of
+from sorter.model import Instance, Study, StudySeries
+from sorter.pipeline.units import Live
+from sorter.spool import UnitSummary
+from sorter.spool.layout import now as wall_clock
+from sorter.spool.studies import Overview, StudyRecord, StudyRecords, study_key
+
+LACKING = 20
+"""Studies that settled without something, of which `status` tells: the latest."""
+
+IMPORTED = ("import",)
+"""The senders of what only `sorter import` brought. It is history: nobody is told that it has settled."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A study that has not settled, or grew since."""
+
+    uid: str
+    members: set[str]
+    state: StudyState
+    record: StudyRecord | None  # of the last time it settled
+    queued: float = math.inf  # when it will be looked at; for ever while only open series keep it
+
+
+@dataclass(slots=True)
+class Studies:
+    """Joins what came, the units, and the records. `summary` is what is known of a unit now, None where it is gone."""
+
+    records: StudyRecords
+    timing: Timing
+    at_work: Callable[[str], Live | None]
+    summary: Callable[[str], UnitSummary | None]
+    tell: Callable[[StudyRecord], None]  # to the journal and the plugins
+    expected: Mapping[str, Sequence[ExpectedSeries]] = field(default_factory=dict)  # by lab
+    moves: Moves = field(default_factory=Moves)
+    _carriers: dict[str, set[str]] = field(default_factory=dict)  # open association -> studies that it brought
+    _waiting: dict[str, Waiting] = field(default_factory=dict)
+    _due: list[tuple[float, str]] = field(default_factory=list)  # heap; an entry may be too early, never too late
+    _lacking: dict[str, StudyRecord] = field(default_factory=dict)
+    _replay: list[StudyRecord] = field(
+        default_factory=list
+    )  # with what they taught, until the store was looked through
+    _walked: bool = False
+    _ready: bool = False  # at the last turn
+    _changed: bool = False  # since the overview was written
+
+    # --- what came ----------------------------------------------------------------------------------------------
+
+    def came(self, live: Live, instance: Instance, now: float, *, is_open: bool) -> None:
+        """An image that no revision holds. `is_open`: its association may bring more."""
+        key = study_key(live.unit.study_uid)
+        waiting = self._wait(key, live.unit.study_uid, live.key, now)
+        sender = _sender(live, instance)
+        association = instance.source.association if is_open else ""
+        if association:
+            self._carriers.setdefault(association, set()).add(key)
+        before = waiting.state.returned
+        waiting.state = pure.came(waiting.state, sender, association, now, self.timing)
+        if sender in waiting.state.returned - before:
+            self.moves.come_back(sender)
+        gone = self.moves.came(key, sender) if sender else None
+        if gone in self._waiting:
+            self._waiting[gone].state = pure.left(self._waiting[gone].state, sender, now)
+            self._look_at(gone)
+
+    def ended(self, association: str) -> None:
+        for key in self._carriers.pop(association, ()):
+            waiting = self._waiting.get(key)
+            if waiting is not None:
+                waiting.state = pure.ended(waiting.state, association)
+                self._look_at(key)
+
+    def published(self, live: Live, now: float) -> None:
+        """A revision of one of its series is durable."""
+        key = study_key(live.unit.study_uid)
+        self._wait(key, live.unit.study_uid, live.key, now)
+        self._look_at(key)
+
+    def remember(self, summary: UnitSummary, now: float) -> None:
+        """A series of an earlier life: has what there is of it been told?"""
+        if not summary.images:
+            return
+        key = study_key(summary.study_uid)
+        record = self.records.read(key)
+        if record is not None and summary.key == min(record.members, default=""):
+            self._recall(record)
+        if summary.state != "open":
+            if record is not None and record.members.get(summary.key) == summary.revision:
+                return
+            if not self._kept and key not in self._waiting:
+                self._adopt(record or StudyRecord(Study(key, summary.study_uid), told=True), summary)
+                return
+        waiting = self._wait(key, summary.study_uid, summary.key, now)
+        waiting.state = replace(waiting.state, unseen=True)
+        self._look_at(key)
+
+    def _recall(self, record: StudyRecord) -> None:
+        if not record.told:
+            self._announce(record)
+        if record.left or record.returned:
+            self._replay.append(StudyRecord(record.study, at=record.at, left=record.left, returned=record.returned))
+        self._note_lacking(record)
+
+    def _adopt(self, record: StudyRecord, summary: UnitSummary) -> None:
+        """It was here before such records were kept: nobody is told of it now."""
+        members = {**record.members, summary.key: summary.revision}
+        self.records.write(replace(record, members=members), durable=False)
+
+    @property
+    def _kept(self) -> bool:
+        return self._walked or self.records.begun()
+
+    def _wait(self, key: str, uid: str, member: str, now: float) -> Waiting:
+        if key not in self._waiting:
+            record = self.records.read(key)
+            gone = dict.fromkeys(record.left, -math.inf) if record else {}  # who comes after that came back
+            self._waiting[key] = Waiting(uid, set(record.members if record else ()), StudyState(now, left=gone), record)
+            self._look_at(key)
+            self._changed = True
+        self._waiting[key].members.add(member)
+        return self._waiting[key]
+
+    def _look_at(self, key: str) -> None:
+        """It may settle at another time than it was thought."""
+        waiting = self._waiting[key]
+        due = self.settles(waiting).due
+        if due < waiting.queued:
+            waiting.queued = due
+            heapq.heappush(self._due, (due, key))
+
+    def settles(self, waiting: Waiting) -> Settles:
+        return settles(waiting.state, self.moves, self.timing)
+
+    # --- settled? -----------------------------------------------------------------------------------------------
+
+    def turn(self, now: float, *, walked: bool) -> None:
+        """Tell of what has settled. `walked`: all that came has been looked at; nothing has settled before."""
+        self._ready = walked
+        if not walked:
+            return
+        if not self._walked:
+            self._begin()
+        while self._due and self._due[0][0] <= now:
+            _, key = heapq.heappop(self._due)
+            waiting = self._waiting.get(key)
+            if waiting is None:
+                continue
+            waiting.queued = math.inf
+            settled = self.settles(waiting)
+            if settled.due > now:
+                self._look_at(key)
+            elif not any((live := self.at_work(each)) is not None and live.state.pending for each in waiting.members):
+                self._settle(key, waiting, settled.why)
+        if self._changed:
+            self._changed = False
+            lacking = tuple(sorted(self._lacking.values(), key=lambda each: each.at, reverse=True))
+            self.records.write_overview(Overview(tuple(self._waiting), lacking))
+
+    @property
+    def next(self) -> float | None:
+        """When `turn` may have something to tell."""
+        return self._due[0][0] if self._due and self._ready else None
+
+    def _begin(self) -> None:
+        if not self.records.begun():
+            self.records.begin()
+        self._walked = self._changed = True
+        for record in sorted(self._replay, key=lambda each: each.at):
+            self.moves.learn(record.left, record.returned)
+        self._replay.clear()
+
+    def _settle(self, key: str, waiting: Waiting, why: str) -> None:
+        found = [each for each in map(self.summary, sorted(waiting.members)) if each is not None]
+        if any(each.state == "open" for each in found):
+            return
+        del self._waiting[key]
+        self._changed = True
+        self.moves.forget(key, waiting.state.senders)
+        members = {each.key: each.revision for each in found}
+        last = waiting.record
+        if not members or (last is not None and members == last.members):
+            return  # nothing that is delivered is new: another copy of what was there
+        gone = tuple(sorted(waiting.state.left))
+        self.moves.learn(gone, ())  # who came back was noted when it did
+        imported = all(each.senders == IMPORTED for each in found)
+        record = StudyRecord(
+            self._table(key, waiting, found), members, wall_clock(), why, imported, gone,
+            tuple(sorted(waiting.state.returned)),
+        )  # fmt: skip
+        self.records.write(record)
+        if not imported:
+            self._announce(record)
+        self._note_lacking(record)
+
+    def _announce(self, record: StudyRecord) -> None:
+        self.tell(record)
+        self.records.write(replace(record, told=True))
+
+    def _table(self, key: str, waiting: Waiting, found: list[UnitSummary]) -> Study:
+        series = tuple(_row(each) for each in sorted(found, key=lambda each: (_number(each.number), each.key)))
+        labs = list(dict.fromkeys(each.lab for each in series if each.lab is not None))
+        face = next((each for each in found if each.lab is not None), found[0])
+        return Study(
+            key=key,
+            study_uid=waiting.uid,
+            revision=waiting.record.study.revision + 1 if waiting.record else 1,
+            lab=face.lab,
+            subject=face.subject,
+            date=face.study_date,
+            time=face.study_time,
+            scanner=face.scanner,
+            series=series,
+            missing=tuple(
+                missing
+                for lab in labs
+                for missing in missing_of(lab, self.expected.get(lab, ()), (each for each in series if each.lab == lab))
+            ),
+        )
+
+    def _note_lacking(self, record: StudyRecord) -> None:
+        self._lacking.pop(record.study.key, None)
+        if record.study.missing:
+            self._lacking[record.study.key] = replace(record, members={}, study=replace(record.study, series=()))
+            while len(self._lacking) > LACKING:
+                del self._lacking[min(self._lacking, key=lambda key: self._lacking[key].at)]
+        self._changed = True
+
+
+def _sender(live: Live, instance: Instance) -> str:
+    """Who sent it, and on which scanner it was made; "" for what was dropped, or where nobody can say."""
+    if not instance.source.sender:
+        return ""
+    header = {**live.unit.base, **instance.header}
+    scanner = header.get("DeviceSerialNumber") or header.get("StationName") or ""
+    return f"{instance.source.sender} {scanner}"[:200]
+
+
+def _row(summary: UnitSummary) -> StudySeries:
+    return StudySeries(
+        summary.key, summary.number, summary.description, summary.images, summary.verdict, summary.revision, summary.lab
+    )
+
+
+def _number(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.isascii() and text.isdigit() and len(text) < 20 else (0, text)
