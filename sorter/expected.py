@@ -116,14 +116,10 @@ def _missing(lab: str, expected: ExpectedSeries, series: tuple[StudySeries, ...]
     whole = [each for each in fitting if each.verdict and Verdict(each.verdict).at_least(Verdict.QUIET)]
     if len(whole) >= expected.times:
         return None
-    came = f"came {_often(len(whole))}" if whole else "did not come"
-    broken = len(fitting) - len(whole)
-    if broken:
-        came = (
-            f"came {_often(len(whole))} whole, {_often(broken)} not"
-            if whole
-            else f"came only {_often(broken)} not whole"
-        )
+    came = f"came {_often(len(whole))}" if whole else "which did not come"
+    if len(fitting) > len(whole):
+        broken = f"{_often(len(fitting) - len(whole))} stopped or with holes"
+        came = f"{came}, and {broken}" if whole else f"came only {broken}"
     often = f" {_often(expected.times)}" if expected.times > 1 else ""
     return Missing(lab, str(expected), expected.times, len(whole), f"expected {expected.glob}{often}, {came}")
 

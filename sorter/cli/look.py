@@ -123,8 +123,8 @@ def _is_recent(record: StudyRecord) -> bool:
 
 
 def _print_studies(status: dict[str, Any]) -> None:
-    if status["studies_waiting"]:
-        console.print(f"{status['studies_waiting']:6} studies wait to settle")
+    if waiting := status["studies_waiting"]:
+        console.print(f"{waiting:6} {'study waits' if waiting == 1 else 'studies wait'} to settle")
     lacking: list[dict[str, Any]] = status["studies_lacking"]
     for record in lacking[:5]:
         study = record["study"]

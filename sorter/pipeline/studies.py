@@ -109,9 +109,11 @@ class Studies:
             if not self._kept and key not in self._waiting:
                 self._adopt(record or StudyRecord(Study(key, summary.study_uid), told=True), summary)
                 return
-        waiting = self._wait(key, summary.study_uid, summary.key, now)
-        waiting.state = replace(waiting.state, unseen=True)
-        self._look_at(key)
+        known = self._waiting.get(key)
+        if known is None or summary.key not in known.members:
+            waiting = self._wait(key, summary.study_uid, summary.key, now)
+            waiting.state = replace(waiting.state, unseen=True)
+            self._look_at(key)
 
     def _recall(self, record: StudyRecord) -> None:
         if not record.told:

@@ -40,18 +40,21 @@ products = ["dicom"]
 """
 
 
-def data_set(number: int, *, series: int = 1, pixels: bytes = b"\1\2\3\4", subject: str = "P1") -> bytes:
+def data_set(
+    number: int, *, series: int = 1, pixels: bytes = b"\1\2\3\4", subject: str = "P1", study: str = "1.2.3",
+    description: str = "T1",
+) -> bytes:  # fmt: skip
     """A small MR image as it is sent: without file meta information."""
     data = Dataset()
     data.SOPClassUID = MRImageStorage
-    data.SOPInstanceUID = f"1.2.3.{series}.{number}"
-    data.StudyInstanceUID = "1.2.3"
-    data.SeriesInstanceUID = f"1.2.3.{series}"
+    data.SOPInstanceUID = f"{study}.{series}.{number}"
+    data.StudyInstanceUID = study
+    data.SeriesInstanceUID = f"{study}.{series}"
     data.PatientID = subject
     data.PatientName = "One^Patient"
     data.StudyDate, data.StudyTime = "20260102", "101112"
     data.SeriesNumber, data.InstanceNumber = series, number
-    data.SeriesDescription = "T1"
+    data.SeriesDescription = description
     data.Modality = "MR"
     data.Rows, data.Columns, data.BitsAllocated = 1, 4, 16
     data.PixelData = pixels + b"END."

@@ -149,7 +149,7 @@ def test_the_documented_plugins_do_what_the_page_says(tmp_path: Path) -> None:
     assert loaded.route(SERIES).route == Hold("fewer than 3 images: is this the localizer?")
     other = Series("k", UnitKind.SERIES, "1", ("2",), {"PatientID": "X1"}, 100)
     assert loaded.identify(other).identity.subject == "sub-001"
-    assert [line.name for line in loaded.listing()][:2] == ["pairs", "pilots"]
+    assert [line.name for line in loaded.listing()][:3] == ["mail", "pairs", "pilots"]
 
 
 def test_the_documented_example_is_ten_lines_and_lists_every_series_attribute() -> None:

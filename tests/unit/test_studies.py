@@ -1,0 +1,186 @@
+"""When a study settles, and what a lab may expect of it: the pure parts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sorter.completion import Timing
+from sorter.completion.studies import RETURNS, Moves, StudyState, came, ended, left, settles
+from sorter.expected import ExpectedSeries, missing_of
+from sorter.model import Event, Missing, Study, StudySeries, build, plain
+from sorter.spool.studies import StudyRecord
+
+TIMING = Timing(quiet=30, cap=900, study=1200)
+ONE, OTHER = "MR1@10.0.0.1 4711", "MR1@10.0.0.1 4712"
+
+
+def sent(*senders: str, association: str = "") -> StudyState:
+    """An image of each, at 100 s."""
+    state = StudyState(100.0)
+    for each in senders:
+        state = came(state, each, association, 100.0, TIMING)
+    return state
+
+
+# --- when -----------------------------------------------------------------------------------------------------------
+
+
+def test_silence_settles_a_study() -> None:
+    assert settles(sent(ONE), Moves(), TIMING).due == 1300
+    assert settles(sent(ONE), Moves(), TIMING).why == "nothing came of it for 20 min"
+    assert settles(came(sent(ONE), ONE, "", 500, TIMING), Moves(), TIMING).due == 1700
+
+
+def test_a_sender_that_went_on_settles_it_sooner() -> None:
+    found = settles(left(sent(ONE), ONE, 110), Moves(), TIMING)
+    assert (found.due, found.why) == (130, "its sender went on to another study")
+
+
+def test_all_who_brought_some_of_it_have_to_go_on() -> None:
+    state = left(sent(ONE, OTHER), ONE, 110)
+    assert settles(state, Moves(), TIMING).due == 1300
+    assert settles(left(state, OTHER, 120), Moves(), TIMING).due == 130
+
+
+def test_what_was_dropped_or_came_in_an_earlier_life_is_left_by_nobody() -> None:
+    assert settles(left(sent(ONE, ""), ONE, 110), Moves(), TIMING).due == 1300
+    assert settles(replace(left(sent(ONE), ONE, 110), unseen=True), Moves(), TIMING).due == 1300
+
+
+def test_an_open_association_is_waited_for_as_long_as_for_a_series() -> None:
+    timing = replace(TIMING, study=60)
+    state = sent(ONE, association="a")
+    assert settles(state, Moves(), timing).due == 1000
+    assert settles(ended(state, "a"), Moves(), timing).due == 160
+
+
+def test_a_sender_that_comes_back_is_not_believed_until_it_left_others_for_good() -> None:
+    state = came(left(sent(ONE), ONE, 110), ONE, "", 200, TIMING)
+    assert state.returned == {ONE}
+    moves = Moves()
+    moves.come_back(ONE)
+    gone = left(sent(ONE), ONE, 110)
+    for _ in range(RETURNS):
+        assert settles(gone, moves, TIMING).due == 1300
+        moves.learn([ONE], [])
+    assert settles(gone, moves, TIMING).due == 130
+    moves.learn([ONE], [ONE])
+    assert settles(gone, moves, TIMING).due == 1300
+
+
+def test_two_associations_that_overlap_are_no_coming_back() -> None:
+    state = came(left(sent(ONE), ONE, 110), ONE, "", 120, TIMING)
+    assert not state.returned
+    assert settles(state, Moves(), TIMING).due == 1320
+
+
+def test_only_the_sender_itself_leaves_a_study() -> None:
+    moves = Moves()
+    assert moves.came("a", ONE) is None
+    assert moves.came("b", OTHER) is None
+    assert moves.came("a", ONE) is None
+    assert moves.came("b", ONE) == "a"
+    moves.forget("b", [ONE, OTHER])
+    assert moves.came("c", ONE) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([ONE, OTHER, ""]), st.floats(0, 2000)), min_size=1))
+def test_never_before_the_quiet_time_and_never_later_than_the_longest(steps: list[tuple[int, str, float]]) -> None:
+    state, now, last = StudyState(0.0), 0.0, 0.0
+    for what, sender, pause in steps:
+        now += pause
+        if what == 0:
+            state, last = came(state, sender, "a" if pause > 1000 else "", now, TIMING), now
+        elif what == 1:
+            state = left(state, sender, now) if sender in state.senders else state
+        else:
+            state = ended(state, "a")
+        assert last + TIMING.quiet <= settles(state, Moves(), TIMING).due <= last + TIMING.study
+
+
+# --- what is expected -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "glob", "times"),
+    [("T1*", "T1*", 1), (" rest* x2 ", "rest* ", 2), ("rest*  ×3", "rest*", 3), ("T2 xspace", "T2 xspace", 1),
+     ("fMRI x1", "fMRI", 1), ("ax [x]2", "ax [x]2", 1), ("x*", "x*", 1)],
+)  # fmt: skip
+def test_what_can_be_expected(text: str, glob: str, times: int) -> None:
+    assert ExpectedSeries.parse(text) == ExpectedSeries(glob.strip(), times)
+    assert ExpectedSeries.parse(str(ExpectedSeries.parse(text))) == ExpectedSeries.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("", "names no series"), ("  ", "names no series"), ("x2", "names no series"), ("rest* x0", "whole number"),
+     ("rest* x", "whole number"), ("rest* x-1", "whole number"), ("rest* x1.5", "whole number"),
+     ("rest* x101", "whole number"), ("rest* x2*", "whole number"), ("rest* x٢", "whole number"),
+     ("rest[ab", "never closed"), ("a\0b", "control character")],
+)  # fmt: skip
+def test_what_cannot(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ExpectedSeries.parse(text)
+
+
+def series(*descriptions: str, verdict: str = "quiet") -> list[StudySeries]:
+    return [StudySeries("k", str(number), each, 3, verdict, 1, "memory") for number, each in enumerate(descriptions)]
+
+
+def says(expected: str, *found: StudySeries) -> list[str]:
+    return [each.says for each in missing_of("memory", [ExpectedSeries.parse(expected)], found)]
+
+
+def test_what_is_missing_is_said_in_words() -> None:
+    assert says("rest* x2", *series("rest_1")) == ["expected rest* twice, came once"]
+    assert says("rest* x2", *series("REST_1", "Rest_2")) == []
+    assert says("rest* x2", *series("rest_1", "rest_2", "rest_3")) == []
+    assert says("T1*", *series("rest_1")) == ["expected T1*, which did not come"]
+    assert says("dwi x3", *series("DWI", "dwi ")) == ["expected dwi 3 times, came twice"]
+    assert missing_of("memory", [ExpectedSeries("T1*")], []) == (
+        Missing("memory", "T1*", 1, 0, "expected T1*, which did not come"),
+    )
+
+
+def test_a_run_that_was_stopped_is_not_what_was_expected() -> None:
+    stopped = series("rest_1", verdict="stopped")
+    assert says("rest*", *stopped, *series("rest_1")) == []
+    assert says("rest*", *stopped) == ["expected rest*, came only once stopped or with holes"]
+    assert says("rest* x2", *stopped, *series("rest_1")) == [
+        "expected rest* twice, came once, and once stopped or with holes"
+    ]
+
+
+# --- as it is kept --------------------------------------------------------------------------------------------------
+
+
+def test_a_record_and_an_event_are_read_back_as_they_were_written() -> None:
+    missing = missing_of("memory", [ExpectedSeries("T1*")], [])
+    study = Study("k", "1.2", 2, "memory", "P1", "20260102", "101112", "4711", tuple(series("rest")), missing)
+    record = StudyRecord(study, {"a": 1}, "2026-01-02T10:00:00+01:00", "why", True, (ONE,), (OTHER,))
+    assert build(StudyRecord, plain(record)) == record
+    event = Event("study_settled", "k", "2026", {"revision": "2"}, study)
+    assert build(Event, plain(event)) == event
+    assert study.images == 3
+
+
+def test_the_words_of_the_configuration(tmp_path: Path) -> None:
+    from sorter.config import load
+    from sorter.errors import ConfigError
+
+    path = tmp_path / "sorter.toml"
+    path.write_text('[sorter]\nroot = "r"\n[labs.m]\nexpect = ["T1*",\n  "rest* x0"]\n')
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    where, _, says = caught.value.faults[0].partition(": in ")
+    assert where == "sorter.toml:5: labs.m.expect.1"
+    assert says == '"rest* x0" there should be a whole number from 1 to 100 behind the x, as "rest* x2"'
+    path.write_text('[sorter]\nroot = "r"\n[labs.m]\nexpect = ["T1*", " rest*  x2"]\n[completion]\nstudy = 600\n')
+    config = load(path)
+    assert config.labs["m"].expect == ("T1*", "rest* x2")
+    assert config.completion.study == 600
