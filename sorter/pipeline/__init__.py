@@ -85,7 +85,7 @@ class Pipeline:
             touched.update(self._grown)
             self._grown_said = now
         for live in self.units:
-            if self.settling.judge(live, self.now, self._silent(live)):
+            if self._judge(live):
                 touched[live.key] = live
         answered = self._collect_products() | self._collect_answers() | self._collect_removals() | self._query()
         for key in answered | self._try_again() | self._look_around():
@@ -197,7 +197,7 @@ class Pipeline:
             keys = keys.union(*self.index.find(names).values())
         self.settling.hear((self.live(key) for key in keys), kind, sender, names, self.now)
         for key in keys:
-            self.settling.judge(self.live(key), self.now)
+            self._judge(self.live(key))
             self._sum_up(self.live(key))
 
     def _query(self) -> set[str]:
@@ -223,7 +223,7 @@ class Pipeline:
             return
         unit.tell(f"{sender} answers that it has {len(answer.names)} images; {len(unit.by_sop)} are here")
         self.settling.answered(live, sender, answer.names, self.now)
-        self.settling.judge(live, self.now)
+        self._judge(live)
 
     def ask_sender(self, key: str) -> None:
         """A person wants to know what its sender has."""
@@ -236,6 +236,9 @@ class Pipeline:
         self.settling.ended(live, ended.association, ended.how, self.now)
 
     # --- complete? ----------------------------------------------------------------------------------------------
+
+    def _judge(self, live: Live) -> bool:
+        return self.settling.judge(live, self.now, self._silent(live))
 
     def _silent(self, live: Live) -> float:
         """Until when nothing of it came, for sure: what lies untaken may be of it. Not heeded beyond the cap."""
