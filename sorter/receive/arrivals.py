@@ -111,7 +111,7 @@ class Part:
     def __init__(self, files: Files, segment: Segment, association: str, name: str) -> None:
         self.segment, self.association, self.name = segment, association, name
         self._files = files
-        self._size = self._on_its_way = 0  # bytes written, and of them those that the disk has been given
+        self.size = self._on_its_way = 0  # bytes written, and of them those that the disk has been given
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         self.fd = files.open(self.part, flags, at=segment.folder)
 
@@ -137,10 +137,10 @@ class Part:
 
     def _grown(self, size: int) -> None:
         """What came so far goes to the disk while more is coming: the sync at the end waits for the rest alone."""
-        self._size += size
-        if self._size - self._on_its_way >= _EARLY:
-            self._files.start_writeback(self.fd, self._on_its_way, self._size - self._on_its_way)
-            self._on_its_way = self._size
+        self.size += size
+        if self.size - self._on_its_way >= _EARLY:
+            self._files.start_writeback(self.fd, self._on_its_way, self.size - self._on_its_way)
+            self._on_its_way = self.size
 
     def close(self) -> None:
         """Give the descriptor back; harmless when done before."""
@@ -262,10 +262,7 @@ class Arrivals:
 
     def part(self, association: str, count: int) -> Part:
         """A new part for the association's `count`-th instance. OSError where there can be none."""
-        if self.space.short or next(self._parts) % _LOOK_EVERY == 0:
-            self.space.look()
-        if self.space.out:
-            raise OSError(errno.ENOSPC, "the last of the disk is kept free")
+        self.check_room(look=self.space.short or next(self._parts) % _LOOK_EVERY == 0)
         with self._lock:
             segment = self._current()
             segment.given += 1
@@ -275,6 +272,13 @@ class Arrivals:
         except OSError:
             self._landed(segment)
             raise
+
+    def check_room(self, *, look: bool) -> None:
+        """OSError where only the last of the disk is left: as far as is known, or after a `look` at it."""
+        if look:
+            self.space.look()
+        if self.space.out:
+            raise OSError(errno.ENOSPC, "the last of the disk is kept free")
 
     def store(self, part: Part) -> None:
         """Make `part` durable under its name and write that down. On OSError nothing is left of it."""

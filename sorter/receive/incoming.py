@@ -8,6 +8,7 @@ from sorter.receive.dimse import Command
 from sorter.receive.file_meta import Route, file_head, tail_of_meta
 from sorter.receive.negotiation import Context
 
+_LOOK_EVERY = 8 << 20  # bytes of one instance: many large ones on their way must not take the last of the disk either
 _MOST_PIECES = 256  # collected before they are written; a peer may send them of one byte each
 
 
@@ -19,6 +20,7 @@ class Incoming:
         self._part: Part | None = part
         self._pieces: list[Buffer] = [head]
         self.failure: OSError | None = None
+        self._looked = 0  # bytes of it that were there at the last look at the disk
 
     def add(self, data: memoryview) -> None:
         """`data` must hold until the next `write`."""
@@ -34,6 +36,7 @@ class Incoming:
         if self._part is not None:
             try:
                 self._part.pour(pipe, size)
+                self._check_room(self._part.size)
             except OSError as error:
                 self.failure = error
                 self.drop()
@@ -43,10 +46,17 @@ class Incoming:
         if self._part is not None and self._pieces:
             try:
                 self._part.write(self._pieces)
+                self._check_room(self._part.size)
             except OSError as error:
                 self.failure = error
                 self.drop()
         self._pieces.clear()
+
+    def _check_room(self, size: int) -> None:
+        look = size - self._looked >= _LOOK_EVERY
+        if look:
+            self._looked = size
+        self._arrivals.check_room(look=look)
 
     def store(self) -> None:
         """It is durable under its name when this returns without a `failure`."""

@@ -27,6 +27,7 @@ from sorter.durable import Files, PathLike
 from sorter.receive import Keep, Receiver, ReceiveSettings
 from sorter.receive.space import DAY, SPACE, Gauge, Ledger, Room, Sample, forecast, mark_of, told, warning
 from sorter.spool import Spool
+from sorter.testing.peer import Peer, store
 from sorter.testing.synthetic import Plan, localizer
 from sorter.testing.waiting import wait_until
 
@@ -237,6 +238,25 @@ def test_below_the_mark_associations_wait_and_below_its_last_part_images_too(tmp
         assert scanner.send_c_store(image).Status == 0x0000
         scanner.release()
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("step", [4000, 120_000])
+def test_a_large_image_on_its_way_leaves_the_last_part_free_too(tmp_path: Path, step: int) -> None:
+    """Small PDVs are written from a buffer, large ones are moved through a pipe."""
+    disk = Filling(100 * GB)
+    with serving(tmp_path, disk, Keep(8 * GB, 0)) as port, Peer(port).associate() as scanner:
+        message = store(bytes(12_000_000), step)
+        scanner.send(message[:2_000_000])
+        [part] = wait_until(lambda: list(tmp_path.rglob("*.part")), what="a part")
+        wait_until(lambda: part.stat().st_size > 1_000_000, what="its bytes")
+        disk.free = GB // 2
+        scanner.send(message[2_000_000:])
+        assert scanner.status() == 0xA700
+        assert not list(tmp_path.rglob("*.dcm*"))
+        disk.free = 100 * GB
+        scanner.send(store())
+        assert scanner.status() == 0
+        scanner.release()
 
 
 @pytest.fixture
