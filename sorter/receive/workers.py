@@ -14,6 +14,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -42,6 +43,9 @@ _START = 60.0  # seconds that a worker has to answer
 _SHORTEST_LIFE = 10.0  # seconds; one that ends sooner is replaced after a pause that grows
 _LONGEST_PAUSE = 30.0
 
+_OF_ASSOCIATION = 4  # descriptors: its connection, a file, both ends of a pipe
+_OF_PROCESS = 200  # descriptors: segments, doors, pipes of threads that wait
+
 _fork = multiprocessing.get_context("fork")
 
 
@@ -67,6 +71,7 @@ def run(job: Job, ready: Callable[..., None], over: Callable[[], bool] = lambda:
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hangup.came)
     doors = open_doors(job.settings)
+    _allow_descriptors(job.settings)
     gc.freeze()  # what is there now is never looked at again, so its pages stay shared
     tally = Tally(job.settings.processes, job.settings.associations)
     ledger = Ledger(job.received, job.files, job.settings.keep)
@@ -97,6 +102,20 @@ def run(job: Job, ready: Callable[..., None], over: Callable[[], bool] = lambda:
             worker.join(deadline)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _allow_descriptors(settings: ReceiveSettings) -> None:
+    """Each worker may have all connections there may be; what a process usually may open, 1,024 files, is too few."""
+    waiting = 2 * settings.waiting  # those that leave count too
+    needed = waiting + _OF_ASSOCIATION * settings.associations + _OF_PROCESS
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if most == resource.RLIM_INFINITY else min(needed, most)
+    if now != resource.RLIM_INFINITY and now < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    if allowed < needed:
+        says = "a process may open %d files here, and %d are needed for %d associations: "
+        do = "raise that (LimitNOFILE= of systemd, or ulimit -n), or have fewer associations in [receive]"
+        log.warning(says + do, allowed, needed, settings.associations)
 
 
 class _Worker:

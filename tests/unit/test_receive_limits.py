@@ -6,6 +6,8 @@ import contextlib
 import json
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 import types
 from collections.abc import Generator, Sequence
@@ -247,6 +249,47 @@ def test_without_a_thread_an_association_is_rejected_for_now_and_holds_no_place(
                     assert peer.pdu() == (REJECTED, bytes((0, 2, 3, 1)))
         with Peer(port).associate() as peer:
             peer.release()
+
+
+@contextmanager
+def a_process(root: Path, descriptors: int, *, hard: bool = False) -> Generator[tuple[int, Path], None, None]:
+    """The port and the log of `sorter receive` as it starts where a process may open so few files at first."""
+    (root / "sorter.toml").write_text("[receive]\nport = 0\nprocesses = 1\n")
+    limit = f'ulimit {"-n" if hard else "-Sn"} {descriptors} && exec "$@"'
+    command = [sys.executable, "-m", "sorter", "receive", "-c", str(root / "sorter.toml"), "--root", str(root)]
+    with (
+        (root / "log").open("w") as log,
+        subprocess.Popen(["sh", "-c", limit, "sh", *command], stdout=subprocess.PIPE, stderr=log, text=True) as child,
+    ):
+        try:
+            assert child.stdout is not None
+            yield int(child.stdout.readline().split(" on ")[1].split(",")[0].rpartition(":")[2]), root / "log"
+        finally:
+            child.terminate()
+        assert child.wait(30) == 0
+
+
+def test_the_few_descriptors_of_a_usual_process_are_no_limit(tmp_path: Path) -> None:
+    """An association has a connection, a file and, for large PDVs, both ends of a pipe."""
+    with a_process(tmp_path, 100) as (port, log), contextlib.ExitStack() as stack:
+        message = store(bytes(360_000), 120_000)
+        scanners = [stack.enter_context(Peer(port, timeout=30)).associate() for _ in range(60)]
+        for scanner in scanners:
+            scanner.send(message[:300_000])
+        wait_until(lambda: len(list(tmp_path.rglob("*.part"))) == 60, 30, "all to be under way")
+        for scanner in scanners:
+            scanner.send(message[300_000:])
+        assert [scanner.status() for scanner in scanners] == [0] * 60
+        for scanner in scanners:
+            scanner.release()
+        assert log.read_text() == ""
+
+
+def test_too_few_descriptors_are_told_with_what_to_do(tmp_path: Path) -> None:
+    with a_process(tmp_path, 1000, hard=True) as (port, log), Peer(port) as scanner:
+        scanner.associate()
+        assert "may open 1000 files" in log.read_text()
+        assert "LimitNOFILE" in log.read_text()
 
 
 # --- who may come in ------------------------------------------------------------------------------------------------
