@@ -39,7 +39,7 @@ from sorter.testing.peer import Peer, store
 from sorter.testing.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW, MANY = 3000, 100_000
+FEW, MANY = 2500, 100_000
 BATCH = 500
 PLAYERS = 8  # cases at once
 HANG = 5.0  # seconds
@@ -395,7 +395,12 @@ Association.run = run
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+RARE = ("descriptors are lost", "all is remembered", "a file called as was received")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=pytest.mark.soak if each in RARE else ()) for each in MUTANTS]
+)
 def test_what_is_wrong_is_seen(tmp_path: Path, name: str) -> None:
     mutant, said = MUTANTS[name]
     try:
