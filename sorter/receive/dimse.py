@@ -76,7 +76,7 @@ def decode_command(data: bytes) -> Command:
 
 def encode_response(command: Command, status: int, comment: str = "") -> bytes:
     """The response to `command`, without a data set. `comment` (LO, 64 characters) goes with failures."""
-    before, after = _response(command.class_uid, command.field, status, comment)
+    before, after = _response(command.class_uid[:64], command.field, status, comment)
     instance = _uid_element(_INSTANCE_UID, command.instance_uid) if command.instance_uid else b""
     size = len(before) + 2 + len(after) + len(instance)
     return b"".join((_GROUP_LENGTH_IS, _UL.pack(size), before, _NUMBER.pack(command.message_id), after, instance))

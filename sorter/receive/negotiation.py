@@ -63,7 +63,6 @@ def _by_number(uid: str) -> list[int]:
     return [int(part) for part in uid.split(".")]
 
 
-@functools.lru_cache(maxsize=1024)
 def is_storage(uid: str) -> bool:
     """Whether objects of this SOP class may be stored: yes for whatever is not known to be something else.
 
@@ -72,7 +71,12 @@ def is_storage(uid: str) -> bool:
     pydicom's dictionary of the standard knows by a name without "Storage" (retired print and management classes, meta
     classes, service classes, transfer syntaxes).
     """
-    if not is_uid(uid) or uid in _OTHER_SERVICES:
+    return is_uid(uid) and _is_storage(uid)  # in this order: what is remembered is short
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_storage(uid: str) -> bool:
+    if uid in _OTHER_SERVICES:
         return False
     if uid in _STORAGE or uid not in UID_dictionary:
         return True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -282,3 +284,20 @@ def test_pydicom_reads_the_file_meta() -> None:
     assert meta.ReceivingApplicationEntityTitle == "SORTER"
     assert meta.SourcePresentationAddress == meta.SendingPresentationAddress == "dicom://[::1]:104"
     assert meta.FileMetaInformationGroupLength == len(head) - 132 - 12
+
+
+@pytest.mark.parametrize(
+    "remember",
+    [is_storage, lambda text: dimse.encode_response(dimse.Command(0x0001, 1, text, "1.2.3", False), 0x0122)],
+    ids=["SOP classes", "responses"],
+)
+def test_what_is_remembered_of_a_peer_is_small_whatever_it_says(remember: Callable[[str], object]) -> None:
+    """A command set may be 64 KiB long, all of it one value."""
+    tracemalloc.start()
+    try:
+        for number in range(500):
+            remember(f"1.2.{number}" + ".1" * 30_000)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000
