@@ -19,6 +19,7 @@ class Action(enum.Enum):
     BESIDE = "the lab edited it: ours goes beside"
     KEPT = "the lab edited it, and ours lies beside already, or did"
     REMOVED = "the lab removed it: do not bring it back"
+    ASIDE = "ours, but damaged, and to be mended: it is moved aside"
     CLASH = "somebody else's"
 
 
@@ -37,6 +38,15 @@ def decide(wanted: Wanted, before: Delivered | None, ours: Collection[str], seen
     if before.state == "kept" and before.sha256 == wanted.sha256:
         return Action.KEPT
     return Action.BESIDE
+
+
+def mended(action: Action, seen: Look | None, ours: Collection[str], wanted: Wanted) -> Action:
+    """What `decide` said of a file that a person wants as it was delivered."""
+    if seen is None:
+        return Action.WRITE
+    if seen.sha256 in ("", wanted.sha256):  # a folder, a pipe, a link: nothing that was damaged
+        return action
+    return Action.OVER if seen.sha256 in ours else Action.ASIDE
 
 
 def with_suffix(name: str, suffix: str) -> str:

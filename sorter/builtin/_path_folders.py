@@ -182,11 +182,12 @@ def remove_tree(files: Files, name: str, at: int, depth: int = 8) -> None:
 class Visit:
     """One job's stay below a root: open descriptors, whom the files shall belong to, and what there is to say.
 
-    Entering it makes sure that the mount is there (TryLater when not) and that nobody else delivers below this root.
+    Entering it makes sure that the mount is there (TryLater when not) and, unless it is only to look (`alone` False),
+    that nobody else delivers below this root.
     """
 
-    def __init__(self, files: Files, root: str, access: Access) -> None:
-        self.files, self.root, self.access = files, root, access
+    def __init__(self, files: Files, root: str, access: Access, *, alone: bool = True) -> None:
+        self.files, self.root, self.access, self._alone = files, root, access, alone
         self.notes: list[str] = []
         self.fd = -1
         self.locked = True
@@ -238,6 +239,8 @@ class Visit:
                 f"{self.root}: the marker .sorter/id is missing: the mount is away; "
                 "or, if this is the place, run `sorter check --targets` to make it"
             ) from None
+        if not self._alone:
+            return
         try:
             self._lock(marker)
         except OSError:  # a mount without locks: then this process is trusted to be the only one

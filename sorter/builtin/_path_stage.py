@@ -18,6 +18,8 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _MOST_FILES = 64  # written before they are synced together, and
 _MOST_BYTES = 128 << 20
+_MOST_ASIDE = 100
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _THREADS = 8  # fsyncs that wait for a disk or a server at once: together they cost little more than one
 
 _CANNOT_KEEP = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -155,6 +157,34 @@ class Stage:
         except OSError:
             if not self._arrived(mine, name, to, new):
                 raise
+
+    def keep_aside(self, name: str, folder: int, new: str) -> None:
+        """What has this name in `folder` gets a second one, unless it has it, before another file takes the first."""
+        seen = look(self.files, name, folder)
+        for free in (new, *(f"{new}-{number}" for number in range(2, _MOST_ASIDE))):
+            try:
+                self.files.link(name, free, at=folder, to=folder)
+            except FileExistsError:
+                there = look(self.files, free, folder)
+                if seen is None or there is None or there.sha256 != seen.sha256:
+                    continue
+            except OSError as error:
+                if error.errno not in _CANNOT_LINK:
+                    raise
+                self._copy_aside(name, folder, free)
+            self.files.fsync_folder(folder)
+            return
+        raise Held(f"{self.visit.root}: too many damaged copies of a file lie there; move them away, then try again")
+
+    def _copy_aside(self, name: str, folder: int, new: str) -> None:
+        files = self.files
+        with (
+            files.opened(name, _READ, at=folder) as old,
+            files.opened(new, _NEW, self.visit.access.file_mode, at=self.fd) as fd,
+        ):
+            files.copy(old, fd)
+            files.fsync(fd)
+        self.move_new(new, folder, new)
 
     def become(self, new: str, proof: str) -> None:
         """Give the whole stage its final name beside itself. FileExistsError where something has it already.

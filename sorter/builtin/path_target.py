@@ -26,7 +26,7 @@ from typing import Any
 
 from sorter.builtin._path_check import made_remarks, probe
 from sorter.builtin._path_check import mark as mark
-from sorter.builtin._path_decide import Action, decide, distinct, in_force, suffixes, with_suffix
+from sorter.builtin._path_decide import Action, decide, distinct, in_force, mended, suffixes, with_suffix
 from sorter.builtin._path_folders import (
     MARKER,
     Access,
@@ -41,6 +41,7 @@ from sorter.builtin._path_folders import (
     unchanged,
 )
 from sorter.builtin._path_stage import Item, Stage
+from sorter.builtin._path_sums import remove_sums, write_sums
 from sorter.deliver.target import Checked, Done, Put, Removed, Source, Verified, Wanted
 from sorter.durable import PART, Files
 from sorter.errors import Held
@@ -74,6 +75,7 @@ class _History:
     known: Mapping[str, frozenset[str]]  # digests that our manifest says we wrote, by folded name
     claimed: Callable[[], frozenset[str]]  # folded names; read when first asked for
     fold: Callable[[str], str]
+    mend: frozenset[str]  # names of the receipt that are to be as they were delivered
 
 
 @dataclass(slots=True)
@@ -90,7 +92,9 @@ class _Step:
 
     @property
     def copied(self) -> bool:
-        return self.action in (Action.WRITE, Action.OVER) or (self.action is Action.BESIDE and self.seen is not None)
+        if self.action is Action.BESIDE:
+            return self.seen is not None
+        return self.action in (Action.WRITE, Action.OVER, Action.ASIDE)
 
     def delivered(self) -> Delivered:
         want = self.wanted
@@ -130,32 +134,57 @@ class PathTarget:
             return self._grow(visit, place, job, source)
 
     def verify(self, receipt: Receipt, *, deep: bool = True) -> Verified:
-        with self._visit() as visit:
+        with self._visit(alone=False) as visit:
             folder, fd = self._locate(visit, receipt)
-            found: dict[str, list[str]] = {"same": [], "missing": [], "changed": [], "damaged": []}
-            since = _seconds(receipt.verified)
+            found: dict[str, list[str]] = {"same": [], "missing": [], "changed": [], "damaged": [], "outdated": []}
+            since, earlier = _seconds(receipt.verified), self._earlier_state(fd, receipt)
             for each in receipt.files:
                 if each.state != "removed":
-                    seen = None if fd is None else look(self._files, each.beside or each.name, fd, read=deep)
-                    found[_standing(each, seen, since, deep)].append(each.name)
+                    seen = None if fd is None else self._look_at(each, fd, deep)
+                    standing = _standing(each, seen, since, deep)
+                    if earlier is not None and standing != "same" and _is_as_before(each, seen, earlier):
+                        standing = "outdated"
+                    found[standing].append(each.name)
             said = "" if folder == receipt.folder else "the lab moved the folder"
             by_state = {state: tuple(names) for state, names in found.items()}
-            return Verified(folder, note=said, **by_state)
+            return Verified(folder, there=fd is not None, note=said, **by_state)
+
+    def _look_at(self, each: Delivered, fd: int, deep: bool) -> Look | None:
+        name = each.beside or each.name
+        seen = look(self._files, name, fd, read=deep)
+        if seen is not None and not deep and seen.size != each.size:
+            return look(self._files, name, fd)
+        return seen
+
+    def _earlier_state(self, fd: int | None, receipt: Receipt) -> Mapping[str, list[str]] | None:
+        """Where the folder's own manifest is of an earlier revision: what that one wrote; None where it is not."""
+        manifest = {} if fd is None else self._manifest(fd, receipt.key, receipt.product)
+        revision = manifest.get("revision")
+        return _earlier(manifest) if isinstance(revision, int) and revision < receipt.revision else None
 
     def remove(self, receipt: Receipt) -> Removed:
         with self._visit() as visit:
             folder, fd = self._locate(visit, receipt)
             if fd is None or self._is_newer(fd, receipt):
                 return Removed(folder, note="its folder is not there any more")
-            removed, left = self._unlink(fd, receipt.files)
+            removed, left = self._unlink(fd, [*receipt.files, *self._under_other_names(fd, receipt)])
             name = self._manifest_name(fd, receipt.key, receipt.product)
             if self._files.exists(name, at=fd):
                 self._files.unlink(name, at=fd)
+            remove_sums(self._files, fd, name)
             remove_tree(self._files, _stage_name(receipt.key, receipt.product), fd)
             self._files.fsync_folder(fd)
             self._prune(visit, folder)
             said = f"{len(left)} files were left: they are not as they were delivered" if left else ""
             return Removed(folder, tuple(removed), tuple(left), said)
+
+    def _under_other_names(self, fd: int, receipt: Receipt) -> list[Delivered]:
+        """What our manifest says of the receipt's own files: a receipt lost in a crash may not know their names."""
+        names, digests = {each.name for each in receipt.files}, {each.sha256 for each in receipt.files}
+        manifest = self._manifest(fd, receipt.key, receipt.product)
+        if manifest.get("revision") != receipt.revision:
+            return []
+        return [each for each in _manifest_files(manifest) if each.name not in names and each.sha256 in digests]
 
     def _is_newer(self, fd: int, receipt: Receipt) -> bool:
         """Does the folder hold a later revision? Then it is the successor's, found where this one's is gone."""
@@ -252,6 +281,7 @@ class PathTarget:
             stage.fill([Item(index, name, job.files[index]) for index, name in enumerate(names)], source)
             manifest = self._manifest_name(stage.fd, job.key, job.product)
             stage.put_bytes(manifest, _manifest_text(job, files))
+            write_sums(stage, stage.fd, manifest, files)
             stage.become(parts[-1], manifest)
         visit.settle("/".join(parts[:-1]))
         return Done(place.folder, files, "; ".join(visit.notes))
@@ -281,6 +311,7 @@ class PathTarget:
             self._supersede(visit, place, steps)
             stage.put_bytes(manifest, _manifest_text(job, files))
             stage.move_over(manifest, fd, manifest)
+            write_sums(stage, fd, manifest, files)
             stage.end()
         if place.before is None:  # perhaps a dead worker made these folders and never synced them
             visit.settle(place.folder)
@@ -319,7 +350,8 @@ class PathTarget:
 
         receipt = place.before.files if place.before else ()
         known = {fold(name): frozenset(digests) for name, digests in _earlier(place.manifest).items()}
-        return _History({fold(each.name): each for each in receipt}, known, claimed, fold)
+        before = {fold(each.name): each for each in receipt}
+        return _History(before, known, claimed, fold, frozenset(job.mend) if receipt else frozenset())
 
     def _step(self, fd: int, index: int, wanted: Wanted, name: str, history: _History) -> _Step:
         folded = history.fold(name)
@@ -328,6 +360,8 @@ class PathTarget:
         action = decide(wanted, had, ours, seen)
         if seen is not None and had is None and not ours and folded in history.claimed():
             action = Action.CLASH
+        elif had is not None and had.name in history.mend:
+            action = mended(action, seen, ours, wanted)
         return _Step(index, wanted, name, action, seen, had)
 
     def _renamed(self, fd: int, job: Put, step: _Step, history: _History) -> _Step:
@@ -357,7 +391,12 @@ class PathTarget:
         raise Held(f"{job.key[:8]}: every name beside an edited file is taken; tidy its folder, then `sorter retry`")
 
     def _move(self, stage: Stage, fd: int, step: _Step) -> None:
-        if step.action is Action.OVER and step.seen is not None:
+        if step.action is Action.ASIDE:
+            stage.keep_aside(step.name, fd, f"{step.name}.damaged")
+            damaged = look(self._files, step.name, fd)
+            if step.seen is not None and damaged is not None and damaged.sha256 == step.seen.sha256:
+                step.seen = damaged  # the second name changed its times
+        if step.action in (Action.OVER, Action.ASIDE) and step.seen is not None:
             if not unchanged(self._files, step.name, fd, step.seen):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))  # edited just now: decide anew, later
             stage.move_over(step.name, fd, step.name)
@@ -402,6 +441,9 @@ class PathTarget:
                 remove_tree(self._files, _stage_name(job.key, job.product), above)
 
     def _tell(self, visit: Visit, steps: Sequence[_Step]) -> None:
+        aside = sum(step.action is Action.ASIDE for step in steps)
+        if aside:
+            visit.note(f"{aside} damaged files were replaced; what was there lies beside as NAME.damaged")
         kept = sum(step.action in (Action.BESIDE, Action.KEPT) for step in steps)
         gone = sum(step.action is Action.REMOVED for step in steps)
         if kept:
@@ -463,9 +505,9 @@ class PathTarget:
     # --- small things -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _visit(self) -> Iterator[Visit]:
+    def _visit(self, *, alone: bool = True) -> Iterator[Visit]:
         try:
-            with Visit(self._files, self._root, self._access) as visit:
+            with Visit(self._files, self._root, self._access, alone=alone) as visit:
                 yield visit
         except OSError as error:
             raise spoken(self._root, error) from error
@@ -520,6 +562,13 @@ def _standing(each: Delivered, seen: Look | None, since: float, deep: bool) -> s
     if seen.sha256 == each.sha256 or (not deep and seen.size == each.size):
         return "same"
     return "changed" if seen.changed > since + _CLOCKS else "damaged"
+
+
+def _is_as_before(each: Delivered, seen: Look | None, earlier: Mapping[str, list[str]]) -> bool:
+    """Is it as the earlier revision left it: not delivered yet, or with that one's content?"""
+    if seen is None:
+        return each.name not in earlier
+    return seen.sha256 in earlier.get(each.name, ())
 
 
 def _seconds(verified: str) -> float:

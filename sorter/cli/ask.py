@@ -14,7 +14,7 @@ from sorter.cli.find import find_units
 from sorter.cli.look import title_of
 from sorter.config import Config, Node
 from sorter.daemon.assembly import node_of
-from sorter.daemon.sort import request
+from sorter.daemon.requests import request
 from sorter.errors import SorterError
 from sorter.scu import MOVE_DESTINATION_UNKNOWN, Moved, Peer, Series, fetch, instances
 from sorter.spool import Spool, Unit, UnitSummary

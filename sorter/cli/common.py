@@ -72,6 +72,7 @@ def open_spool(config: Config) -> Spool:
     try:
         if not spool.files.exists(spool.root / "version"):
             raise SorterError(f"there is no spool at {spool.root}; start `sorter serve` first, or check --root and -c")
+        spool.check_version()
         spool.files.names(spool.store)
     except PermissionError:
         raise SorterError(f"you may not read the spool {spool.root}; ask its owner, or run as that user") from None

@@ -24,6 +24,7 @@ from sorter.config import Config
 from sorter.daemon.assembly import FilingRules, load_plugins
 from sorter.durable import Files
 from sorter.importing import Import, Pace, Tally, Walk
+from sorter.importing.delivered import Manifests
 from sorter.importing.preview import Preview
 from sorter.spool import Spool
 
@@ -47,6 +48,7 @@ def _rate(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tu
 @click.argument("dirs", metavar="DIR…", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Read everything, write nothing, and tell what is there.")
 @click.option("--rate", callback=_rate, help="At most so much a second, as 20MB/s or 100files/s.")
+@click.option("--delivered", is_flag=True, help="DIRs are what a sorter delivered whose spool was lost: go on there.")
 @click.option("--again", is_flag=True, help="Read also what an earlier run has handed over.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @with_config
@@ -55,6 +57,7 @@ def import_command(
     dirs: tuple[Path, ...],
     dry_run: bool,
     rate: tuple[float | None, float | None],
+    delivered: bool,
     again: bool,
     as_json: bool,
 ) -> None:
@@ -68,7 +71,14 @@ def import_command(
         _look(config, dirs, as_json)
     else:
         spool = open_spool(config)
-        _run(Import(spool, Pace(spool, *rate), lambda _: None, again), dirs, as_json)
+        own = _manifests(config, spool) if delivered else lambda *_: None
+        _run(Import(spool, Pace(spool, *rate), lambda _: None, again, own), dirs, as_json)
+
+
+def _manifests(config: Config, spool: Spool) -> Manifests:
+    targets = config.all_targets().items()
+    roots = {name: Path(target.settings["root"]) for name, target in targets if target.kind == "path"}
+    return Manifests(spool.files, roots, frozenset(config.labs), spool.recoveries)
 
 
 def _step_back() -> None:

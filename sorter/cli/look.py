@@ -35,7 +35,11 @@ WORDS = {
     "delivered": "delivered",
     "held": "held",
     "kept": "kept, delivered nowhere",
+    "withdrawn": "withdrawn",
 }
+
+OVER = ("delivered", "withdrawn")
+"""States in which nothing waits."""
 
 MOST_SHOWN = 50
 """Of series that wait, and of files that may not be removed."""
@@ -90,7 +94,7 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
             for unit in units
             if unit.missing
         ],
-        "waiting": [_brief(unit) for unit in units if unit.state != "delivered"],
+        "waiting": [_brief(unit) for unit in units if unit.state not in OVER],
     }
 
 
@@ -176,7 +180,7 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
             console.print(f"          {path}", soft_wrap=True, markup=False)
     _print_studies(status)
     _print_splits(split_sessions(units))
-    waiting = [unit for unit in units if unit.state not in ("delivered",)]
+    waiting = [unit for unit in units if unit.state not in OVER]
     for unit in waiting[:MOST_SHOWN]:
         known = f" {_bar(unit.images, unit.expected)}" if unit.state == "open" and unit.expected else ""
         said = f"{unit.key[:8]}  {title_of(unit)}: {WORDS[unit.state]}{known}. {unit.why}"

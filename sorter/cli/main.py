@@ -26,6 +26,9 @@ COMMANDS = {
     "retry": "mend",
     "complete": "mend",
     "ask": "ask",
+    "verify": "verify",
+    "hold": "withdraw",
+    "withdraw": "withdraw",
     "quarantine": "quarantine",
     "import": "importing",
 }

@@ -7,7 +7,7 @@ import click
 from sorter.cli.common import console, open_spool, with_config
 from sorter.cli.find import find_units
 from sorter.config import Config
-from sorter.daemon.sort import request
+from sorter.daemon.requests import request
 from sorter.errors import SorterError
 
 

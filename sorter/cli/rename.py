@@ -21,6 +21,7 @@ from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.exports import Choice, Copy, Found, Left, Report, copy_all, in_folder, in_store, naming, plan_copies
 from sorter.exports.choosing import Subject, subjects
+from sorter.exports.remembered import note_exports
 from sorter.spool import UnitSummary
 
 _MOST_SAID = 20  # lines of each kind of trouble
@@ -98,6 +99,8 @@ def rename_command(
         _show(copies, found, dest, as_json)
     else:
         report = _run(copies, dest, quiet=as_json, force=force)
+        if not folder:
+            note_exports(open_spool(config), copies, dest, report)
         _tell(report, dest, as_json)
         if new_names and not as_json:
             console.print("The files themselves are unchanged: inside them the subject is called as before.")
@@ -111,7 +114,7 @@ def rename_command(
 
 def _of(config: Config, wanted: Sequence[Subject]) -> list[UnitSummary]:
     """Summaries of what may be meant: by ID where that is enough, so that not all of the store has to be read."""
-    every = in_order(summaries(open_spool(config)))
+    every = in_order([unit for unit in summaries(open_spool(config)) if unit.state != "withdrawn"])
     ids = {each.text.casefold() for each in wanted if not each.is_glob}
     by_id = [unit for unit in every if (unit.subject or "").casefold() in ids]
     return by_id if {(unit.subject or "").casefold() for unit in by_id} == ids and by_id else every

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import signal
 import threading
@@ -14,8 +13,9 @@ from pathlib import Path
 from sorter.builtin.path_target import mark
 from sorter.config import Config
 from sorter.daemon.assembly import assemble
+from sorter.daemon.requests import answer_requests
 from sorter.durable import Files
-from sorter.errors import ConfigError, SorterError
+from sorter.errors import ConfigError
 from sorter.spool import Spool
 from sorter.watch import Hints
 
@@ -32,8 +32,6 @@ BREATH = 0.05
 
 LONGEST_GAP = 5.0
 """Seconds that count, of any time in which nothing was looked at."""
-
-REQUESTS = "requests"
 
 
 class Awake:
@@ -63,7 +61,6 @@ class Sort:
         self._wake, self._stop, self._reload = threading.Event(), threading.Event(), threading.Event()
         self._spool = Spool(config.spool, self._files)
         self._spool.create()
-        self._files.make_folders(config.spool / REQUESTS, 0o700)
         self._lock = self._spool.lock()
         self._spool.clear_temporary()
         self._parts = assemble(config, self._spool, self._wake.set)
@@ -98,7 +95,7 @@ class Sort:
                 if now - tables >= TABLES_EVERY:
                     tables = now
                     self._look_at_tables()
-                self._answer_requests()
+                answer_requests(self._spool, self._parts)
                 until = self._turn(now)
                 intake = self._parts.pipeline.intake
                 hints.compare(intake.fresh)
@@ -156,26 +153,6 @@ class Sort:
             log.info("tables changed: %s", ", ".join(changed))
             self._parts.pipeline.ask_again()
 
-    def _answer_requests(self) -> None:
-        """What a command left in spool/requests/: {"do": "retry"} or {"do": "complete", "key": …}."""
-        folder = self._spool.root / REQUESTS
-        for name in self._files.names(folder):
-            if name.endswith(".json"):
-                self._answer(folder / name)
-
-    def _answer(self, path: Path) -> None:
-        try:
-            request = json.loads(self._files.read_file(path, limit=1 << 20))
-            if request["do"] == "retry":
-                self._parts.retry()
-            elif request["do"] == "complete":
-                self._parts.pipeline.complete(str(request["key"]))
-            elif request["do"] == "ask":
-                self._parts.pipeline.ask_sender(str(request["key"]))
-        except (ValueError, KeyError, TypeError):
-            log.error("%s is no request that this sorter understands; it was removed", path.name)
-        self._files.unlink(path)
-
 
 def mark_defaults(config: Config, files: Files) -> None:
     """Mark the roots that sorter itself chose, below its own root, as present; other roots are marked by a person."""
@@ -184,11 +161,3 @@ def mark_defaults(config: Config, files: Files) -> None:
             root = Path(target.settings["root"])
             files.make_folders(root, 0o755)
             mark(root, files)
-
-
-def request(spool: Spool, name: str, what: dict[str, str]) -> None:
-    """Leave a request for the sorting process, whether it runs now or not."""
-    folder = spool.root / REQUESTS
-    if not spool.files.exists(folder):
-        raise SorterError(f"{spool.root} is no spool that a sorter has started on; check --root or -c")
-    spool.files.write_file(folder / f"{name}.json", json.dumps(what).encode())

@@ -93,9 +93,8 @@ class Lane:
 
     def remove(self, receipt: Receipt, tell: Callable[[Removed | Later | Refused], None]) -> None:
         """Remove from the target what still equals `receipt`."""
-        self._add(
-            ("remove", receipt.key, receipt.product), _Task({"do": "remove", "job": plain(receipt)}, Removed, tell)
-        )
+        place = ("remove", receipt.key, receipt.product, str(receipt.revision))
+        self._add(place, _Task({"do": "remove", "job": plain(receipt)}, Removed, tell))
 
     def verify(
         self, receipt: Receipt, tell: Callable[[Verified | Later | Refused], None], *, deep: bool = True

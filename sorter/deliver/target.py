@@ -41,7 +41,8 @@ class Put:
     `folder` is relative to the target's root, "/" between safe components. `previous` is the receipt of the revision
     delivered before, if any. `manifest` (key, kind, study_uid, series_uids, identity, verdict, revision …) is written
     beside the files for whoever finds them. `shared` says that the plan means several units to lie in one folder
-    although each brings its images; folders of made products may always be shared.
+    although each brings its images; folders of made products may always be shared. `mend` are names of `previous`
+    that a person, having verified, wants as they were: what is gone there comes back, what is damaged is moved aside.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Put:
     previous: Receipt | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
     shared: bool = False
+    mend: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ class Verified:
 
     `same`: ours, byte for byte (for a file the lab keeps edited: the one that lies beside it). `missing`: gone.
     `changed`: written to since the receipt, so the lab's now. `damaged`: other content although nobody wrote to it.
-    Files that the receipt says the lab removed are in none of them.
+    `outdated`: gone or other, where what lies beside says that the folder is as an earlier revision left it: the
+    target was put back to an earlier day. Files that the receipt says the lab removed are in none of them. `there`:
+    whether the folder is there at all.
     """
 
     folder: str
@@ -92,11 +96,13 @@ class Verified:
     missing: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
+    there: bool = True
     note: str = ""
 
     @property
     def whole(self) -> bool:
-        return not (self.missing or self.changed or self.damaged)
+        return not (self.missing or self.changed or self.damaged or self.outdated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +152,10 @@ class Target(Protocol):
         ...
 
     def verify(self, receipt: Receipt, *, deep: bool = True) -> Verified:
-        """Compare a receipt with what is there: bytes, or where not `deep` presence and size. TryLater, Held."""
+        """Compare a receipt with what is there: bytes, or where not `deep` presence and size. TryLater, Held.
+
+        Changes nothing, and may run beside a delivery: its answer is then of before, after or in between.
+        """
         ...
 
     def remove(self, receipt: Receipt) -> Removed:

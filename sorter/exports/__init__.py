@@ -5,8 +5,8 @@
     copies = plan_copies(found, naming("pretty"))
     report = copy_all(Files(), copies, dest, progress)
 
-Nothing is remembered of it: what is there and equal is left, so a rerun changes nothing, and an interrupted run goes
-on where it stopped.
+What is there and equal is left, so a rerun changes nothing, and an interrupted run goes on where it stopped. That
+something was copied out of a store is remembered there (`remembered`), for the day that it is withdrawn.
 """
 
 from sorter.exports.choosing import Choice

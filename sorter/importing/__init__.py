@@ -16,7 +16,7 @@ from pathlib import Path
 from sorter.errors import SorterError
 from sorter.importing.handover import Handover, NotCopied
 from sorter.importing.pace import Pace
-from sorter.importing.walk import Parcel, Portion, Walk
+from sorter.importing.walk import Own, Parcel, Portion, Walk
 from sorter.spool import Spool
 from sorter.spool.lines import line, now
 from sorter.watch import Taken
@@ -52,6 +52,7 @@ class Import:
     pace: Pace
     hear: Callable[[Tally], None]
     again: bool = False
+    own: Own = lambda *_: None  # told of the records that sorter left beside what it delivered
     run: str = field(default_factory=lambda: os.urandom(6).hex())
     tally: Tally = field(default_factory=Tally)
     first_failures: list[tuple[str, str]] = field(default_factory=list)
@@ -89,7 +90,7 @@ class Import:
 
     def _carry(self, root: Path, done: Taken, handover: Handover) -> None:
         known, known_size = self.tally.known, self.tally.known_size
-        walk = Walk(root, self.spool.files, frozenset() if self.again else done, self._not_taken)
+        walk = Walk(root, self.spool.files, frozenset() if self.again else done, self._not_taken, self.own)
         walk.keep_out_of(self.spool.root)
         for parcel in walk.parcels():
             self.tally.known, self.tally.known_size = known + walk.known, known_size + walk.known_size

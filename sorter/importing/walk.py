@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from sorter.durable import Files
-from sorter.watch.names import strange_kind
+from sorter.watch.names import is_own, strange_kind
 
 MOST = 1000
 """Files of a parcel."""
@@ -34,6 +34,9 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 LeftOut = Callable[[str, str, bool], None]
 """Told the path and the reason of what is not taken, and whether it may hold images that should have been."""
+
+Own = Callable[[str, str], None]
+"""Told the folder and the name of what sorter itself wrote beside what it delivered, before what lies there is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,11 @@ class Parcel:
 class Walk:
     """Everything below `root`, a folder or a single file. `known`: files passed over because `done` has them."""
 
-    def __init__(self, root: Path, files: Files, done: Container[bytes], left_out: LeftOut) -> None:
+    def __init__(
+        self, root: Path, files: Files, done: Container[bytes], left_out: LeftOut, own: Own = lambda *_: None
+    ) -> None:
         self._root, self._files, self._done, self._left_out = Path(os.path.realpath(root)), files, done, left_out
+        self._own = own
         self._not_into: set[tuple[int, int]] = set()
         self.known = self.known_size = 0
 
@@ -187,10 +193,13 @@ class Walk:
     def _told_apart(
         self, entries: list[tuple[str, os.stat_result]], folder: str
     ) -> tuple[list[tuple[str, os.stat_result]], list[str]]:
-        """Regular files, and names of folders."""
+        """Regular files, and names of folders; what sorter wrote for itself beside what it delivered in neither."""
         regular, folders = [], []
         for name, info in entries:
             why = strange_kind(info.st_mode)
+            if is_own(name):
+                self._own(folder, name)
+                continue
             if why is not None:
                 self._left_out(os.path.join(folder, name), why, False)
             elif stat.S_ISDIR(info.st_mode):

@@ -20,11 +20,12 @@ from sorter.pipeline.archives import Read
 from sorter.pipeline.evidence import Witness, taught
 from sorter.pipeline.intake import Intake, Whole
 from sorter.pipeline.outlets import Outlets
-from sorter.pipeline.planning import NoPlan, Planner
+from sorter.pipeline.planning import NOTHING, NoPlan, Planner
 from sorter.pipeline.queries import Answer, Case, Queries
 from sorter.pipeline.settling import Settling
 from sorter.pipeline.studies import Studies
 from sorter.pipeline.units import Live, Units, summarise
+from sorter.pipeline.withdrawing import Withdrawing
 from sorter.pipeline.workshop import Workshop
 from sorter.plugins import Plugins
 from sorter.spool import Spool, Unit, UnitSummary
@@ -34,6 +35,9 @@ from sorter.spool.studies import StudyRecord, StudyRecords
 from sorter.spool.unit import Asked
 from sorter.take.filing import Filed
 from sorter.take.received import Ended
+
+STORE = "store"
+"""In place of a target, where a person wants mended what is damaged in the store itself."""
 
 WALK_STEP = 50
 """Units of the store that one turn looks at after the start, beside its daily work."""
@@ -59,6 +63,7 @@ class Pipeline:
     now: float = 0.0
     settling: Settling = field(init=False)
     studies: Studies = field(init=False)
+    withdrawing: Withdrawing = field(init=False)
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
     _carried: dict[str, int] = field(default_factory=dict)  # images of each open association
     _waiting: set[str] = field(default_factory=set)  # units that are held, or that nobody wants
@@ -69,6 +74,7 @@ class Pipeline:
         self.settling = Settling(witness, self.units.timing, self.units.at_work, self._publish, self._improve)
         records = StudyRecords(self.spool.studies, self.spool.files)
         self.studies = Studies(records, self.units.timing, self.units.at_work, self._summary, self._study_settled)
+        self.withdrawing = Withdrawing(self.spool, self.outlets, self.workshop, self._happened)
         self._walk = self.spool.keys()
 
     # --- a turn -------------------------------------------------------------------------------------------------
@@ -238,7 +244,7 @@ class Pipeline:
     # --- complete? ----------------------------------------------------------------------------------------------
 
     def _judge(self, live: Live) -> bool:
-        return self.settling.judge(live, self.now, self._silent(live))
+        return not live.unit.withdrawn and self.settling.judge(live, self.now, self._silent(live))
 
     def _silent(self, live: Live) -> float:
         """Until when nothing of it came, for sure: what lies untaken may be of it. Not heeded beyond the cap."""
@@ -283,7 +289,8 @@ class Pipeline:
 
     def _plan(self, live: Live) -> None:
         assert live.revision is not None
-        answer = self.planner.plan(live.unit, live.revision, live.plan)
+        lost = self.spool.recoveries.of(live.key) if live.plan is None else NOTHING
+        answer = self.planner.plan(live.unit, live.revision, live.plan, lost)
         if isinstance(answer, NoPlan):
             if live.no_plan != answer:
                 live.unit.tell(f"{answer.state}: {answer.why}")
@@ -298,7 +305,7 @@ class Pipeline:
 
     def _deliver(self, live: Live) -> None:
         """Start every delivery that is owed and not on its way."""
-        plan = live.plan
+        plan = live.plan if not live.unit.held else None
         for delivery in plan.deliveries if plan else ():
             errand = (live.key, delivery.product, delivery.target)
             assert plan is not None
@@ -316,7 +323,7 @@ class Pipeline:
         if made is not None and made.nothing:
             self._receive(live, Receipt(live.key, *where, live.revision.revision, "", (), wall_clock(), made.nothing))
         elif made is not None:
-            files = [Wanted(_renamed(name, delivery.stem), digest, size, name) for name, digest, size in made.files]
+            files = made.wanted(delivery)
             self._send(live, delivery, files)
         elif self.workshop.making(live, delivery.product) or self.workshop.given_up(live, delivery.product):
             return
@@ -349,6 +356,7 @@ class Pipeline:
                 files=tuple(files),
                 previous=_before(live, delivery),
                 manifest=_manifest(live),
+                mend=live.unit.mending.get((delivery.product, delivery.target), ()),
             ),
         )
 
@@ -361,6 +369,7 @@ class Pipeline:
             keys.add(key)
             self._tell_product(live, product, outcome)
             self._deliver(live)
+            self.withdrawing.go_on(live)
         return keys
 
     def _tell_product(self, live: Live, product: str, outcome: Outcome) -> None:
@@ -404,6 +413,8 @@ class Pipeline:
         live.unit.write_receipt(receipt)
         live.receipts[where] = receipt
         live.troubles.pop(where, None)
+        if where in live.unit.mending:
+            live.unit.mend(where, ())
         note = f" ({receipt.note})" if receipt.note else ""
         if receipt.files:
             live.unit.tell(f"{receipt.product} revision {receipt.revision} delivered to {receipt.target}: "
@@ -412,6 +423,7 @@ class Pipeline:
         if receipt.product != DICOM:
             self.workshop.discard(live, receipt.product, receipt.revision)
         self._retire(live)
+        self.withdrawing.go_on(live)
 
     # --- what a correction replaced -----------------------------------------------------------------------------
 
@@ -425,6 +437,8 @@ class Pipeline:
 
     def _retire(self, live: Live) -> None:
         """Remove what was delivered before a correction, of each product whose successors are all delivered."""
+        if live.unit.held or live.unit.withdrawn:
+            return
         owed = {product for product, _ in live.owed}
         planned = {(each.product, each.target) for each in live.plan.deliveries} if live.plan else set()
         for where in [where for where in live.receipts if planned and where not in planned and where[0] not in owed]:
@@ -444,11 +458,15 @@ class Pipeline:
         for receipt, result in self.outlets.removals(self.now):
             live = self.live(receipt.key)
             keys.add(receipt.key)
-            if isinstance(result, Removed):
+            if isinstance(result, Removed) and live.unit.withdrawn:
+                self.withdrawing.taken_back(live, receipt, result)
+            elif isinstance(result, Removed):
                 said = f"{len(result.removed)} files that were delivered to {receipt.target} before a correction"
                 self._retired(live, receipt, f"{said} were removed there{f'; {result.note}' if result.note else ''}")
             else:
                 live.troubles[receipt.product, receipt.target] = result.why
+                continue
+            self.withdrawing.go_on(live)
         return keys
 
     def _retired(self, live: Live, receipt: Receipt, says: str) -> None:
@@ -464,6 +482,7 @@ class Pipeline:
             live = self.live(key)
             self._deliver(live)
             self._retire(live)
+            self.withdrawing.go_on(live)
             keys.add(key)
         return keys
 
@@ -501,7 +520,7 @@ class Pipeline:
         summary = unit.summary()
         if (
             summary is None
-            or summary.state != "delivered"
+            or summary.state not in ("delivered", "withdrawn")
             or summary.asking
             or summary.evidence != unit.evidence_size()
         ):
@@ -515,6 +534,9 @@ class Pipeline:
 
     def resume(self, live: Live) -> None:
         """Go on where the last life, or the last rule, left it."""
+        if live.unit.withdrawn:
+            self.withdrawing.go_on(live)
+            return
         if live.revision is None or live.state.pending:
             return
         if live.plan is None or live.plan.revision < live.revision.revision:
@@ -537,6 +559,47 @@ class Pipeline:
         """An operator says that this unit is whole as it is."""
         self.settling.note(self.live(key), Told(), self.now)
 
+    def hold(self, key: str, why: str) -> None:
+        """A person freezes a unit: nothing of it is delivered or removed. With "" it is released."""
+        live = self.live(key)
+        if live.unit.held != why and not live.unit.withdrawn:
+            live.unit.hold(why)
+            live.unit.tell(f"held: {why}" if why else "released: what waited goes on")
+            self._happened("held" if why else "released", live)
+            self.resume(live)
+        self._sum_up(live)
+
+    def withdraw(self, keys: Sequence[str], studies: Sequence[str], why: str, by: str) -> None:
+        """A person withdraws these units, and these studies as a whole: what is known of them goes, and none comes."""
+        self.spool.withdrawals.add(keys, studies, why, by)
+        for key in keys:
+            live = self.live(key)
+            self.withdrawing.begin(live, why)
+            self._sum_up(live)
+
+    def mend(self, key: str, where: tuple[str, str], names: Sequence[str]) -> None:
+        """A person wants these files of a (product, target) as they were delivered: the target lost or damaged them."""
+        live = self.live(key)
+        if where[1] == STORE:
+            self._set_damaged_aside(live, names)
+        elif where in live.receipts:
+            live.unit.mend(where, tuple(dict.fromkeys((*live.unit.mending.get(where, ()), *names))))
+            live.unit.tell(f"a person wants {len(names)} files of {where[0]} delivered to {where[1]} again")
+            self._deliver(live)
+        self._sum_up(live)
+
+    def _set_damaged_aside(self, live: Live, names: Sequence[str]) -> None:
+        """Images that have no longer the digest they came with make place for what comes again; nothing is deleted."""
+        count = 0
+        for name in names:
+            instance, path = live.unit.instances.get(name), live.unit.images / name
+            if instance is not None and live.unit.digest_of(name) not in (None, instance.sha256):
+                origin = f"store/{live.key}/{name}"
+                self.spool.set_aside(path, "it has no longer the digest that it came with; send it again", origin)
+                count += 1
+        if count:
+            live.unit.tell(f"{count} images were damaged in the store and are in quarantine; send them again")
+
     def _learn(self) -> None:
         """Of series that nothing came of for long: what they say of their senders."""
         for key, outcome in self.settling.witness.tracker.over(self.now):
@@ -550,7 +613,8 @@ class Pipeline:
         """Write the summary; let go of a unit that nothing is going on with."""
         if self.index is not None:
             self.index.flush()  # before a summary says that all has been seen
-        self.queries.consider(live, self.settling.silence(live), self.now)
+        if not live.unit.withdrawn:
+            self.queries.consider(live, self.settling.silence(live), self.now)
         live.unit.write_summary(summarise(live, self.settling.awaited(live, self.now)))
         self._grown.pop(live.key, None)
         if live.done or (live.no_plan is not None and not live.state.pending):
@@ -608,8 +672,3 @@ def _before(live: Live, delivery: Delivery) -> Receipt | None:
     """The receipt of what this delivery grows; None where a correction gave it another place."""
     receipt = live.receipts.get((delivery.product, delivery.target))
     return receipt if receipt is not None and receipt.revision >= delivery.since else None
-
-
-def _renamed(name: str, stem: str) -> str:
-    """Makers call their files "out…": what follows is kept after the stem of the plan."""
-    return stem + name.removeprefix("out") if name.startswith("out") else f"{stem}_{name}"

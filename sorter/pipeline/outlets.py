@@ -75,6 +75,10 @@ class Outlets:
         """Is this revision on its way, or waiting to be tried again?"""
         return self._under_way.get(errand, -1) >= revision or any(each == errand for _, each in self._waiting)
 
+    def under_way(self, key: str) -> bool:
+        """Is anything of this unit being delivered or removed?"""
+        return any(errand[0] == key for errand in (*self._under_way, *(each for each, _ in self._removing)))
+
     def submit(self, target: str, put: Put) -> None:
         self._under_way[put.key, put.product, target] = put.revision
         self._lanes[target][1].submit(put)

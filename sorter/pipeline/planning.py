@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from sorter.errors import PluginError, SorterError
 from sorter.model import (
@@ -29,8 +30,13 @@ from sorter.plugins import Plugins
 from sorter.plugins.asking import matches
 from sorter.spool import Unit
 from sorter.spool.layout import now
+from sorter.spool.recovered import Recovered
 
 NOBODY = Identity()
+
+Recoveries: TypeAlias = Mapping[tuple[str, str], Recovered]
+"""By (product, target)."""
+NOTHING: Recoveries = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +62,19 @@ class Planner:
         self.products: dict[str, Product] = {answer.value.name: answer.value for answer in asked.answers}
         self.makers = {answer.value.name: answer.plugin for answer in asked.answers}
 
-    def plan(self, unit: Unit, revision: Revision, previous: Plan | None) -> Plan | NoPlan:
-        """The plan of a revision: what the plan before it says, grown; or a first one."""
+    def plan(
+        self, unit: Unit, revision: Revision, previous: Plan | None, recovered: Recoveries = NOTHING
+    ) -> Plan | NoPlan:
+        """The plan of a revision: what the plan before it says, grown; or a first one.
+
+        `recovered` is what is known of deliveries whose records were lost: a first plan goes on with them.
+        """
         series = view(unit, revision)
         identity = Identity()
         try:
             if previous is not None and not _corrected(unit, previous):
                 return self._grow(unit, revision, previous)
-            identity, failures = self._plugins.identify(series)
-            _hold_on(failures)
+            identity = self._identify(series, recovered if previous is None else NOTHING)
             series = view(unit, revision, identity)
             targets = self._route(series, identity)
             if isinstance(targets, NoPlan):
@@ -76,9 +86,31 @@ class Planner:
             ]
             if previous is not None:
                 deliveries = [self._in_place(unit, identity, each, previous) for each in deliveries]
+            else:
+                deliveries = [self._as_it_was(unit, identity, each, recovered) for each in deliveries]
         except _Held as held:
             return NoPlan("held", str(held), identity)
         return Plan(unit.key, revision.revision, now(), identity, tuple(deliveries))
+
+    def _identify(self, series: Series, recovered: Recoveries) -> Identity:
+        """Whose it was, where its records were lost; else whose the plugins say it is."""
+        known = [each.identity for each in recovered.values() if each.identity.lab is not None]
+        if known:
+            return known[0]
+        identity, failures = self._plugins.identify(series)
+        _hold_on(failures)
+        return identity
+
+    def _as_it_was(self, unit: Unit, identity: Identity, new: Delivery, recovered: Recoveries) -> Delivery:
+        """A delivery whose records were lost: the folder where it lies, and the names that the images have there."""
+        before = recovered.get((new.product, new.target))
+        if before is None:
+            return new
+        names = new.names
+        if new.product == DICOM:
+            kept = {each.file: before.names[each.sha256] for each in unit.deliverable if each.sha256 in before.names}
+            names = instance_names(Pattern(new.pattern.file, file=True), _whole(unit), values_of({}, identity), kept)
+        return replace(new, folder=before.folder, names=names)
 
     def _route(self, series: Series, identity: Identity) -> Sequence[str] | NoPlan:
         route, _, failures = self._plugins.route(series)

@@ -32,6 +32,7 @@ class Live:
     asking: bool = False  # its sender is still to be asked what it has
     retiring: list[Receipt] = field(default_factory=list)  # deliveries that a correction has replaced
     troubles: dict[tuple[str, str], str] = field(default_factory=dict)  # (product, target) -> why it is not there yet
+    gone: bool = False  # it was withdrawn, and all of it is removed
 
     @property
     def key(self) -> str:
@@ -39,14 +40,15 @@ class Live:
 
     @property
     def owed(self) -> list[tuple[str, str]]:
-        """(product, target) of the deliveries whose receipt is missing or of an earlier revision."""
-        if self.plan is None:
+        """(product, target) of the deliveries whose receipt is missing or of an earlier revision, or to be mended."""
+        if self.plan is None or self.unit.withdrawn:
             return []
         return [
             (each.product, each.target)
             for each in self.plan.deliveries
             if (receipt := self.receipts.get((each.product, each.target))) is None
             or receipt.revision < self.plan.revision
+            or (each.product, each.target) in self.unit.mending
         ]
 
     @property
@@ -55,6 +57,8 @@ class Live:
 
     @property
     def done(self) -> bool:
+        if self.unit.withdrawn:
+            return self.gone
         return not self.state.pending and self.no_plan is None and not self.owed and not self.retiring
 
 
@@ -170,10 +174,16 @@ def summarise(live: Live, awaited: str = "images may still come") -> UnitSummary
 
 
 def _standing(live: Live, awaited: str) -> tuple[str, str]:
+    if live.unit.withdrawn:
+        trouble = next(iter(live.troubles.values()), "what was delivered is being taken back")
+        why = f"it was withdrawn ({live.unit.withdrawn})"
+        return ("withdrawn", why) if live.gone else ("owed", f"{why}; {trouble}")
     if live.state.pending:
         return "open", awaited
     if live.no_plan is not None:
         return live.no_plan.state, live.no_plan.why
+    if live.unit.held and live.owed:
+        return "held", f"a person holds it: {live.unit.held}"
     if live.plan is None:
         return "kept", "the plugins have not been asked yet"
     owed = live.owed

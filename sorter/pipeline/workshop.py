@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sorter.deliver.target import Wanted
 from sorter.engine.local import LocalEngine
 from sorter.engine.work import Outcome, Work
-from sorter.model import Product, Standing
+from sorter.model import Delivery, Product, Standing
 from sorter.pipeline.units import Live
 from sorter.spool import Spool
 from sorter.spool.layout import line
@@ -25,6 +26,10 @@ class Made:
 
     files: tuple[tuple[str, str, int], ...] = ()
     nothing: str = ""
+
+    def wanted(self, delivery: Delivery) -> list[Wanted]:
+        """As a target is to have it: makers call their files "out…", and what follows is kept after the plan's stem."""
+        return [Wanted(_renamed(name, delivery.stem), digest, size, name) for name, digest, size in self.files]
 
 
 @dataclass(slots=True)
@@ -130,3 +135,7 @@ class Workshop:
 
     def _record(self, folder: Path) -> Path:
         return folder.with_name(f"{folder.name}.json")
+
+
+def _renamed(name: str, stem: str) -> str:
+    return stem + name.removeprefix("out") if name.startswith("out") else f"{stem}_{name}"

@@ -14,6 +14,8 @@ from sorter.errors import SorterError
 from sorter.spool.lines import line as line
 from sorter.spool.lines import now as now
 from sorter.spool.quarantine import Quarantine
+from sorter.spool.recovered import Recoveries
+from sorter.spool.withdrawals import Withdrawals
 
 PROBLEMS = "problems.json"
 VERSION = 1
@@ -35,8 +37,11 @@ class Spool:
         self.owed = root / "owed"
         self.taking = root / "taking"
         self.scratch = root / "scratch"
+        self.requests = root / "requests"  # what commands ask of the sorting process
         self.imports = root / "imports"  # what `sorter import` remembers
         self.aside = Quarantine(self.quarantine, files)
+        self.withdrawals = Withdrawals(root / "withdrawn", files)
+        self.recoveries = Recoveries(root / "recovered", files)
         self.groups = root / "groups"  # which series were put together, made with the first
         self.studies = root / "studies"  # what was told of each study; see `sorter.spool.studies`
         self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
@@ -49,7 +54,9 @@ class Spool:
         files.make_folders(self.root, 0o711)
         with files.opened(self.root, os.O_RDONLY | os.O_DIRECTORY) as fd:
             files.lock(fd, wait=True)  # `receive` and `sort` may start at the same moment
-            self._check_version()
+            if not files.exists(self.root / "version"):
+                files.write_file(self.root / "version", f"{VERSION}\n".encode())
+            self.check_version()
         for folder in (
             self.received,
             self.store,
@@ -58,6 +65,7 @@ class Spool:
             self.labs,
             self.owed,
             self.left,
+            self.requests,
             self.imports,
         ):
             files.make_folders(folder, 0o700)
@@ -67,13 +75,11 @@ class Spool:
             files.make_folders(self.incoming)
             files.chmod(self.incoming, 0o3770)  # whoever is in its group may drop, nobody may move others' files
 
-    def _check_version(self) -> None:
+    def check_version(self) -> None:
+        """SorterError where a newer sorter made this spool: its records may say what this one would not heed."""
         path = self.root / "version"
         try:
             found = int(self.files.read_file(path, limit=64))
-        except FileNotFoundError:
-            self.files.write_file(path, f"{VERSION}\n".encode())
-            return
         except ValueError:
             raise SorterError(
                 f"{path} does not hold a number; put {VERSION} into it if this is sorter's spool"

@@ -2,11 +2,11 @@
 
 images/<hex>/…       the images, 4,096 a folder, named by a hash of their SOP Instance UID
 evidence.jsonl       truth: every instance taken, associations ended, drops known to be whole, senders' lists, which of
-                     them were asked and how they answered, verdicts that later evidence changed, and what the unit
-                     taught of its sender
+                     them were asked and how they answered, verdicts that later evidence changed, what the unit taught
+                     of its sender, what people decided (held, withdrawn, to be mended), which images left the store
 rev-0001.json …      truth: immutable manifests           plan-0001.json …   truth: lab, targets, names of each
 receipts/…           truth: proof of each delivery; retiring/ and retired/ hold those that a correction replaced
-claims.json          truth: what people decided
+exports.jsonl        truth: what people copied out of it, and whereto
 story.jsonl          its own journal, for `sorter why`
 series.json          cache: a summary for `status` and `list`
 products/<name>-<rev>/   cache: made, perhaps not yet delivered
@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,10 @@ class Unit:
     asked: dict[str, Asked] = field(default_factory=dict)  # by sender: how it last answered what it has
     raised: dict[int, tuple[Verdict, tuple[str, ...]]] = field(default_factory=dict)  # by revision
     taught: Mapping[str, Any] = field(default_factory=dict)
+    held: str = ""  # why a person holds it: nothing is delivered, nothing removed
+    withdrawn: str = ""  # why a person withdrew it: nothing is kept
+    mending: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)  # (product, target) -> names there
+    left: dict[str, str] = field(default_factory=dict)  # files that left the store -> because
     unmentioned: list[str] = field(default_factory=list)  # image files that evidence does not know: a crash in between
 
     @property
@@ -198,6 +203,29 @@ class Unit:
             self.raised[entry["of"]] = (Verdict(entry["raised"]), tuple(entry["reasons"]))
         elif "taught" in entry:
             self.taught = entry["taught"]
+        elif "held" in entry:
+            self.held = entry["held"]
+        elif "withdrawn" in entry:
+            self.withdrawn = entry["withdrawn"]
+        elif "mend" in entry:
+            product, target, names = entry["mend"]
+            self.mending[product, target] = tuple(names)
+            if not names:
+                del self.mending[product, target]
+        elif "left" in entry:
+            self.left.update(dict.fromkeys(entry["left"], entry["because"]))
+
+    def digest_of(self, file: str) -> str | None:
+        """SHA-256, in hex, of an image as it lies on the disk now; None where it is not there. OSError: unreadable."""
+        files, digest = self.spool.files, hashlib.sha256()
+        try:
+            with files.opened(self.images / file, os.O_RDONLY | os.O_NOFOLLOW) as fd:
+                files.drop_cache(fd)
+                for piece in files.chunks(fd):
+                    digest.update(piece)
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest()
 
     def evidence_size(self) -> int:
         try:
@@ -255,6 +283,18 @@ class Unit:
             return []
         return [build(Receipt, json.loads(self.spool.files.read_file(folder / name)))
                 for name in self.spool.files.names(folder) if name.endswith(".json")]  # fmt: skip
+
+    def exports(self) -> list[dict[str, Any]]:
+        """What was copied out of it by `rename`: {at, by, dest, files: [[path below dest, SHA-256] …]}."""
+        return list(self._lines("exports.jsonl"))
+
+    def note_export(self, dest: str, by: int, files: Sequence[tuple[str, str]]) -> None:
+        """Durable: so that a withdrawal knows of it."""
+        entry = {"at": now(), "by": by, "dest": dest, "files": [list(each) for each in files]}
+        disk, path, owner = self.spool.files, self.folder / "exports.jsonl", self.spool.files.stat(self.folder)
+        disk.append(path, line(entry))
+        if disk.stat(path).st_uid != owner.st_uid:
+            disk.chown(path, owner.st_uid, owner.st_gid)
 
     def story(self) -> list[dict[str, Any]]:
         """What happened, oldest first: {at, says, …}."""
@@ -337,6 +377,23 @@ class Unit:
         self.taught = outcome
         self.add_evidence([{"taught": outcome}])
 
+    def hold(self, why: str) -> None:
+        """A person holds it, or with "" releases it."""
+        self.held = why
+        self.add_evidence([{"held": why, "at": now()}])
+
+    def mend(self, where: tuple[str, str], names: Sequence[str]) -> None:
+        """A person wants these files of a (product, target) as they were delivered; none: that is done."""
+        self.mending[where] = tuple(names)
+        if not names:
+            del self.mending[where]
+        self.add_evidence([{"mend": [*where, list(names)]}])
+
+    def withdraw(self, why: str) -> None:
+        """A person withdrew it; there is no way back."""
+        self.withdrawn = why
+        self.add_evidence([{"withdrawn": why, "at": now()}])
+
     def write_revision(self, revision: Revision) -> None:
         self._write(f"rev-{revision.revision:04d}.json", revision)
 
@@ -361,10 +418,15 @@ class Unit:
         """It is gone there, as far as it was as we left it. The receipt is kept."""
         receipts = self.folder / "receipts"
         self.spool.files.make_folders(receipts / RETIRED)
-        with contextlib.suppress(FileExistsError):  # a crash came before the last line of this
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # a crash came before the last line of this
             self.spool.files.link(receipts / RETIRING / _named(receipt), receipts / RETIRED / _named(receipt))
         self.spool.files.fsync_folder(receipts / RETIRED)
-        self.spool.files.unlink(receipts / RETIRING / _named(receipt))
+        with contextlib.suppress(FileNotFoundError):
+            self.spool.files.unlink(receipts / RETIRING / _named(receipt))
+
+    def was_retired(self, receipt: Receipt) -> bool:
+        """Was what this receipt says removed already?"""
+        return self.spool.files.exists(self.folder / "receipts" / RETIRED / _named(receipt))
 
     def write_summary(self, summary: UnitSummary) -> None:
         self._write("series.json", summary, durable=False)

@@ -200,6 +200,8 @@ class Filing:
             )
         instance = _instance(parsed, source)
         key = self._groups.key(instance)
+        if why := self._spool.withdrawals.refuses(key, instance.study_uid):
+            raise Quarantine(why)
         unit = self._unit(key)
         copies = [unit.instances[name] for name in unit.by_sop.get(instance.sop_uid, ())]
         same = next((each for each in copies if each.dataset == instance.dataset), None)

@@ -85,10 +85,14 @@ class RunningSorter:
     def kill(self) -> None:
         """kill -9 of everything that was started, at once: the supervisor, its children, and theirs."""
         assert self._process is not None
-        for pid in [self._process.pid, *_descendants(self._process.pid)]:
+        group, everything = self._process.pid, _descendants(self._process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)  # those too that are being started at this moment
+        for pid in everything:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        wait_until(lambda: not _running(group, everything), 20, "what was killed to be gone, and its port with it")
         self._close()
 
     def reload(self, config: str) -> None:
@@ -124,6 +128,18 @@ class RunningSorter:
         except AssertionError as error:
             states = "\n".join(f"{each.key[:8]} {each.images} {each.state}: {each.why}" for each in self.series())
             raise AssertionError(f"{error}\n{states}\n{self.log.read_text()[-4000:]}") from None
+
+
+def _running(group: int, pids: Sequence[int]) -> list[int]:
+    """Which of these processes, and of those of this process group, there are still, zombies left out; from /proc."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            pid = int(path.parent.name)
+            if state != "Z" and (int(its_group) == group or pid in pids):
+                found.append(pid)
+    return found
 
 
 def _descendants(pid: int) -> list[int]:

@@ -40,6 +40,11 @@ def is_import(drop: str) -> bool:
     return _IMPORT.fullmatch(drop) is not None
 
 
+def is_own(name: str) -> bool:
+    """Is this how sorter calls what it writes beside what it delivers: manifests, checksums, the marker's folder?"""
+    return name == ".sorter" or (name.startswith(".sorter-") and name.endswith(".json"))
+
+
 def marks(name: str) -> str | None:
     """The drop that a top entry of this name could mark as complete: "x" for "x.done"."""
     return name.removesuffix(DONE) if name.endswith(DONE) and name != DONE else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from sorter.builtin.path_target import PathTarget
 from sorter.config import Config, load
 from sorter.daemon import assembly
 from sorter.daemon.assembly import Parts, assemble
+from sorter.daemon.requests import answer_requests
 from sorter.daemon.sort import mark_defaults
 from sorter.deliver.target import Later, Put, Refused, Removed, Result, Wanted
 from sorter.engine.work import Outcome
@@ -40,6 +42,7 @@ products = ["dicom"]
 """
 
 
+@functools.lru_cache(maxsize=256)
 def data_set(
     number: int, *, series: int = 1, pixels: bytes = b"\1\2\3\4", subject: str = "P1", study: str = "1.2.3",
     description: str = "T1",
@@ -164,6 +167,7 @@ class Life:
     def turns(self, seconds: float, step: float = 5.0) -> None:
         end = self.now + seconds
         while self.now < end:
+            answer_requests(self.spool, self.parts)
             self.parts.pipeline.turn(self.now)
             self.now += step
 

@@ -29,12 +29,12 @@ def delivered_images(labs: Path) -> list[tuple[str, str]]:
     """(SOP Instance UID, SHA-256 of the pixel value) of every image below `labs`.
 
     Every file counts, suffixes and hidden ones included: whatever is neither an image, nor a product, nor a manifest,
-    nor a root's marker, is something left over, and fails.
+    nor checksums, nor a root's marker, is something left over, and fails.
     """
     found = []
     for path in sorted(path for path in labs.rglob("*") if path.is_file() or path.is_symlink()):
         name = path.name
-        if path.parent.name == ".sorter" and name == "id":
+        if path.parent.name == ".sorter" and (name == "id" or name.endswith(".sha256")):
             continue
         if re.fullmatch(r"\.sorter-[0-9a-f]{8}\.[a-z0-9]+\.json", name) or path.parent.name == "nifti":
             continue

@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"config", "hookspecs"},
     {"spool", "naming", "plugins"},
     {"receive", "watch", "take", "completion", "deliver", "engine", "labs", "builtin"},
-    {"pipeline", "exports", "scu", "sessions", "importing"},
+    {"pipeline", "exports", "scu", "sessions", "importing", "verifying"},
     {"daemon"},
     {"cli", "testing", "__main__"},
 ]

@@ -207,7 +207,7 @@ class Lab:
 
     def names(self) -> list[str]:
         found = (path for path in self.root.rglob("*") if path.is_file() or path.name.endswith(".part"))
-        return sorted(path.name for path in found if path.name != "id" and not path.name.endswith(".json"))
+        return sorted(path.name for path in found if path.name != "id" and path.suffix not in (".json", ".sha256"))
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import struct
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,14 +90,14 @@ class World:
         return self.put(contents, **{**given, **changes})
 
     def tree(self) -> dict[str, bytes]:
-        """What a person sees below the root, and hidden stages, but neither the marker nor manifests."""
+        """What a person sees below the root, and hidden stages, but neither marker, manifests nor checksums."""
         found = {}
         for path in sorted(self.root.rglob("*")):
             name = path.relative_to(self.root).as_posix()
             manifest = path.name.startswith(".sorter-") and path.name.endswith(".json")
             if path.is_symlink():
                 found[name] = b"-> " + os.fsencode(os.readlink(path))
-            elif path.is_file() and not manifest and not name.startswith(".sorter/"):
+            elif path.is_file() and not manifest and ".sorter" not in path.parts:
                 found[name] = path.read_bytes()
             elif path.is_dir() and path.name.endswith(".part"):
                 found[name] = b"a stage"
@@ -153,7 +155,7 @@ def test_the_final_name_is_never_seen_half_full(world: World) -> None:
             super().fsync(fd)
 
     world.put(TWO, files=Looking())
-    assert {len(names) for names in seen} == {0, 3}
+    assert {len(names) for names in seen} == {0, 4}  # two images, manifest, checksums
 
 
 def test_a_job_that_comes_twice_changes_nothing(world: World) -> None:
@@ -917,6 +919,91 @@ def test_verify_tells_edited_removed_and_damaged_apart(world: World) -> None:
     assert world.target().verify(held).folder == "moved"
 
 
+def test_verify_looks_beside_a_delivery(world: World) -> None:
+    held = receipt(world.put(TWO))
+    with open(world.root / ".sorter/id", "r+") as marker:
+        fcntl.flock(marker, fcntl.LOCK_EX)
+        assert world.target().verify(held).whole
+
+
+def as_a_backup_would(world: World, to: Path) -> None:
+    """The root as it was when it was copied there."""
+    shutil.rmtree(world.root)
+    shutil.copytree(to, world.root)
+
+
+def test_a_target_put_back_to_an_earlier_day_is_seen_and_mended(world: World, tmp_path: Path) -> None:
+    first = receipt(world.put({**TWO, "own.dcm": b"1"}))
+    (world.root / FOLDER / "001.dcm").unlink()  # by the lab, before the backup
+    shutil.copytree(world.root, tmp_path / "backup")
+    newer = {**TWO, "own.dcm": b"corrected", "003.dcm": b"three"}
+    second = receipt(world.grow(first, newer), revision=2)
+    as_a_backup_would(world, tmp_path / "backup")
+    for deep in (True, False):
+        found = world.target().verify(second, deep=deep)
+        assert (found.outdated, found.missing, found.there) == (("own.dcm", "003.dcm"), (), True)
+    mended = world.put(newer, revision=2, previous=second, mend=found.outdated)
+    assert world.target().verify(receipt(mended, revision=2)).whole
+    assert world.tree() == below({name: content for name, content in newer.items() if name != "001.dcm"})
+
+
+def test_a_folder_that_is_gone_is_told_from_one_that_was_emptied(world: World) -> None:
+    held = receipt(world.put(TWO))
+    for name in TWO:
+        (world.root / FOLDER / name).unlink()
+    emptied = world.target().verify(held)
+    assert (emptied.missing, emptied.there) == (tuple(TWO), True)
+    shutil.rmtree(world.root / FOLDER)
+    assert not world.target().verify(held).there
+
+
+def test_what_is_damaged_is_moved_aside_and_never_lost(world: World) -> None:
+    held = receipt(world.put(TWO))
+    for damage in (b"flipped", b"and again"):
+        (world.root / FOLDER / "001.dcm").write_bytes(damage)
+        (world.root / FOLDER / "002.dcm").write_bytes(b"the lab's own work")
+        done = world.put(TWO, previous=held, mend=("001.dcm",))
+        assert "NAME.damaged" in done.note
+        held = receipt(done)
+    names = {f"{FOLDER}/001.dcm.damaged": b"flipped", f"{FOLDER}/001.dcm.damaged-2": b"and again"}
+    edits = {f"{FOLDER}/002.dcm": b"the lab's own work", f"{FOLDER}/002.dcm.new-rev1": TWO["002.dcm"]}
+    assert world.tree() == {f"{FOLDER}/001.dcm": TWO["001.dcm"], **names, **edits}
+
+
+def test_only_what_is_asked_for_is_mended(world: World) -> None:
+    held = receipt(world.put(TWO))
+    (world.root / FOLDER / "001.dcm").unlink()
+    (world.root / FOLDER / "002.dcm").unlink()
+    world.put(TWO, previous=held, mend=("002.dcm", "of nobody.dcm"))
+    assert world.tree() == below({"002.dcm": TWO["002.dcm"]})
+
+
+def sums(world: World) -> subprocess.CompletedProcess[bytes]:
+    listed = sorted((world.root / FOLDER / ".sorter").glob("*.sha256"))
+    return subprocess.run(["sha256sum", "--check", "--strict", *listed], cwd=world.root / FOLDER, capture_output=True)
+
+
+def test_checksums_are_what_sha256sum_reads(world: World) -> None:
+    held = receipt(world.put({"001.dcm": b"one", "a\\b c.dcm": b"strange"}))
+    assert sums(world).returncode == 0
+    grown = world.grow(held, {"001.dcm": b"one", "003.dcm": b"three"})
+    assert (sums(world).returncode, len(sums(world).stdout.splitlines())) == (0, 2)
+    (world.root / FOLDER / "003.dcm").write_bytes(b"Three")
+    assert sums(world).returncode == 1
+    (world.root / FOLDER / "003.dcm").write_bytes(b"three")
+    world.target().remove(receipt(grown, revision=2))
+    assert not (world.root / FOLDER / ".sorter").exists()
+
+
+def test_something_in_the_way_of_checksums_stops_no_delivery(world: World, tmp_path: Path) -> None:
+    held = receipt(world.put(TWO))
+    shutil.rmtree(world.root / FOLDER / ".sorter")
+    (world.root / FOLDER / ".sorter").symlink_to(tmp_path)
+    done = world.grow(held, {**TWO, "003.dcm": b"three"})
+    assert "checksums could not be written" in done.note
+    assert not list(tmp_path.glob("*.sha256"))
+
+
 def test_remove_takes_only_what_equals_its_receipt(world: World) -> None:
     held = receipt(world.put(TWO))
     (world.root / FOLDER / "001.dcm").write_bytes(b"the lab's")
@@ -1029,8 +1116,8 @@ def test_the_order_of_a_whole_folder(world: World) -> None:
     folder = world.root / FOLDER
     inodes = [path.stat().st_ino for path in (folder, folder.parent, folder.parent.parent, world.root)]
     assert files.done[-5:] == [inodes[0], "004_T1", *inodes[1:]]
-    contents = {path.stat().st_ino for path in folder.iterdir()}
-    assert contents == set(files.done[:-5])
+    contents = {path.stat().st_ino for path in folder.rglob("*")}
+    assert contents == {each for each in files.done[:-5] if isinstance(each, int)}
 
 
 def test_a_receipt_that_was_lost_makes_every_folder_above_durable(world: World) -> None:

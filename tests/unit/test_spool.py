@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from sorter.cli.main import sorter
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.spool import Spool
+from tests.bench import start
 
 
 def test_several_processes_may_make_it_at_the_same_moment(tmp_path: Path) -> None:
@@ -43,3 +46,17 @@ def test_a_second_sorter_is_refused(tmp_path: Path) -> None:
         spool.lock()
     spool.files.close(first)
     spool.files.close(spool.lock())
+
+
+def test_a_command_refuses_a_newer_spool_too(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", Files())
+    spool.create()
+    (spool.root / "version").write_text("2\n")
+    done = CliRunner().invoke(sorter, ["status", "--root", str(tmp_path)])
+    assert (done.exit_code, "newer sorter" in str(done.exception)) == (1, True)
+
+
+def test_a_start_is_ready_before_it_walked_the_store(tmp_path: Path) -> None:
+    few, many = (start.measure(tmp_path / str(series), series, 20) for series in (1, 120))
+    assert (few.instances, many.instances) == (20, 2400)
+    assert many.ready < many.at_work / 2

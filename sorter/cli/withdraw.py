@@ -1,0 +1,159 @@
+"""What people decide of series that are here: `hold`, `withdraw`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pwd
+from collections.abc import Iterator, Sequence
+
+import click
+
+from sorter.cli.common import console, open_spool, with_config
+from sorter.cli.find import find_units, summaries
+from sorter.config import Config
+from sorter.daemon.requests import request
+from sorter.errors import SorterError
+from sorter.exports.remembered import Exported, exported
+from sorter.model import Receipt
+from sorter.spool import Spool, Unit, UnitSummary
+
+
+@click.command("hold")
+@click.argument("what", metavar="SUBJECT|UID")
+@click.option("--why", default="no reason was given", help="For `status` and `why`.")
+@click.option("--release", is_flag=True, help="What waits goes on.")
+@with_config
+def hold_command(config: Config, what: str, why: str, release: bool) -> None:
+    """Freeze series: nothing of them is delivered and nothing is removed, until they are released.
+
+    SUBJECT is an ID, a glob of it, a UID or a key. What comes later of other series is not held.
+    """
+    spool = open_spool(config)
+    units = _found(spool, what)
+    for unit in units:
+        request(spool, f"hold-{unit.key}", {"do": "hold", "key": unit.key, "why": "" if release else why})
+    console.print(f"{len(units)} series {'are released' if release else 'are held'}.")
+
+
+@click.command("withdraw")
+@click.argument("what", metavar="SUBJECT|STUDY")
+@click.option("--why", default="", help="For the record, as 'consent withdrawn'; no names.")
+@click.option("--confirm", metavar="CODE", help="Do it. The code is what a run without it prints.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@with_config
+def withdraw_command(config: Config, what: str, why: str, confirm: str | None, as_json: bool) -> None:
+    """Remove all that sorter knows of a subject, a study or a series, for good; nothing of it is taken again.
+
+    Without --confirm it only says what would go. Copies that somebody changed are named and left; what sorter does not
+    know of (backups, copies of copies) it cannot name. Manifests and receipts stay: they say what there was.
+    """
+    spool = open_spool(config)
+    plan = _plan(spool, _found(spool, what))
+    if confirm is None:
+        _show(plan, what, as_json)
+        return
+    if confirm != plan.code:
+        raise SorterError(f"{confirm} is not the code of what is here now; run `sorter withdraw {what}` and look again")
+    asked = {"do": "withdraw", "keys": [each.summary.key for each in plan.parts], "studies": plan.studies}
+    request(spool, f"withdraw-{plan.code}", {**asked, "why": why, "by": _who()})
+    left = [path for part in plan.parts for each in part.exports for path in each.remove()]
+    _tell(plan, left, as_json)
+
+
+# --- what would go --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Part:
+    """One series: what the store holds of it, where it was delivered, and what people copied out."""
+
+    summary: UnitSummary
+    stored: int
+    receipts: tuple[Receipt, ...]
+    exports: tuple[Exported, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Plan:
+    parts: tuple[_Part, ...]
+    studies: list[str]
+    code: str
+
+
+def _found(spool: Spool, what: str) -> list[UnitSummary]:
+    units = [unit for unit in find_units(spool, what) if unit.state != "withdrawn"]
+    if not units:
+        raise SorterError(f"no series of {what} is here; `sorter list` shows what there is")
+    return units
+
+
+def _plan(spool: Spool, units: Sequence[UnitSummary]) -> _Plan:
+    parts = tuple(_part(spool, unit) for unit in units)
+    chosen = {unit.key for unit in units}
+    others = {unit.study_uid for unit in summaries(spool) if unit.key not in chosen}
+    studies = sorted({unit.study_uid for unit in units} - others)
+    facts = [(part.summary.key, part.summary.evidence, part.stored, len(part.receipts)) for part in parts]
+    return _Plan(parts, studies, hashlib.sha256(repr((facts, studies)).encode()).hexdigest()[:8])
+
+
+def _part(spool: Spool, summary: UnitSummary) -> _Part:
+    unit = Unit.load(spool, summary.key)
+    stored = sum(spool.files.exists(unit.images / each) for each in unit.instances)
+    receipts = tuple(receipt for receipt in unit.receipts().values() if receipt.files)
+    return _Part(summary, stored, receipts, tuple(exported(unit)))
+
+
+def _who() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+# --- telling --------------------------------------------------------------------------------------------------------
+
+
+def _show(plan: _Plan, what: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"code": plan.code, "series": [_as_json(part) for part in plan.parts]}, indent=1))
+        return
+    for part in plan.parts:
+        for text in _lines(part):
+            _say(text)
+    whole = f"{len(plan.studies)} whole studies" if plan.studies else "no whole study"
+    _say(f"{len(plan.parts)} series, {whole}. Nothing was removed. To do it, for good:")
+    _say(f"    sorter withdraw {what} --confirm {plan.code}")
+
+
+def _lines(part: _Part) -> Iterator[str]:
+    unit = part.summary
+    yield f"{unit.key[:8]}  {unit.subject or 'no subject'} {unit.study_date} {unit.number} {unit.description}".rstrip()
+    yield f"    {part.stored} images in the store"
+    for receipt in part.receipts:
+        yield f"    {len(receipt.files)} files of {receipt.product} at {receipt.target}, in {receipt.folder}"
+    for each in part.exports:
+        same, changed, gone = each.counts
+        yield f"    {same} copies in {each.dest}, of {each.at}; {changed} that somebody changed stay, {gone} are gone"
+
+
+def _as_json(part: _Part) -> dict[str, object]:
+    exports = [{"dest": each.dest, "at": each.at, "counts": list(each.counts)} for each in part.exports]
+    places = [{"product": each.product, "target": each.target, "folder": each.folder, "files": len(each.files)}
+              for each in part.receipts]  # fmt: skip
+    return {"key": part.summary.key, "stored": part.stored, "delivered": places, "exports": exports}
+
+
+def _tell(plan: _Plan, left: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"series": len(plan.parts), "left": list(left)}, indent=1))
+        return
+    _say(f"{len(plan.parts)} series are withdrawn as soon as sorter runs; `sorter why` tells what became of each copy.")
+    for path in left:
+        _say(f"left, because it was changed or cannot be removed: {path}")
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)

@@ -1,0 +1,61 @@
+"""What commands ask of the sorting process: a file each in spool/requests/, durable, answered in the order of names.
+
+A request goes only when it was done, so after a crash it is done again: every one of them may come twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sorter.daemon.assembly import Parts
+from sorter.errors import SorterError
+from sorter.spool import Spool
+
+log = logging.getLogger("sorter.sort")
+
+_LARGEST = 64 << 20  # bytes: the names of a very large series
+
+
+def request(spool: Spool, name: str, what: Mapping[str, Any]) -> None:
+    """Leave a request for the sorting process, whether it runs now or not."""
+    if not spool.files.exists(spool.requests):
+        raise SorterError(f"{spool.root} is no spool that a sorter has started on; check --root or -c")
+    spool.files.write_file(spool.requests / f"{name}.json", json.dumps(what).encode())
+
+
+def answer_requests(spool: Spool, parts: Parts) -> None:
+    """Do what was asked since the last call."""
+    for name in spool.files.names(spool.requests):
+        if name.endswith(".json"):
+            _answer(spool.requests / name, spool, parts)
+
+
+def _answer(path: Path, spool: Spool, parts: Parts) -> None:
+    try:
+        _do(json.loads(spool.files.read_file(path, limit=_LARGEST)), parts)
+    except (ValueError, KeyError, TypeError):
+        log.error("%s is no request that this sorter understands; it was removed", path.name)
+    spool.files.unlink(path)
+
+
+def _do(asked: Mapping[str, Any], parts: Parts) -> None:
+    pipeline = parts.pipeline
+    match asked["do"]:
+        case "retry":
+            parts.retry()
+        case "complete":
+            pipeline.complete(str(asked["key"]))
+        case "ask":
+            pipeline.ask_sender(str(asked["key"]))
+        case "hold":
+            pipeline.hold(str(asked["key"]), str(asked["why"]))
+        case "withdraw":
+            keys, studies = ([str(each) for each in asked[name]] for name in ("keys", "studies"))
+            pipeline.withdraw(keys, studies, str(asked["why"]), str(asked["by"]))
+        case "mend":
+            where = str(asked["product"]), str(asked["target"])
+            pipeline.mend(str(asked["key"]), where, [str(each) for each in asked["names"]])

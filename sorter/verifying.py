@@ -1,0 +1,181 @@
+"""`sorter verify`: the store, the receipts and the targets, compared with each other. Nothing is changed here.
+
+What is in the store is compared with its records, and each delivery with its receipt, by the code of its target in a
+worker process of its own: a mount that hangs holds up nothing but its own deliveries. A lab may do with its files what
+it likes, so what it removed or edited is told, and is no fault; damage is a fault.
+"""
+
+from __future__ import annotations
+
+import enum
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from sorter.deliver.lane import Lane
+from sorter.deliver.target import Later, Refused, Verified
+from sorter.model import Instance, Receipt
+from sorter.spool import Unit
+
+STORE = "store"
+"""Where a finding is that is of no target."""
+
+AT_ONCE = 8
+"""Receipts that wait at one target's worker."""
+
+Answer: TypeAlias = Verified | Later | Refused
+
+
+class Standing(enum.StrEnum):
+    """What is the matter with files that are not as the records say."""
+
+    DAMAGED = "damaged"
+    LOST = "lost"  # gone, from the store or, where it was asked for, from a target that lost what was delivered
+    OUTDATED = "outdated"  # the target was put back to an earlier day
+    GONE = "its folder is gone"
+    REMOVED = "removed by the lab"
+    EDITED = "edited by the lab"
+    UNKNOWN = "could not be compared"
+
+    @property
+    def is_fault(self) -> bool:
+        """Something that nobody wanted, or that is not known."""
+        return self in (Standing.DAMAGED, Standing.LOST, Standing.OUTDATED, Standing.UNKNOWN)
+
+    @property
+    def can_be_mended(self) -> bool:
+        """By a delivery, from the store."""
+        return self in (Standing.DAMAGED, Standing.LOST, Standing.OUTDATED)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Files of one unit, in the store or at one target, that are not as the records say."""
+
+    key: str
+    where: str
+    product: str
+    standing: Standing
+    names: tuple[str, ...]
+    why: str = ""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was compared, in files, and what was found."""
+
+    stored: int = 0
+    delivered: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[Finding]:
+        return [each for each in self.findings if each.standing.is_fault]
+
+
+# --- the store ------------------------------------------------------------------------------------------------------
+
+
+def in_store(unit: Unit, *, deep: bool, progress: Callable[[int], None]) -> Iterator[Finding]:
+    """Compare the images of a unit with its records: presence and size, or where `deep` every byte."""
+    found: dict[Standing, list[str]] = {}
+    latest = {(each.sop_uid, each.dataset): each.file for each in unit.instances.values()}
+    for each in unit.instances.values():
+        if latest[each.sop_uid, each.dataset] != each.file:  # it was lost once, and came again
+            continue
+        standing = _of_image(unit, each, deep)
+        progress(each.size)
+        if standing is not None:
+            found.setdefault(standing, []).append(each.file)
+    for standing, names in found.items():
+        yield Finding(unit.key, STORE, "dicom", standing, tuple(names))
+
+
+def _of_image(unit: Unit, instance: Instance, deep: bool) -> Standing | None:
+    try:
+        if unit.spool.files.stat(unit.images / instance.file).st_size != instance.size:
+            return Standing.DAMAGED
+        if deep and unit.digest_of(instance.file) != instance.sha256:
+            return Standing.DAMAGED
+    except FileNotFoundError:
+        return Standing.LOST
+    except OSError:
+        return Standing.DAMAGED
+    return None
+
+
+# --- the targets ----------------------------------------------------------------------------------------------------
+
+
+class Outlet(Protocol):
+    """A configured target: the code of its kind, and its settings."""
+
+    @property
+    def code(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+
+class Targets:
+    """Compares receipts with what is at their targets, several targets at a time."""
+
+    def __init__(self, outlets: Mapping[str, Outlet], *, deep: bool) -> None:
+        self._outlets, self._deep = outlets, deep
+        self._lanes: dict[str, Lane] = {}
+        self._answers: queue.SimpleQueue[tuple[Receipt, Answer]] = queue.SimpleQueue()
+
+    def compare(self, receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, Answer]]:
+        """Each of these with the answer of its target, as they come."""
+        waiting: dict[str, deque[Receipt]] = {}
+        for receipt in receipts:
+            waiting.setdefault(receipt.target, deque()).append(receipt)
+        under_way = sum(self._next(waiting[target]) for target in list(waiting) for _ in range(AT_ONCE))
+        while under_way:
+            receipt, answer = self._answers.get()
+            under_way += self._next(waiting[receipt.target]) - 1
+            yield receipt, answer
+
+    def _next(self, waiting: deque[Receipt]) -> int:
+        """Have the next one compared; how many that is."""
+        if not waiting:
+            return 0
+        receipt = waiting.popleft()
+        if receipt.target not in self._outlets:
+            self._answers.put((receipt, Refused(f"{receipt.target} is no configured target any more")))
+            return 1
+        self._lane(receipt.target).verify(receipt, lambda answer: self._answers.put((receipt, answer)), deep=self._deep)
+        return 1
+
+    def _lane(self, target: str) -> Lane:
+        if target not in self._lanes:
+            outlet = self._outlets[target]
+            self._lanes[target] = Lane(target, outlet.code, outlet.settings, _nothing_to_deliver, _nothing_to_deliver)
+        return self._lanes[target]
+
+    def stop(self) -> None:
+        """End the workers."""
+        for lane in self._lanes.values():
+            lane.stop(5.0)
+
+
+def _nothing_to_deliver(*_: object) -> Any:
+    raise AssertionError("nothing is delivered here")
+
+
+def at_target(receipt: Receipt, answer: Answer, *, was_lost: bool) -> Iterator[Finding]:
+    """What the answer of a target says. `was_lost`: what is gone was lost by the target, not removed by the lab."""
+    if not isinstance(answer, Verified):
+        yield Finding(receipt.key, receipt.target, receipt.product, Standing.UNKNOWN, (), answer.why)
+        return
+    gone = Standing.LOST if was_lost else Standing.REMOVED if answer.there else Standing.GONE
+    for standing, names in (
+        (Standing.DAMAGED, answer.damaged),
+        (Standing.OUTDATED, answer.outdated),
+        (gone, answer.missing),
+        (Standing.EDITED, answer.changed),
+    ):
+        if names:
+            yield Finding(receipt.key, receipt.target, receipt.product, standing, names, answer.note)

@@ -1,0 +1,191 @@
+"""`hold` and `withdraw`: what goes, what stays and is named, and that nothing else is touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sorter.cli.main import sorter
+from sorter.config import load
+from sorter.daemon import assembly
+from sorter.daemon.assembly import assemble
+from sorter.daemon.requests import request
+from sorter.daemon.sort import mark_defaults
+from sorter.durable import Files
+from sorter.model import UnitKind, unit_key
+from sorter.pipeline import outlets
+from sorter.spool import Spool, Unit, leaving
+from tests.crash.scenario import CONFIG, Idle, Life, Near, data_set
+
+FIRST, SECOND = (unit_key(UnitKind.SERIES, "1.2.3", f"1.2.3.{series}") for series in (1, 2))
+
+
+class Site(Life):
+    """A life on a real disk, and the commands that people give beside it."""
+
+    root: Path
+
+    def command(self, *arguments: str) -> Result:
+        return CliRunner().invoke(sorter, [*arguments, "-c", str(self.root / "sorter.toml"), "--root", str(self.root)])
+
+    def said(self, *arguments: str) -> Any:
+        done = self.command(*arguments, "--json")
+        assert done.exit_code == 0, done.output
+        return json.loads(done.output)
+
+    def delivered(self) -> list[Path]:
+        return sorted((self.root / "labs/memory").rglob("*.dcm"))
+
+    def stored(self) -> list[Path]:
+        return sorted(self.spool.store.rglob("*.dcm"))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Two series of one study, delivered: two images and one."""
+    monkeypatch.setattr(assembly, "LocalEngine", Idle)
+    monkeypatch.setattr(outlets, "Lane", Near)
+    (tmp_path / "sorter.toml").write_text(CONFIG)
+    config = load(tmp_path / "sorter.toml", tmp_path)
+    spool = Spool(config.spool, Files())
+    spool.create()
+    parts = assemble(config, spool, lambda: None)
+    mark_defaults(config, spool.files)
+    made = Site(spool.files, parts)  # type: ignore[arg-type]
+    made.root = tmp_path
+    made.receive(data_set(1), data_set(2), data_set(1, series=2))
+    made.turns(80)
+    assert (len(made.delivered()), len(made.stored())) == (3, 3)
+    return made
+
+
+def test_the_first_run_only_says_what_would_go(site: Site) -> None:
+    before = {path: path.read_bytes() for path in site.root.rglob("*") if path.is_file()}
+    done = site.command("withdraw", "P1")
+    assert done.exit_code == 0
+    assert "2 images in the store" in done.output
+    assert "1 files of dicom at memory, in P1/20260102_1011/002_T1" in done.output
+    assert "2 series, 1 whole studies. Nothing was removed" in done.output
+    site.turns(20)
+    after = {path: path.read_bytes() for path in site.root.rglob("*") if path.is_file()}
+    assert before.items() <= after.items()
+
+
+def test_a_wrong_code_and_one_of_yesterday_do_nothing(site: Site) -> None:
+    code = site.said("withdraw", "P1")["code"]
+    assert site.command("withdraw", "P1", "--confirm", "00000000").exit_code == 1
+    site.receive(data_set(3))
+    site.turns(80)
+    done = site.command("withdraw", "P1", "--confirm", code)
+    assert (done.exit_code, "is not the code of what is here now" in str(done.exception)) == (1, True)
+    site.turns(80)
+    assert (len(site.delivered()), len(site.stored())) == (4, 4)
+
+
+def test_everything_that_sorter_wrote_goes_and_what_somebody_changed_is_named(site: Site, tmp_path: Path) -> None:
+    assert site.command("rename", "P1", str(tmp_path / "mine")).exit_code == 0
+    mine = sorted((tmp_path / "mine").rglob("*.dcm"))
+    mine[0].write_bytes(b"an analysis")
+    edited = site.delivered()[0]
+    edited.write_bytes(b"the lab's own work")
+    (site.root / "labs/memory/notes.txt").write_text("of the lab")
+    said = site.said("withdraw", "P1")
+    assert sorted(sum(each["counts"][0] for each in part["exports"]) for part in said["series"]) == [1, 1]
+    done = site.said("withdraw", "P1", "--why", "consent", "--confirm", said["code"])
+    assert done == {"series": 2, "left": [str(mine[0])]}
+    site.turns(80)
+    assert (site.stored(), site.delivered()) == ([], [edited])
+    assert [path for path in mine if path.exists()] == [mine[0]]
+    assert (site.root / "labs/memory/notes.txt").exists()
+    told = site.command("why", "P1").output
+    assert "1 were changed by somebody and are left" in told
+    assert "withdrawn: consent" in told
+    unit = Unit.load(site.spool, FIRST)
+    assert unit.revisions() == [1]  # the records stay
+    assert {unit.summary().state, Unit(site.spool, SECOND).summary().state} == {"withdrawn"}  # type: ignore[union-attr]
+    journal = "".join(path.read_text() for path in site.spool.journal.iterdir())
+    assert f'"kind":"withdrawn","unit":"{FIRST[:8]}"' in journal
+    assert "P1" not in journal
+    assert "P1" not in "".join(path.read_text() for path in (site.spool.root / "withdrawn").iterdir())
+
+
+def test_what_comes_again_goes_to_quarantine_and_other_studies_are_taken(site: Site) -> None:
+    code = site.said("withdraw", "1.2.3")["code"]
+    site.said("withdraw", "1.2.3", "--confirm", code)
+    site.turns(20)
+    site.receive(data_set(1), data_set(1, series=7))  # a series of that study that was never here
+    site.turns(80)
+    assert (site.stored(), site.delivered()) == ([], [])
+    reasons = [each["reason"] for _, each in site.spool.quarantined()]
+    assert len(reasons) == 2
+    assert all("withdrawn on" in reason for reason in reasons)
+
+
+def test_one_series_is_withdrawn_and_the_rest_of_its_study_goes_on(site: Site) -> None:
+    code = site.said("withdraw", FIRST)["code"]
+    site.said("withdraw", FIRST, "--confirm", code)
+    site.turns(20)
+    site.receive(data_set(2), data_set(2, series=2))
+    site.turns(80)
+    assert len(site.delivered()) == len(site.stored()) == 2
+    assert len(list(site.spool.quarantined())) == 1
+    assert site.command("withdraw", FIRST).exit_code == 1  # there is nothing more to withdraw
+
+
+def test_a_delivery_whose_receipt_was_lost_is_taken_back_too(site: Site) -> None:
+    for receipt in site.spool.store.rglob("receipts/*.json"):
+        receipt.unlink()
+    again = Site(site.disk, assemble(site.parts.config, site.spool, lambda: None))
+    for key in (FIRST, SECOND):
+        again.parts.pipeline.hold(key, "nothing is delivered meanwhile")
+    again.parts.pipeline.withdraw([FIRST, SECOND], [], "consent", "admin")
+    again.turns(20)
+    assert (site.stored(), site.delivered()) == ([], [])
+
+
+def test_a_target_that_is_away_is_waited_for(site: Site) -> None:
+    marker = site.root / "labs/memory/.sorter/id"
+    marker.rename(marker.with_name("away"))
+    site.parts.pipeline.withdraw([FIRST], [], "consent", "admin")
+    site.turns(60)
+    assert len(site.stored()) == 3  # nothing goes while something of it may still lie elsewhere
+    assert "the mount is away" in site.command("status").output
+    marker.with_name("away").rename(marker)
+    site.turns(700)
+    assert len(site.stored()) == len(site.delivered()) == 1
+
+
+def test_the_one_function_that_removes_asks_again_right_before(site: Site) -> None:
+    unit = Unit.load(site.spool, FIRST)
+    names = list(leaving.images_of(unit))
+    unit.withdrawn = "in memory alone"
+    assert len(leaving.let_go(unit, names, leaving.Withdrawn())) == 2
+    unit.withdraw("on disk, and no tombstone")
+    assert set(leaving.let_go(unit, names, leaving.Withdrawn()).values()) == {"it has no tombstone"}
+    assert len(site.stored()) == 3
+    site.spool.withdrawals.add([FIRST], [], "consent", "admin")
+    assert leaving.let_go(unit, names, leaving.Withdrawn()) == {}
+    assert len(site.stored()) == 1
+
+
+def test_a_held_series_is_neither_delivered_nor_corrected_until_it_is_released(site: Site) -> None:
+    assert site.command("hold", FIRST, "--why", "a question of the ethics board").exit_code == 0
+    site.turns(5)
+    site.receive(data_set(3), data_set(2, series=2))
+    site.turns(80)
+    assert len(site.delivered()) == 4  # of the other one
+    assert len(site.stored()) == 5
+    assert "a person holds it: a question of the ethics board" in site.command("status").output
+    again = Site(site.disk, assemble(site.parts.config, site.spool, lambda: None))
+    again.turns(80)
+    assert len(site.delivered()) == 4
+    request(site.spool, "retry", {"do": "retry"})
+    again.turns(80)
+    assert len(site.delivered()) == 4
+    assert site.command("hold", FIRST, "--release").exit_code == 0
+    again.turns(80)
+    assert len(site.delivered()) == 5
