@@ -26,6 +26,7 @@ from sorter.cli.look import status_command
 from sorter.durable import Files, PathLike
 from sorter.receive import Keep, Receiver, ReceiveSettings
 from sorter.receive.space import DAY, SPACE, Gauge, Ledger, Room, Sample, forecast, mark_of, told, warning
+from sorter.scu import _pause_reactor
 from sorter.spool import Spool
 from sorter.testing.peer import Peer, store
 from sorter.testing.synthetic import Plan, localizer
@@ -205,7 +206,10 @@ def serving(received: Path, files: Files, keep: Keep) -> Generator[int, None, No
 def associate(port: int) -> Association:
     scanner = AE("SCANNER")
     scanner.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
-    return scanner.associate("127.0.0.1", port, ae_title="SORTER")
+    association = scanner.associate("127.0.0.1", port, ae_title="SORTER")
+    if association.is_established:
+        _pause_reactor(association, "sorter")  # which takes an answer that comes at once for a request
+    return association
 
 
 def rejection(port: int) -> tuple[int, int, int] | None:
