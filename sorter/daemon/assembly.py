@@ -192,7 +192,7 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     units = Units(spool, timing_of(config), lambda unit: filing.adopt(unit))
     tracker = Tracker(Habits(), units.timing.cap)
     witness = Witness(tracker, Ledger(), lambda: rules.plugins, lambda says: spool.note("trust", says=says))
-    filing = Filing(spool, rules, lambda key: pipeline.unit(key), units.forget)
+    filing = Filing(spool, rules, lambda key: pipeline.unit(key), lambda key: pipeline.let_go(key))
     intake = Intake(
         filing,
         Received(spool.received, files),

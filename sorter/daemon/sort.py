@@ -95,7 +95,6 @@ class Sort:
                 if now - tables >= TABLES_EVERY:
                     tables = now
                     self._look_at_tables()
-                answer_requests(self._spool, self._parts)
                 until = self._turn(now)
                 intake = self._parts.pipeline.intake
                 hints.compare(intake.fresh)
@@ -103,7 +102,7 @@ class Sort:
                     folder, path, why = intake.strange.popleft()
                     log.warning("%s: something is left where it is: %s", folder, why)
                     self._spool.note("left in incoming", why=why, depth=path.count("/"))
-                said = self._say_new([*hints.problems(), *intake.problems()], said)
+                said = self._say_new([*hints.problems(), *self._parts.pipeline.problems()], said)
                 rest = min(until - clock(), LONGEST_NAP)
                 if rest > 0:
                     self._stop.wait(min(rest, BREATH))
@@ -126,6 +125,7 @@ class Sort:
 
     def _turn(self, now: float) -> float:
         try:
+            answer_requests(self._spool, self._parts)
             until = self._parts.pipeline.turn(now)
             if self._parts.commitments is not None:
                 until = min(until, self._parts.commitments.turn(now, self._parts.pipeline.looked_around))

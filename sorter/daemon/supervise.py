@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sorter.durable import Files
 
@@ -37,7 +37,7 @@ class _Child:
     started: float = 0.0
     pause: float = 0.0
     again_at: float = 0.0
-    exit_code: int | None = field(default=None)
+    been_ready: bool = False  # in any of its lives
 
     def start(self) -> None:
         self.started = time.monotonic()
@@ -55,6 +55,7 @@ class _Child:
         assert process.stdout is not None
         for text in process.stdout:
             if text.startswith("ready"):
+                self.been_ready = True
                 self.on_ready(text.strip())
 
     def ended(self) -> bool:
@@ -83,7 +84,10 @@ class _Child:
 
 
 class Supervisor:
-    """Runs both until SIGTERM or SIGINT. A configuration that cannot be used (exit code 2) ends it all at the start."""
+    """Runs both until SIGTERM or SIGINT. A configuration that cannot be used (exit code 2) ends it all at the start.
+
+    Once both have been ready, nothing that ends one of them ends the other: the port stays open while `sort` is mended.
+    """
 
     def __init__(self, receive: Sequence[str], sort: Sequence[str], ready: Callable[[str], None]) -> None:
         self._stop = threading.Event()
@@ -125,7 +129,7 @@ class Supervisor:
             assert child.process is not None
             if child.again_at == 0.0:
                 code = child.process.returncode
-                if code in (1, 2) and now - child.started < SHORTEST_LIFE and child.pause == 0.0:
+                if code in (1, 2) and not child.been_ready:
                     return code  # it said why: a port in use, a spool in use, a configuration that cannot be used
                 child.plan_restart(now)
                 log.error("%s ended with %s; started again in %.0f s", child.name, code, child.pause)

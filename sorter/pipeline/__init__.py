@@ -4,16 +4,21 @@ One thread calls `Pipeline.turn` whenever something may have happened; a turn do
 when it wants to be called at the latest. It never waits: the workers of targets and products run beside it, and their
 answers are collected here. Every step is durable before the next begins, so that a turn may end anywhere, for ever, and
 the next life goes on from the folders alone.
+
+The same holds for one unit: where the disk fails in the middle of a step, its memory is let go, and after a while it is
+taken up again from its folder (`_apart`). Neither does one that cannot be read stop the others.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 from sorter.completion import DropWhole, Publish, Told
-from sorter.deliver.target import Done, Put, Removed, Result, Wanted
+from sorter.deliver.target import Done, Later, Put, Refused, Removed, Result, Wanted
 from sorter.engine.work import Outcome
 from sorter.model import DICOM, Delivery, Event, Instance, Receipt, Revision, plain
 from sorter.pipeline.archives import Read
@@ -42,6 +47,9 @@ STORE = "store"
 WALK_STEP = 50
 """Units of the store that one turn looks at after the start, beside its daily work."""
 
+PAUSE = 30.0
+"""Seconds until a unit that the disk failed is taken up again from its folder."""
+
 SUM_UP_EVERY = 1.0
 """Seconds between two summaries while images come: each says of all images what the evidence knows already."""
 
@@ -65,9 +73,12 @@ class Pipeline:
     studies: Studies = field(init=False)
     withdrawing: Withdrawing = field(init=False)
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
+    _news: deque[Filed | Ended | Whole | Read] = field(default_factory=deque)  # taken, and not noted yet
+    _touched: set[str] = field(default_factory=set)  # units to be summed up in this turn
+    _failed: dict[str, tuple[float, str]] = field(default_factory=dict)  # when to take up again which units, and why
     _carried: dict[str, int] = field(default_factory=dict)  # images of each open association
     _waiting: set[str] = field(default_factory=set)  # units that are held, or that nobody wants
-    _grown: dict[str, Live] = field(default_factory=dict)  # units of which more came than their summaries say
+    _grown: set[str] = field(default_factory=set)  # units of which more came than their summaries say
     _grown_said: float = -SUM_UP_EVERY  # when they were last summed up
 
     def __post_init__(self, witness: Witness) -> None:
@@ -83,24 +94,52 @@ class Pipeline:
         """Do what there is to do at `now` (monotonic seconds); returns when to be called again at the latest."""
         self.now = now
         self.intake.look(now)
-        touched: dict[str, Live] = {}
-        for news in self.intake.take(now):
-            for live in self._note(news):
-                self._grown[live.key] = live
+        self._news.extend(self.intake.take(now))
+        while self._news:
+            self._note(self._news.popleft())
         if now - self._grown_said >= SUM_UP_EVERY:
-            touched.update(self._grown)
+            self._touched |= self._grown
             self._grown_said = now
         for live in self.units:
-            if self._judge(live):
-                touched[live.key] = live
-        answered = self._collect_products() | self._collect_answers() | self._collect_removals() | self._query()
-        for key in answered | self._try_again() | self._look_around():
-            touched[key] = self.live(key)
-        for live in touched.values():
-            self._sum_up(live)
+            with self._apart(live.key):
+                if self._judge(live):
+                    self._touched.add(live.key)
+        self._collect_products()
+        self._collect_answers()
+        self._collect_removals()
+        self._query()
+        self._try_again()
+        self._look_around()
+        while self._touched:
+            with self._apart(key := self._touched.pop()):
+                self._sum_up(self.live(key))
         self._learn()
         self.studies.turn(self.now, walked=self.looked_around and not self.intake.behind)
         return self._next()
+
+    @contextmanager
+    def _apart(self, key: str) -> Iterator[None]:
+        """A step of one unit. What the disk does not allow is that unit's trouble alone."""
+        try:
+            yield
+        except OSError as error:
+            self.let_go(key, error.strerror or "error")
+
+    def let_go(self, key: str, why: str = "") -> None:
+        """Forget what is in memory of a unit whose step failed, and take it up again from its folder in a while."""
+        self.units.forget(key)
+        self._grown.discard(key)
+        self._touched.discard(key)
+        self._failed[key] = self.now + PAUSE, why
+
+    def problems(self) -> list[str]:
+        """Sentences on what keeps files from being taken, or series from being worked on; [] while nothing does."""
+        said = self.intake.problems()
+        for why in dict.fromkeys(why for _, why in self._failed.values() if why):
+            keys = [key[:8] for key, (_, each) in self._failed.items() if each == why]
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            said.append(f"series {keys[0]}{more} cannot be worked on, and wait: {why}")
+        return said
 
     def _next(self) -> float:
         if self._walk is not None:
@@ -108,55 +147,63 @@ class Pipeline:
         times: list[float | None] = [*self.settling.due(self.units)]
         times += [self.outlets.next, self.intake.next(self.now), self.settling.witness.tracker.next, self.studies.next]
         times += [self._grown_said + SUM_UP_EVERY] if self._grown else []
+        times += [due for due, _ in self._failed.values()]
         return min((time for time in times if time is not None), default=self.now + 60)
 
     def stop(self, timeout: float) -> None:
         """End what runs beside; whatever it did not finish is owed still."""
         self.intake.stop()
-        for live in list(self._grown.values()):
-            self._sum_up(live)
+        for key in list(self._grown):
+            with self._apart(key):
+                self._sum_up(self.live(key))
         self.outlets.stop(timeout)
         self.workshop.engine.stop()
 
     def live(self, key: str) -> Live:
         """The unit of this key, at work again if it was not."""
         fresh = key not in self.units
-        live = self.units.get(key, self.now)
-        if fresh:
-            if self.index is not None and self._is_behind(live.unit):  # a crash came before it was entered
-                self.index.note_all(key, live.unit.by_sop)
-            for association in sorted(live.state.carrying):
-                if not self.intake.is_open(association):
-                    self._end(live, Ended(association, "lost"))
+        try:
+            live = self.units.get(key, self.now)
+            if fresh:
+                self._catch_up(live)
+        except OSError as error:
+            self.let_go(key, error.strerror or "error")
+            raise
         return live
+
+    def _catch_up(self, live: Live) -> None:
+        """With what happened while nothing of it was in memory."""
+        if self.index is not None and self._is_behind(live.unit):  # a crash came before it was entered
+            self.index.note_all(live.key, live.unit.by_sop)
+        for association in sorted(live.state.carrying):
+            if not self.intake.is_open(association):
+                self._end(live, Ended(association, "lost"))
 
     def unit(self, key: str) -> Unit:
         return self.live(key).unit
 
     # --- what came ----------------------------------------------------------------------------------------------
 
-    def _note(self, news: Filed | Ended | Whole | Read) -> Iterator[Live]:
+    def _note(self, news: Filed | Ended | Whole | Read) -> None:
         match news:
             case Ended():
-                self.spool.note(
-                    "association",
-                    association=news.association,
-                    ended=news.how,
-                    images=self._carried.pop(news.association, 0),
-                )
                 self.studies.ended(news.association)
                 for live in self.units.carried_by(news.association):
-                    self._end(live, news)
-                    yield live
+                    with self._apart(live.key):
+                        self._end(live, news)
+                        self._grown.add(live.key)
+                images = self._carried.pop(news.association, 0)
+                self.spool.note("association", association=news.association, ended=news.how, images=images)
             case Whole():
                 for live in self.units.brought_by(news.drop):
-                    live.unit.drop_is_whole(news.drop)
-                    self.settling.note(live, DropWhole(news.drop), self.now)
-                    yield live
+                    with self._apart(live.key):
+                        live.unit.drop_is_whole(news.drop)
+                        self.settling.note(live, DropWhole(news.drop), self.now)
+                        self._grown.add(live.key)
             case Read():
                 self._note_archive(news)
             case Filed():
-                yield from self._note_file(news)
+                self._note_file(news)
 
     def _note_archive(self, read: Read) -> None:
         self.spool.note(
@@ -170,7 +217,7 @@ class Pipeline:
             without_content=read.end.other,
         )
 
-    def _note_file(self, filed: Filed) -> Iterator[Live]:
+    def _note_file(self, filed: Filed) -> None:
         if filed.outcome == "aside":
             self.spool.note("set aside", why=filed.why)
         if filed.instance is None:
@@ -178,12 +225,13 @@ class Pipeline:
         association = filed.instance.source.association
         if association:
             self._carried[association] = self._carried.get(association, 0) + 1
-        live = self.live(filed.key)
-        if filed.outcome == "new":
-            if self.index is not None:
-                self.index.note(filed.instance.sop_uid, filed.key)
-            self._arrived(live, filed.instance)
-        yield live
+        with self._apart(filed.key):
+            live = self.live(filed.key)
+            if filed.outcome == "new":
+                if self.index is not None:
+                    self.index.note(filed.instance.sop_uid, filed.key)
+                self._arrived(live, filed.instance)
+            self._grown.add(live.key)
 
     def _arrived(self, live: Live, instance: Instance) -> None:
         if not instance.deliverable:
@@ -206,16 +254,16 @@ class Pipeline:
             self._judge(self.live(key))
             self._sum_up(self.live(key))
 
-    def _query(self) -> set[str]:
+    def _query(self) -> None:
         """Take up what senders answered of the images they have; ask those that have fallen silent."""
-        keys = set()
         for case, answer in self.queries.answers(self.now):
-            self._take_up(self.live(case.key), case, answer)
-            keys.add(case.key)
+            with self._apart(case.key):
+                self._take_up(self.live(case.key), case, answer)
+                self._touched.add(case.key)
         for key, sender in self.queries.due(self.settling.timing.quiet, self.now):
-            self.queries.begin(self.live(key), sender)
-            keys.add(key)
-        return keys
+            with self._apart(key):
+                self.queries.begin(self.live(key), sender)
+                self._touched.add(key)
 
     def _take_up(self, live: Live, case: Case, answer: Answer) -> None:
         unit, sender, why = live.unit, case.sender, answer.why
@@ -311,6 +359,9 @@ class Pipeline:
             assert plan is not None
             if errand[1:] not in live.owed or self.outlets.busy(errand, plan.revision):
                 continue
+            if delivery.target not in self.outlets:
+                live.troubles[errand[1:]] = f"{delivery.target} is no configured target any more; configure it again"
+                continue
             if delivery.product == DICOM:
                 self._send(live, delivery, self._images(live, delivery))
             else:
@@ -362,15 +413,14 @@ class Pipeline:
 
     # --- what came of it ----------------------------------------------------------------------------------------
 
-    def _collect_products(self) -> set[str]:
-        keys = set()
+    def _collect_products(self) -> None:
         for key, product, outcome in self.workshop.finished():
-            live = self.live(key)
-            keys.add(key)
-            self._tell_product(live, product, outcome)
-            self._deliver(live)
-            self.withdrawing.go_on(live)
-        return keys
+            with self._apart(key):
+                live = self.live(key)
+                self._tell_product(live, product, outcome)
+                self._deliver(live)
+                self.withdrawing.go_on(live)
+                self._touched.add(key)
 
     def _tell_product(self, live: Live, product: str, outcome: Outcome) -> None:
         said = {"made": f"{product} was made: {len(outcome.files)} files", "nothing": f"no {product}: {outcome.why}"}
@@ -384,12 +434,11 @@ class Pipeline:
                     if not self.workshop.given_up(live, product):
                         self.outlets.try_later((live.key, product, delivery.target), self.now)
 
-    def _collect_answers(self) -> set[str]:
-        keys = set()
+    def _collect_answers(self) -> None:
         for target, put, result in self.outlets.answers(self.now):
-            keys.add(put.key)
-            self._answered(self.live(put.key), target, put, result)
-        return keys
+            with self._apart(put.key):
+                self._answered(self.live(put.key), target, put, result)
+                self._touched.add(put.key)
 
     def _answered(self, live: Live, target: str, put: Put, result: Result) -> None:
         if isinstance(result, Done):
@@ -453,21 +502,22 @@ class Pipeline:
             if not self.outlets.remove(receipt):
                 self._retired(live, receipt, f"{receipt.target} is no configured target any more; remove it by hand")
 
-    def _collect_removals(self) -> set[str]:
-        keys = set()
+    def _collect_removals(self) -> None:
         for receipt, result in self.outlets.removals(self.now):
-            live = self.live(receipt.key)
-            keys.add(receipt.key)
-            if isinstance(result, Removed) and live.unit.withdrawn:
-                self.withdrawing.taken_back(live, receipt, result)
-            elif isinstance(result, Removed):
-                said = f"{len(result.removed)} files that were delivered to {receipt.target} before a correction"
-                self._retired(live, receipt, f"{said} were removed there{f'; {result.note}' if result.note else ''}")
-            else:
-                live.troubles[receipt.product, receipt.target] = result.why
-                continue
-            self.withdrawing.go_on(live)
-        return keys
+            with self._apart(receipt.key):
+                self._removed(self.live(receipt.key), receipt, result)
+                self._touched.add(receipt.key)
+
+    def _removed(self, live: Live, receipt: Receipt, result: Removed | Later | Refused) -> None:
+        if not isinstance(result, Removed):
+            live.troubles[receipt.product, receipt.target] = result.why
+            return
+        if live.unit.withdrawn:
+            self.withdrawing.taken_back(live, receipt, result)
+        else:
+            said = f"{len(result.removed)} files that were delivered to {receipt.target} before a correction"
+            self._retired(live, receipt, f"{said} were removed there{f'; {result.note}' if result.note else ''}")
+        self.withdrawing.go_on(live)
 
     def _retired(self, live: Live, receipt: Receipt, says: str) -> None:
         live.unit.tell(says)
@@ -476,21 +526,31 @@ class Pipeline:
         live.troubles.pop((receipt.product, receipt.target), None)
         self._happened("retired", live, product=receipt.product, target=receipt.target)
 
-    def _try_again(self) -> set[str]:
-        keys = set()
+    def _try_again(self) -> None:
         for key, _, _ in self.outlets.due(self.now):
-            live = self.live(key)
-            self._deliver(live)
-            self._retire(live)
-            self.withdrawing.go_on(live)
-            keys.add(key)
-        return keys
+            with self._apart(key):
+                live = self.live(key)
+                self._deliver(live)
+                self._retire(live)
+                self.withdrawing.go_on(live)
+                self._touched.add(key)
+        for key in [key for key, (due, _) in self._failed.items() if due <= self.now]:
+            del self._failed[key]
+            with self._apart(key):
+                self._go_on(self.live(key))
+
+    def _go_on(self, live: Live) -> None:
+        """Go on with a unit from what its folder says; it may be that nothing of it got as far as that."""
+        if live.unit.instances:
+            self.resume(live)
+            self._touched.add(live.key)
+        else:
+            self.units.forget(live.key)
 
     # --- the rest of the store ----------------------------------------------------------------------------------
 
-    def _look_around(self) -> set[str]:
+    def _look_around(self) -> None:
         """After the start: a few units a turn, until the whole store has been looked at."""
-        keys: set[str] = set()
         for _ in range(WALK_STEP if self._walk is not None else 0):
             assert self._walk is not None
             key = next(self._walk, None)
@@ -498,16 +558,19 @@ class Pipeline:
                 self._walk = None
                 self.settling.witness.replay()
                 break
-            summary = self._settled(key)
-            if summary is None:
-                live = self.live(key)
-                self.settling.witness.learn_counts(live)
-                self.resume(live)
-                keys.add(key)
-            summary = summary or summarise(self.live(key))
-            self.settling.witness.remember(summary)
-            self.studies.remember(summary, self.now)
-        return keys
+            with self._apart(key):
+                self._look_at(key)
+
+    def _look_at(self, key: str) -> None:
+        summary = self._settled(key)
+        if summary is None:
+            live = self.live(key)
+            self.settling.witness.learn_counts(live)
+            self.resume(live)
+            self._touched.add(key)
+        summary = summary or summarise(self.live(key))
+        self.settling.witness.remember(summary)
+        self.studies.remember(summary, self.now)
 
     @property
     def looked_around(self) -> bool:
@@ -539,7 +602,7 @@ class Pipeline:
             return
         if live.revision is None or live.state.pending:
             return
-        if live.plan is None or live.plan.revision < live.revision.revision:
+        if live.unplanned:
             self._plan(live)
         else:
             self._deliver(live)
@@ -551,9 +614,10 @@ class Pipeline:
         self.workshop.try_all_again()
         self.outlets.try_all_now()
         for key in sorted(self._waiting | {live.key for live in self.units}):
-            live = self.live(key)
-            self.resume(live)
-            self._sum_up(live)
+            with self._apart(key):
+                live = self.live(key)
+                self.resume(live)
+                self._sum_up(live)
 
     def complete(self, key: str) -> None:
         """An operator says that this unit is whole as it is."""
@@ -603,9 +667,10 @@ class Pipeline:
     def _learn(self) -> None:
         """Of series that nothing came of for long: what they say of their senders."""
         for key, outcome in self.settling.witness.tracker.over(self.now):
-            live = self.live(key)
-            live.unit.teach(taught(outcome, wall_clock()))
-            self._sum_up(live)
+            with self._apart(key):
+                live = self.live(key)
+                live.unit.teach(taught(outcome, wall_clock()))
+                self._sum_up(live)
 
     # --- telling ------------------------------------------------------------------------------------------------
 
@@ -616,7 +681,7 @@ class Pipeline:
         if not live.unit.withdrawn:
             self.queries.consider(live, self.settling.silence(live), self.now)
         live.unit.write_summary(summarise(live, self.settling.awaited(live, self.now)))
-        self._grown.pop(live.key, None)
+        self._grown.discard(live.key)
         if live.done or (live.no_plan is not None and not live.state.pending):
             self.units.forget(live.key)
 

@@ -177,6 +177,8 @@ class Intake:
             ended = self._own.popleft()
             assert isinstance(ended, Ended)
             self._ends[ended.association] -= 1
+            if not self._ends[ended.association]:
+                del self._ends[ended.association]
             self._ended.append(ended.association)
             yield ended
 
@@ -218,17 +220,24 @@ class Intake:
         """Take them together, or if that fails one by one: what was filed, and what has to be tried again later."""
         try:
             filed = self.filing.take(batch)
-            self.problem = "" if batch else self.problem
         except OSError:
             return self._one_by_one(batch)
-        return filed, []
+        self.problem = "" if batch else self.problem
+        return self._those_done(filed)
+
+    def _those_done(self, filed: list[Filed]) -> tuple[list[Filed], list[Candidate]]:
+        again = [each for each in filed if each.again]
+        if again:
+            self.problem = f"files are not taken out of where they came: {again[0].why}"
+        return [each for each in filed if each.outcome != "later"], [each.candidate for each in again]
 
     def _one_by_one(self, batch: list[Candidate]) -> tuple[list[Filed], list[Candidate]]:
         filed: list[Filed] = []
         failed: list[Candidate] = []
         for position, candidate in enumerate(batch):
             try:
-                filed += self.filing.take([candidate])
+                done, again = self._those_done(self.filing.take([candidate]))
+                filed, failed = filed + done, failed + again
             except OSError as error:
                 failed.append(candidate)
                 self.problem = f"files are not taken into the store: {error.strerror}"

@@ -43,11 +43,16 @@ class Outlets:
         self._random = Random()  # noqa: S311  jitter, not secrets
 
     def configure(self, outlets: Mapping[str, Outlet]) -> None:
-        """Use these targets from now on; the lane of a target that changed ends after its job, and begins anew."""
+        """Use these targets from now on; the lane of a target that changed ends after its job, and begins anew.
+
+        What waited in it is on its way no more: who owes it sends it again.
+        """
         for name, (outlet, lane) in list(self._lanes.items()):
             if outlets.get(name) != outlet:
                 lane.stop(10)
                 del self._lanes[name]
+                self._under_way = {errand: each for errand, each in self._under_way.items() if errand[2] != name}
+                self._removing = {each for each in self._removing if each[0][2] != name}
         for name, outlet in outlets.items():
             if name not in self._lanes:
                 self._lanes[name] = (outlet, self._lane(name, outlet))
@@ -70,6 +75,10 @@ class Outlets:
         return folder / "products" / f"{put.product}-{put.revision}" / wanted.file
 
     # --- sending ------------------------------------------------------------------------------------------------
+
+    def __contains__(self, target: str) -> bool:
+        """Is it configured now?"""
+        return target in self._lanes
 
     def busy(self, errand: Errand, revision: int) -> bool:
         """Is this revision on its way, or waiting to be tried again?"""

@@ -56,6 +56,11 @@ class Live:
         return content(self.unit.instances.values()) != content(self.revision.instances if self.revision else ())
 
     @property
+    def unplanned(self) -> bool:
+        """Is there a revision that no plan has taken up yet?"""
+        return self.revision is not None and (self.plan is None or self.plan.revision < self.revision.revision)
+
+    @property
     def done(self) -> bool:
         if self.unit.withdrawn:
             return self.gone
@@ -184,7 +189,7 @@ def _standing(live: Live, awaited: str) -> tuple[str, str]:
         return live.no_plan.state, live.no_plan.why
     if live.unit.held and live.owed:
         return "held", f"a person holds it: {live.unit.held}"
-    if live.plan is None:
+    if live.plan is None or live.unplanned:
         return "kept", "the plugins have not been asked yet"
     owed = live.owed
     if owed:

@@ -206,6 +206,8 @@ class Commit:
             group.going_on.release()
 
     def _sync(self) -> None:
+        if self._segment.spoilt:  # names made while that sync ran may be lost, and the next sync would not say so
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         try:
             self._files.fsync_folder(self._segment.folder)
         except OSError:

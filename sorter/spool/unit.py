@@ -16,19 +16,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sorter.model import Header, Instance, Plan, Receipt, Revision, Source, Standing, UnitKind, Verdict, build, plain
 from sorter.spool.layout import Spool, line, now
 from sorter.trust import Like, Outcome
 
 IMAGES_PER_FOLDER = 4096
+_Record = TypeVar("_Record", Revision, Plan, Receipt)
+
 RETIRING, RETIRED = "retiring", "retired"  # below receipts/
 
 
@@ -249,7 +252,7 @@ class Unit:
         return sorted(int(each) for each in found if each.isdigit())
 
     def revision(self, number: int) -> Revision:
-        return build(Revision, self._read(f"rev-{number:04d}.json"))
+        return self._record(Revision, f"rev-{number:04d}.json")
 
     def latest_revision(self) -> Revision | None:
         """The last manifest, with the verdict that later evidence gave it."""
@@ -262,7 +265,7 @@ class Unit:
 
     def latest_plan(self) -> Plan | None:
         numbers = self.plans()
-        return build(Plan, self._read(f"plan-{numbers[-1]:04d}.json")) if numbers else None
+        return self._record(Plan, f"plan-{numbers[-1]:04d}.json") if numbers else None
 
     def receipts(self) -> dict[tuple[str, str], Receipt]:
         """The last receipt of each (product, target)."""
@@ -270,7 +273,7 @@ class Unit:
         if not self.spool.files.exists(folder):
             return {}
         found = [
-            build(Receipt, json.loads(self.spool.files.read_file(folder / name)))
+            self._record(Receipt, f"receipts/{name}")
             for name in self.spool.files.names(folder)
             if name.endswith(".json")
         ]
@@ -281,7 +284,7 @@ class Unit:
         folder = self.folder / "receipts" / RETIRING
         if not self.spool.files.exists(folder):
             return []
-        return [build(Receipt, json.loads(self.spool.files.read_file(folder / name)))
+        return [self._record(Receipt, f"receipts/{RETIRING}/{name}")
                 for name in self.spool.files.names(folder) if name.endswith(".json")]  # fmt: skip
 
     def exports(self) -> list[dict[str, Any]]:
@@ -306,6 +309,14 @@ class Unit:
             return build(UnitSummary, self._read("series.json"))
         except (FileNotFoundError, ValueError):
             return None
+
+    def _record(self, what: type[_Record], name: str) -> _Record:
+        """A record that cannot be done without: one that the disk has damaged is an error of the disk."""
+        try:
+            return build(what, self._read(name))
+        except ValueError:
+            says = f"{name} is damaged; put it back from a backup"
+            raise OSError(errno.EIO, says, str(self.folder / name)) from None
 
     def _read(self, name: str) -> Any:
         return json.loads(self.spool.files.read_file(self.folder / name))

@@ -27,7 +27,7 @@ from sorter.errors import Quarantine
 from sorter.model import Instance, Source, Standing
 from sorter.spool import Spool, Unit
 from sorter.spool.layout import now
-from sorter.spool.unit import took
+from sorter.spool.unit import IMAGES_PER_FOLDER, took
 from sorter.take import kinds
 from sorter.take.compare import header_change
 from sorter.take.groups import Groups
@@ -89,7 +89,9 @@ class Candidate:
 class Filed:
     """What became of it: "new", "same" (an identical resend), "aside" (quarantine) or "changed" (look again).
 
-    Or "archive": another's file that has to be unpacked first (`sorter.take.archive`); it lies where it lay.
+    Or "archive": another's file that has to be unpacked first (`sorter.take.archive`); it lies where it lay. Or
+    "later": it could not be set aside. `again`: it is to be taken again, whatever became of it, for the name that it
+    came under is still there.
     """
 
     candidate: Candidate
@@ -97,6 +99,7 @@ class Filed:
     instance: Instance | None = None
     key: str = ""
     why: str = ""
+    again: bool = False
 
 
 @dataclass(slots=True)
@@ -150,7 +153,7 @@ class Filing:
                     if step.fresh:
                         self._drop(step.file)
             raise
-        return [self._release(step) for step in steps]
+        return [self._released(step) for step in steps]
 
     # --- deciding -----------------------------------------------------------------------------------------------
 
@@ -210,7 +213,7 @@ class Filing:
         elif same is not None:
             return Filed(step.candidate, "same", same, key)
         place = unit.place(instance.sop_uid, instance.dataset)
-        self._link(step.file, unit.images / place, batch)
+        self._link(step.file, unit, place, batch)
         instance = self._enter(unit, instance, place, step.file, batch.of(unit))
         return Filed(step.candidate, "new", instance, key)
 
@@ -280,8 +283,8 @@ class Filing:
                 self._spool.set_aside(path, str(reason), os.path.relpath(path, self._spool.root))
                 continue
             source = Source(calling=parsed.calling, called=parsed.called, address=parsed.address)
+            batch.folders.update(self._way_to(unit, path))
             self._enter(unit, _instance(parsed, source), name, path, batch.of(unit))
-            batch.folders.add(path.parent)
         self._commit(batch)
 
     # --- copies of what others dropped --------------------------------------------------------------------------
@@ -325,22 +328,30 @@ class Filing:
 
     # --- committing ---------------------------------------------------------------------------------------------
 
-    def _link(self, file: Path, place: Path, batch: _Batch) -> None:
-        self._make_folder(place.parent, batch)
+    def _link(self, file: Path, unit: Unit, place: str, batch: _Batch) -> None:
+        path = unit.images / place
+        if path.parent not in batch.folders:
+            self._make_folder(path.parent)
         try:
-            self._files.link(file, place)
+            self._files.link(file, path)
         except FileExistsError:
-            if self._files.stat(place).st_ino != self._files.stat(file).st_ino:
+            if self._files.stat(path).st_ino != self._files.stat(file).st_ino:
                 raise Quarantine("its place in the store is taken by a file that the unit does not know") from None
-        batch.folders.add(place.parent)
+        batch.folders.update(self._way_to(unit, path))
 
-    def _make_folder(self, folder: Path, batch: _Batch) -> None:
+    def _make_folder(self, folder: Path) -> None:
         """Like `Files.make_folders`, but synced once with the batch."""
-        if folder in batch.folders or self._files.is_folder(folder):
-            return
-        self._make_folder(folder.parent, batch)
-        self._files.mkdir(folder)
-        batch.folders.update((folder, folder.parent))
+        if not self._files.is_folder(folder):
+            self._make_folder(folder.parent)
+            self._files.mkdir(folder)
+
+    def _way_to(self, unit: Unit, path: Path) -> Iterator[Path]:
+        """The folders to sync, so that an image is found: its own, and with the first in it all those above. Who made
+        them may have failed, or died, before they were synced.
+        """
+        yield path.parent
+        if len(unit.instances) % IMAGES_PER_FOLDER == 0:
+            yield from (unit.images, unit.folder, unit.folder.parent, self._spool.store)
 
     def _commit(self, batch: _Batch) -> None:
         self._files.fsync_folders(batch.folders)
@@ -348,6 +359,16 @@ class Filing:
             batch.units[key].add_evidence(entries, durable=False)
         units = [batch.units[key] for key in batch.evidence]
         self._files.fsync_all([unit.evidence for unit in units], [unit.folder for unit in units])
+
+    def _released(self, step: _Step) -> Filed:
+        """What became of it, whatever the disk does now: an image that is in the store is never forgotten for that."""
+        try:
+            return self._release(step)
+        except OSError as error:
+            filed = step.filed
+            why = f"the name it came under cannot be removed now: {error.strerror}"
+            outcome = "later" if filed.outcome == "aside" else filed.outcome
+            return dataclasses.replace(filed, outcome=outcome, why=why, again=True)
 
     def _release(self, step: _Step) -> Filed:
         """The last step: the name that the file came under goes, unless the file has changed meanwhile."""

@@ -8,6 +8,7 @@ and the evidence of associations; that no file is missed is the folder's own lis
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ class Received:
     def __init__(self, folder: Path, files: Files) -> None:
         self._folder, self._files = folder, files
         self._segments: dict[Path, _Segment] = {}
+        self._news: list[Candidate | Ended] = []  # found, and not told yet: a look may fail in the middle
 
     @property
     def open_associations(self) -> frozenset[str]:
@@ -67,12 +69,16 @@ class Received:
 
         With `relist` the folders of open segments are listed too, for files whose line could not be written.
         """
-        news: list[Candidate | Ended] = []
-        for path in self._paths():
+        paths = self._paths()
+        for path in self._segments.keys() - paths:  # somebody removed it
+            self._lose(self._segments.pop(path))
+        for path in paths:
             segment = self._segments.setdefault(path, _Segment(path))
-            told = self._follow(segment, news)
+            told = self._follow(segment)
             if relist or not told or (segment.over and not segment.listed):
-                self._list(segment, news)
+                with contextlib.suppress(FileNotFoundError):  # its receiver could not use it, and removed it
+                    self._list(segment)
+        news, self._news = self._news, []
         return news
 
     def tidy(self) -> None:
@@ -88,7 +94,11 @@ class Received:
                 found += [self._folder / worker / name for name in files.names(self._folder / worker)]
         return [path for path in found if files.is_folder(path)]
 
-    def _follow(self, segment: _Segment, news: list[Candidate | Ended]) -> bool:
+    def _lose(self, segment: _Segment) -> None:
+        self._news += [Ended(association, "lost") for association in sorted(segment.open)]
+        segment.open.clear()
+
+    def _follow(self, segment: _Segment) -> bool:
         """Read what is new; False where there is no arrivals file."""
         try:
             fd = self._files.open(segment.path / ARRIVALS, os.O_RDONLY | os.O_NOFOLLOW)  # to write would wake us again
@@ -100,12 +110,12 @@ class Received:
                 segment.offset += len(data)
                 *lines, segment.rest = (segment.rest + data).split(b"\n")
                 for raw in lines:
-                    self._apply(segment, raw, news)
+                    self._apply(segment, raw)
         finally:
             self._files.close(fd)
         segment.dead = segment.dead or (dead and not segment.closed)
         if segment.dead:
-            news += [Ended(association, "lost") for association in sorted(segment.open)]
+            self._lose(segment)
         if segment.over:
             segment.open.clear()  # those still open when it was closed go on in the next one
         return True
@@ -118,7 +128,7 @@ class Received:
         self._files.unlock(fd)
         return True
 
-    def _apply(self, segment: _Segment, raw: bytes, news: list[Candidate | Ended]) -> None:
+    def _apply(self, segment: _Segment, raw: bytes) -> None:
         try:
             entry: Mapping[str, Any] = json.loads(raw)
         except ValueError:
@@ -134,32 +144,34 @@ class Received:
                 )
                 segment.open.add(association)
             case "stored":
-                self._offer(segment, str(entry["file"]), segment.sources.get(association, Source()), news)
+                self._offer(segment, str(entry["file"]), segment.sources.get(association, Source()))
             case "released" | "aborted" | "lost":
                 segment.open.discard(association)
-                news.append(Ended(association, entry["event"]))
+                self._news.append(Ended(association, entry["event"]))
             case "closed":
                 segment.closed = True
 
-    def _offer(self, segment: _Segment, name: str, source: Source, news: list[Candidate | Ended]) -> None:
+    def _offer(self, segment: _Segment, name: str, source: Source) -> None:
         if name in segment.offered or os.sep in name or not self._files.exists(segment.path / name):
             return
         segment.offered.add(name)
-        news.append(Candidate(segment.path / name, source))
+        self._news.append(Candidate(segment.path / name, source))
 
-    def _list(self, segment: _Segment, news: list[Candidate | Ended]) -> None:
+    def _list(self, segment: _Segment) -> None:
         """The folder itself: what its arrivals file did not say. Parts of a process that is gone go too."""
         for name in self._files.names(segment.path):
             if not name.endswith(PART) and name != ARRIVALS:
                 association = name.rpartition("-")[0]
-                self._offer(segment, name, segment.sources.get(association, Source()), news)
+                self._offer(segment, name, segment.sources.get(association, Source()))
             elif segment.over and name.endswith(PART):
                 self._files.unlink(segment.path / name)
         segment.listed = segment.over
 
     def _remove(self, path: Path) -> bool:
-        if any(name != ARRIVALS for name in self._files.names(path)):
-            return False
-        self._files.unlink(path / ARRIVALS)
-        self._files.rmdir(path)
+        with contextlib.suppress(FileNotFoundError):  # a person was first, in part or in whole
+            if any(name != ARRIVALS for name in self._files.names(path)):
+                return False
+            with contextlib.suppress(FileNotFoundError):
+                self._files.unlink(path / ARRIVALS)
+            self._files.rmdir(path)
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from sorter.builtin._path_folders import Visit
 from sorter.durable import Files
 from sorter.pipeline import Pipeline
 from sorter.receive import arrivals
+from sorter.spool import Unit
 from sorter.take import filing
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
@@ -66,9 +68,9 @@ def no_sync_of_received_bytes(patch: pytest.MonkeyPatch) -> None:
 def received_file_removed_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     link = filing.Filing._link
 
-    def eager(self: filing.Filing, file: object, place: object, batch: filing._Batch) -> None:
-        link(self, file, place, batch)  # type: ignore[arg-type]
-        self._files.unlink(file)  # type: ignore[arg-type]
+    def eager(self: filing.Filing, file: Path, unit: Unit, place: str, batch: filing._Batch) -> None:
+        link(self, file, unit, place, batch)
+        self._files.unlink(file)
 
     patch.setattr(filing.Filing, "_link", eager)
 

@@ -157,6 +157,7 @@ class Life:
     disk: Memory
     parts: Parts
     now: float = 1000.0
+    turning: bool = False
     acknowledged: dict[bytes, None] = field(default_factory=dict)  # data sets answered with success, in order
     dropped: set[bytes] = field(default_factory=set)  # files that a person left in incoming/, and synced
 
@@ -166,10 +167,13 @@ class Life:
 
     def turns(self, seconds: float, step: float = 5.0) -> None:
         end = self.now + seconds
+        self.turning = True
         while self.now < end:
-            answer_requests(self.spool, self.parts)
-            self.parts.pipeline.turn(self.now)
+            with contextlib.suppress(OSError):  # as `sort` does: the next turn tries again
+                answer_requests(self.spool, self.parts)
+                self.parts.pipeline.turn(self.now)
             self.now += step
+        self.turning = False
 
     def receive(self, *data_sets: bytes, worker: str = "w1") -> None:
         """As the receiver does it, for one association."""

@@ -16,7 +16,7 @@ import random
 import time
 import types
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -391,8 +391,8 @@ def names_in_the_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
 def a_resend_makes_a_revision(patch: pytest.MonkeyPatch) -> None:
     note = Pipeline._note_file
 
-    def eager(self: Pipeline, filed: Filed) -> Iterator[units.Live]:
-        yield from note(self, dataclasses.replace(filed, outcome="new") if filed.outcome == "same" else filed)
+    def eager(self: Pipeline, filed: Filed) -> None:
+        note(self, dataclasses.replace(filed, outcome="new") if filed.outcome == "same" else filed)
 
     patch.setattr(Pipeline, "_note_file", eager)
 

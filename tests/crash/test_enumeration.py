@@ -168,7 +168,11 @@ def _which(content: bytes) -> tuple[str, bytes]:
 def _lost(after: Cut) -> Iterator[str]:
     """After the recovery: images that were acknowledged or dropped and are not where they belong, once."""
     stored = [content for path, content in after.files.items() if path.startswith(STORE)]
-    given = [content for path, content in after.files.items() if path.startswith(LAB) and path.endswith(".dcm")]
+    given = [
+        content
+        for path, content in after.files.items()
+        if path.startswith(LAB) and path.endswith(".dcm") and "/." not in path
+    ]
     aside = [content for path, content in after.files.items() if path.startswith(QUARANTINE)]
     for data in after.acknowledged:
         if not any(each.endswith(data) for each in stored):

@@ -1,0 +1,119 @@
+"""What the sorter makes of the receiver's segments when the disk, or a person, comes in between."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+
+from sorter.durable import Files, PathLike
+from sorter.receive.arrivals import Arrivals
+from sorter.receive.file_meta import Route
+from sorter.receive.settings import ReceiveSettings
+from sorter.take.filing import Candidate
+from sorter.take.received import Ended, Received
+from sorter.testing.waiting import wait_until
+
+SCANNER = Route("SCANNER", "SORTER", "127.0.0.1", 4711)
+
+
+def arrivals(received: Path, worker: str = "w1", files: Files | None = None) -> Arrivals:
+    made = Arrivals(received, worker, files or Files(), ReceiveSettings())
+    made.begin()
+    return made
+
+
+def store(into: Arrivals, association: str, count: int) -> None:
+    part = into.part(association, count)
+    part.write([b"an image"])
+    into.store(part)
+
+
+class Unlisted(Files):
+    """Folders of one name cannot be listed while `broken`."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.broken = name, True
+
+    def names(self, path: PathLike | int) -> list[str]:
+        if self.broken and not isinstance(path, int) and self.name in Path(path).parts[-2:]:
+            raise OSError(errno.EIO, "an error of the disk")
+        return super().names(path)
+
+
+def test_a_look_that_fails_between_two_segments_tells_all_of_the_first(tmp_path: Path) -> None:
+    first, second = arrivals(tmp_path, "w1"), arrivals(tmp_path, "w2")
+    for each in (first, second):
+        store(each, each.opened(SCANNER), 1)
+    [folder] = (tmp_path / "w2").iterdir()
+    files = Unlisted(folder.name)
+    received = Received(tmp_path, files)
+    with pytest.raises(OSError, match="disk"):
+        received.look(relist=True)
+    files.broken = False
+    assert len([each for each in received.look() if isinstance(each, Candidate)]) == 2
+    first.close()
+    second.close()
+
+
+def test_a_segment_that_somebody_removed_stops_nothing_and_its_associations_are_lost(tmp_path: Path) -> None:
+    first, second = arrivals(tmp_path, "w1"), arrivals(tmp_path, "w2")
+    association = first.opened(SCANNER)
+    second.opened(SCANNER)
+    received = Received(tmp_path, Files())
+    assert received.look() == []
+    second.close()
+    received.look()
+    for worker in ("w1", "w2"):
+        [folder] = (tmp_path / worker).iterdir()
+        Files().remove_tree(folder)
+    received.tidy()
+    assert received.look() == [Ended(association, "lost")]
+    assert not received.open_associations
+    first.close()
+
+
+class OneBadSync(Files):
+    """The first sync of a segment's folder waits, then fails; later ones say that all is well."""
+
+    def __init__(self) -> None:
+        self.armed, self.reached, self.go_on = False, threading.Event(), threading.Event()
+
+    def fsync_folder(self, path: PathLike | int) -> None:
+        if self.armed and isinstance(path, int):
+            self.armed = False
+            self.reached.set()
+            assert self.go_on.wait(20)
+            raise OSError(errno.EIO, "an error of the disk")
+        super().fsync_folder(path)
+
+
+def test_a_name_made_while_a_sync_of_its_folder_failed_is_not_acknowledged(tmp_path: Path) -> None:
+    """The kernel says an error once: the sync after it would succeed, and the name may be lost all the same."""
+    files = OneBadSync()
+    into = arrivals(tmp_path, files=files)
+    association = into.opened(SCANNER)
+    failures: list[int | None] = []
+
+    def storing(count: int) -> None:
+        try:
+            store(into, association, count)
+        except OSError as error:
+            failures.append(error.errno)
+
+    files.armed = True
+    threads = [threading.Thread(target=storing, args=(count,)) for count in (1, 2)]
+    threads[0].start()
+    assert files.reached.wait(20)
+    threads[1].start()
+    [segment] = (tmp_path / "w1").iterdir()
+    wait_until(lambda: (segment / f"{association}-2.dcm").exists(), 20, "the second name")
+    files.go_on.set()
+    for each in threads:
+        each.join(20)
+    assert failures == [errno.EIO, errno.EIO]
+    assert not list(segment.glob("*.dcm"))
+    store(into, association, 3)  # in the next segment
+    into.close()
