@@ -88,6 +88,14 @@ class Basin:
                 fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE)
         return self._pipe
 
+    def has_pipe(self) -> bool:
+        """Whether there is one, made now if need be: descriptors may have run out."""
+        try:
+            self.pipe()
+        except OSError:
+            return False
+        return True
+
     def rinse(self) -> None:
         """Nothing of an earlier association is in it."""
         if self._pipe is not None and fcntl.ioctl(self._pipe[0], termios.FIONREAD, _NO_BYTES) != _NO_BYTES:
@@ -157,7 +165,7 @@ class Wire:
         size = self._end - self._start
         if not size and self._pdv_left:
             self._large = self._pdv_left >= _WORTH_A_PIPE and not self._encrypted
-            if piped and self._large:
+            if piped and self._large and self.basin.has_pipe():
                 return self._through_the_pipe()
             self._fill(1)
             size = self._end - self._start

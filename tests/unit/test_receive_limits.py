@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import ssl
 import struct
 import subprocess
@@ -290,6 +292,27 @@ def test_too_few_descriptors_are_told_with_what_to_do(tmp_path: Path) -> None:
         scanner.associate()
         assert "may open 1000 files" in log.read_text()
         assert "LimitNOFILE" in log.read_text()
+
+
+def test_without_a_descriptor_for_a_pipe_large_images_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    received = tmp_path / "received"
+    with serving(received) as port, Peer(port).associate() as peer:
+        data = os.urandom(1_000_000)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pipe", fails)
+            for _ in range(2):
+                peer.send(store(data, 120_000))
+                assert peer.status() == 0
+        peer.send(store(data, 120_000))  # and through a pipe again
+        assert peer.status() == 0
+        peer.release()
+    assert [each.read_bytes()[-len(data) :] == data for each in received.rglob("*.dcm")] == [True] * 3
+    assert caplog.text == ""
 
 
 # --- who may come in ------------------------------------------------------------------------------------------------
