@@ -26,6 +26,10 @@ class TryLater(SorterError):
     """Not now, but perhaps in a while: a mount that is away, a full disk, a busy file. Tried again with back-off."""
 
 
+class Away(TryLater):
+    """Nothing at all can be delivered there now: the target is not mounted, full, read-only, or does not answer."""
+
+
 class Held(SorterError):
     """A person has to decide first: a target that refuses, a plugin that failed, a route that names nothing."""
 

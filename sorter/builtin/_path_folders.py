@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from sorter.durable import Files
-from sorter.errors import Held, SorterError, TryLater
+from sorter.errors import Away, Held, SorterError, TryLater
 
 MARKER = ".sorter"
 """The folder in each root that is sorter's and the lab's own; its file `id` says that the mount is really there."""
@@ -32,19 +32,22 @@ TURN = 5.0
 _AWAY = {errno.ENOENT, errno.ENOTCONN, errno.ENODEV, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENXIO}
 _NOT_POSSIBLE = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
-_LATER = {
+_ALL_LATER = {
     errno.ENOSPC: "is full; make room there and delivery goes on by itself",
     errno.EDQUOT: "is over its quota; delivery goes on by itself when there is room",
     errno.EROFS: "is mounted read-only; mount it writable and delivery goes on by itself",
     errno.ESTALE: "is a stale mount; mount it again and delivery goes on by itself",
     errno.EIO: "gives input/output errors; look at its server or disk",
+}
+_LATER = {
     errno.EACCES: "does not let sorter write; give its account, or the lab's group, the right to",
     errno.EPERM: "does not let sorter write; give its account, or the lab's group, the right to",
-    errno.EBUSY: "is busy",
-    errno.ETXTBSY: "is busy",
+    errno.EBUSY: "is busy: a file or folder there is in use; delivery goes on by itself",
+    errno.ETXTBSY: "is busy: a file there is open elsewhere; delivery goes on by itself when it is closed",
     errno.ENOENT: "changed while it was being delivered into",
     errno.EEXIST: "changed while it was being delivered into",
     errno.ENOTEMPTY: "changed while it was being delivered into",
+    errno.EINTR: "was interrupted; delivery goes on by itself",
 }
 _HELD = {
     errno.ENOTDIR: "has a file or a link where a folder belongs; move it away, then run `sorter retry`",
@@ -55,14 +58,16 @@ _HELD = {
 
 
 def spoken(root: str, error: OSError) -> SorterError:
-    """The sentence for a failed effect below `root`: TryLater or Held."""
+    """The sentence for a failed effect below `root`: TryLater, Away or Held."""
     code = error.errno or 0
     if code in _HELD:
         return Held(f"{root} {_HELD[code]}")
+    if code in _ALL_LATER:
+        return Away(f"{root} {_ALL_LATER[code]}")
     if code in _LATER:
         return TryLater(f"{root} {_LATER[code]}")
     if code in _AWAY:
-        return TryLater(f"{root} is away ({os.strerror(code)}); delivery goes on by itself when it is back")
+        return Away(f"{root} is away ({os.strerror(code)}); delivery goes on by itself when it is back")
     return TryLater(f"{root} cannot be used now: {os.strerror(code)}")
 
 
@@ -182,7 +187,7 @@ def remove_tree(files: Files, name: str, at: int, depth: int = 8) -> None:
 class Visit:
     """One job's stay below a root: open descriptors, whom the files shall belong to, and what there is to say.
 
-    Entering it makes sure that the mount is there (TryLater when not) and, unless it is only to look (`alone` False),
+    Entering it makes sure that the mount is there (Away when not) and, unless it is only to look (`alone` False),
     that nobody else delivers below this root.
     """
 
@@ -221,7 +226,7 @@ class Visit:
         except NotADirectoryError:
             raise Held(f"{self.root} is a file, not a folder; give the target another root") from None
         except FileNotFoundError:
-            raise TryLater(f"{self.root} is not there: its mount is away, or it was never made") from None
+            raise Away(f"{self.root} is not there: its mount is away, or it was never made") from None
 
     def _marker(self) -> None:
         """The marker is there, and nobody else holds it: two writers below one root would take each other for labs."""
@@ -235,7 +240,7 @@ class Visit:
                     raise
                 marker = self._kept(files.open("id", _LOOK, at=folder))
         except (FileNotFoundError, NotADirectoryError):
-            raise TryLater(
+            raise Away(
                 f"{self.root}: the marker .sorter/id is missing: the mount is away; "
                 "or, if this is the place, run `sorter check --targets` to make it"
             ) from None

@@ -21,6 +21,7 @@ from sorter.config import Config
 from sorter.daemon.receive import keep_of
 from sorter.errors import SorterError
 from sorter.model import plain
+from sorter.pipeline.outages import Outage, outages
 from sorter.receive import space
 from sorter.receive.refusals import told
 from sorter.sessions import Split, split_sessions
@@ -94,7 +95,20 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
             for unit in units
             if unit.missing
         ],
+        "targets": [_out(each, units) for each in outages(spool)] if running else [],
         "waiting": [_brief(unit) for unit in units if unit.state not in OVER],
+    }
+
+
+def _out(outage: Outage, units: list[UnitSummary]) -> dict[str, Any]:
+    """A target that nothing can be delivered to now, and how much waits for it."""
+    owed = (each for unit in units for each in unit.deliveries if each.target == outage.target)
+    return {
+        "target": outage.target,
+        "since": outage.since,
+        "why": outage.why,
+        "waiting": sum(each.state in ("owed", "failed") for each in owed),
+        "next": max(0, round(outage.next - time.time())),
     }
 
 
@@ -166,6 +180,14 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
     console.print(f"sorter {running}; spool {status['spool']}", soft_wrap=True, markup=False)
     for problem in status["problems"]:
         console.print(f"now: {problem}", soft_wrap=True, markup=False)
+    for each in status["targets"]:
+        since = each["since"][:16].replace("T", " ")
+        console.print(
+            f"now: nothing can be delivered to {each['target']} since {since}: {each['why']}. "
+            f"{each['waiting']} deliveries wait; it is asked again in {each['next']} s",
+            soft_wrap=True,
+            markup=False,
+        )
     for state, words in WORDS.items():
         if status["series"][state]:
             console.print(f"{status['series'][state]:6} series {words}")

@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr
 
 from sorter.config.models import (
     Completion,
+    Delivery,
     Engine,
     LabConfig,
     PathSettings,
@@ -36,6 +37,7 @@ class Config(Section):
     senders: tuple[Sender, ...] = ()
     watch: tuple[Watch, ...] = ()
     completion: Completion = Completion()
+    delivery: Delivery = Delivery()
     store: Store = Store()
     engine: Engine = Engine()
     labs: dict[str, LabConfig] = Field(default_factory=dict)

@@ -279,6 +279,13 @@ class Completion(Section):
     another study, it has sooner."""
 
 
+class Delivery(Section):
+    """`[delivery]`: what is told of targets that nothing can be delivered to."""
+
+    tell_after: Seconds = 900.0
+    """After so many seconds an outage of a target is an event, which plugins hear of, as is its end."""
+
+
 class Store(Section):
     """`[store]`: what happens to images that were delivered."""
 

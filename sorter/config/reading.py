@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from sorter.config.config import Config
 from sorter.config.models import (
     Completion,
+    Delivery,
     Engine,
     LabConfig,
     PathSettings,
@@ -216,6 +217,7 @@ class _Reader:
             senders=self._listed("senders", Sender),
             watch=self._listed("watch", Watch),
             completion=self._section(Completion, "completion"),
+            delivery=self._section(Delivery, "delivery"),
             store=self._section(Store, "store"),
             engine=self._section(Engine, "engine"),
             labs=self._named("labs", LabConfig),

@@ -96,7 +96,7 @@ def outlets_of(config: Config, plugins: Plugins) -> dict[str, Outlet]:
             where = f"{config.locate('targets', name, 'kind')}: targets.{name}.kind"
             faults.append(f"{where}: no plugin brings {target.kind!r} (known: {known})")
             continue
-        found[name] = Outlet(kinds[target.kind], target.settings)
+        found[name] = Outlet(kinds[target.kind], target.settings, stay=name in config.labs)
     if faults:
         raise ConfigError(faults)
     return found
@@ -134,6 +134,7 @@ class Parts:
         self.rules.plugins, self.rules.senders = plugins, config.senders
         self.pipeline.settling.timing = self.pipeline.studies.timing = timing_of(config)
         self.pipeline.studies.expected = expected_of(config)
+        self.pipeline.outlets.outages.tell_after = config.delivery.tell_after
         self.pipeline.outlets.configure(outlets)
         self.pipeline.intake.watch(watched_of(config))
         self.pipeline.ask_again(planner, plugins)
@@ -184,7 +185,7 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     """Everything that sorts, for this spool. `wake` is called, from any thread, when there is something to do."""
     files = spool.files
     plugins = load_plugins(config, files)
-    outlets = Outlets(spool, wake)
+    outlets = Outlets(spool, wake, config.delivery.tell_after)
     configured, planner = outlets_of(config, plugins), planner_of(config, plugins)
     rules = FilingRules(plugins, config.senders)
     engine = LocalEngine(config.engine.jobs, spool.scratch, files, wake=wake)

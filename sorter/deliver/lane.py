@@ -107,6 +107,14 @@ class Lane:
         """Could a delivery be made now? `prepare` as in `Target.check`."""
         self._add(("check",), _Task({"do": "check", "prepare": prepare}, Checked, tell))
 
+    def take_back(self) -> list[Put]:
+        """The puts that wait, which are not delivered now."""
+        with self._changed:
+            found = [(place, task.put) for place, task in self._waiting.items() if task.put is not None]
+            for place, _ in found:
+                del self._waiting[place]
+        return [put for _, put in found]
+
     def waiting(self) -> int:
         with self._changed:
             return len(self._waiting)
@@ -183,9 +191,8 @@ class Lane:
             return self._try(task)
         except TimeoutError:
             self._end_worker(kill=True)
-            return Later(
-                f"target {self.target} did not move for {self._silence:g} s, its worker was ended: does its mount hang?"
-            )
+            says = f"did not move for {self._silence:g} s, its worker was ended: does its mount hang?"
+            return Later(f"target {self.target} {says}", away=True)
         except EOFError:
             return Later(f"the worker of target {self.target} ended {self._end_worker()}")
         except (WireError, ValueError) as error:
@@ -193,7 +200,7 @@ class Lane:
             return Later(f"the worker of target {self.target} was ended because it spoke nonsense: {error}")
         except OSError as error:
             self._end_worker(kill=True)
-            return Later(f"the worker of target {self.target} cannot be reached: {error.strerror}")
+            return Later(f"the worker of target {self.target} cannot be reached: {error.strerror}", away=True)
 
     def _try(self, task: _Task) -> Any:
         old = self._worker
@@ -215,7 +222,7 @@ class Lane:
         if self._worker is not None:
             return None
         if self._stuck is not None and self._stuck.poll() is None:
-            return Later(f"target {self.target} still holds a worker that was ended: its mount hangs")
+            return Later(f"target {self.target} still holds a worker that was ended: its mount hangs", away=True)
         self._stuck = None
         self._worker = _Worker(self._silence)
         channel = self._worker.channel
@@ -317,7 +324,7 @@ class _Worker:
 
 def _answer(answer: Mapping[str, Any], good: type) -> Any:
     if "later" in answer:
-        return Later(str(answer["later"]))
+        return Later(str(answer["later"]), answer.get("away") is True)
     if "refused" in answer:
         return Refused(str(answer["refused"]))
     if "done" in answer:

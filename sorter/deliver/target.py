@@ -5,7 +5,9 @@ target, as `Class(settings, files)`: its own table of the configuration, and the
 The class has the four methods of `Target`. It is given plain values and read-only descriptors, never a path into the
 spool; it returns what it did, or raises:
 
-* `TryLater` for what may pass (a mount that is away, a full disk): the same job comes again after a while;
+* `TryLater` for what may pass (a file that is busy): the same job comes again after a while;
+* `Away`, a `TryLater`, where nothing at all can be delivered now (a mount that is away, a full disk): all that is owed
+  there waits until `check` is content;
 * `Held` for what a person has to decide first.
 
 A job may come twice, because a power cut between the work and its receipt is told apart from neither: what is already
@@ -68,9 +70,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Not now; `why` is a sentence without patient data."""
+    """Not now; `why` is a sentence without patient data. `away`: nor can anything else be delivered there."""
 
     why: str
+    away: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ looks at the target first and asks only for the files that are really needed; th
 stays small (neither pydantic nor pydicom is imported) and ends when the other side has gone.
 
 Frames to it:     {target, code, settings} · {do: put|verify|remove|check, job} · {files: [n …]} · {cannot, held}
-Frames from it:   {ready} · {need: [n …]} · {alive} · {done} · {later} · {refused}
+Frames from it:   {ready} · {need: [n …]} · {alive} · {done} · {later, away} · {refused}
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, cast
 from sorter.deliver.target import Put, Target
 from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError
 from sorter.durable import Buffer, Files
-from sorter.errors import Held, SorterError, TryLater
+from sorter.errors import Away, Held, SorterError, TryLater
 from sorter.model import Receipt, build, plain
 
 BATCH = 64
@@ -159,7 +159,7 @@ def _do(target: Target, message: Mapping[str, Any], channel: Channel) -> Any:
 
 def _failure(error: Exception) -> dict[str, Any]:
     if isinstance(error, TryLater):
-        return {"later": str(error)}
+        return {"later": str(error), "away": isinstance(error, Away)}
     if isinstance(error, SorterError):
         return {"refused": str(error)}
     # The text of an error that nobody foresaw may hold a path below a lab: only its kind and its place are told.

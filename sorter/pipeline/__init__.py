@@ -115,6 +115,7 @@ class Pipeline:
                 self._sum_up(self.live(key))
         self._learn()
         self.studies.turn(self.now, walked=self.looked_around and not self.intake.behind)
+        self._tell_outages()
         return self._next()
 
     @contextmanager
@@ -396,7 +397,7 @@ class Pipeline:
 
     def _send(self, live: Live, delivery: Delivery, files: Sequence[Wanted]) -> None:
         assert live.plan is not None
-        self.outlets.submit(
+        waits = self.outlets.submit(
             delivery.target,
             Put(
                 id=f"{live.key}-{live.plan.revision}-{delivery.product}",
@@ -410,6 +411,8 @@ class Pipeline:
                 mend=live.unit.mending.get((delivery.product, delivery.target), ()),
             ),
         )
+        if waits:
+            self._not_yet(live, delivery.product, delivery.target, waits)
 
     # --- what came of it ----------------------------------------------------------------------------------------
 
@@ -447,10 +450,21 @@ class Pipeline:
             self._receive(live, receipt)
             self._deliver(live)
             return
-        if live.troubles.get((put.product, target)) != result.why:
-            live.unit.tell(f"{put.product} is not at {target} yet: {result.why}")
-            self._happened("delivery failed", live, product=put.product, target=target)
-        live.troubles[put.product, target] = result.why
+        self._not_yet(live, put.product, target, result.why)
+
+    def _not_yet(self, live: Live, product: str, target: str, why: str) -> None:
+        if live.troubles.get((product, target)) != why:
+            live.unit.tell(f"{product} is not at {target} yet: {why}")
+            self._happened("delivery failed", live, product=product, target=target)
+        live.troubles[product, target] = why
+
+    def _tell_outages(self) -> None:
+        """An event once a target has been out for some time, and another when it is back."""
+        for told in self.outlets.outages.news(self.now):
+            outage = told.outage
+            details = {"target": outage.target, "since": outage.since, "seconds": f"{outage.lasted:.0f}"}
+            self.spool.note(told.kind, **details)
+            self.plugins.event(Event(told.kind, "", wall_clock(), {**details, "why": outage.why}))
 
     def _receive(self, live: Live, receipt: Receipt) -> None:
         """Only now it is delivered."""

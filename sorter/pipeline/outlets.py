@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,8 +14,9 @@ from typing import Any, TypeAlias
 
 from sorter.deliver.backoff import backoff
 from sorter.deliver.lane import Lane
-from sorter.deliver.target import Done, Later, Put, Refused, Removed, Result, Wanted
+from sorter.deliver.target import Checked, Done, Later, Put, Refused, Removed, Result, Wanted
 from sorter.model import DICOM, Receipt
+from sorter.pipeline.outages import Outages
 from sorter.spool import Spool
 
 Errand: TypeAlias = tuple[str, str, str]
@@ -22,47 +25,59 @@ Errand: TypeAlias = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Outlet:
-    """One configured target: the code of its kind, and its own settings."""
+    """One configured target: the code of its kind, and its own settings. `stay`: it is a lab's, whose worker stays."""
 
     code: str
     settings: Mapping[str, Any]
+    stay: bool = False
 
 
 class Outlets:
     """Hands deliveries to their lanes. The lanes' threads only append to a queue; everything else is the caller's."""
 
-    def __init__(self, spool: Spool, wake: Callable[[], None]) -> None:
+    def __init__(self, spool: Spool, wake: Callable[[], None], tell_after: float = 900.0) -> None:
         self._spool, self._wake = spool, wake
         self._lanes: dict[str, tuple[Outlet, Lane]] = {}
         self._answers: deque[tuple[str, Put, Result]] = deque()
         self._removals: deque[tuple[Receipt, Removed | Later | Refused]] = deque()
+        self._checks: deque[tuple[str, Checked | Later | Refused]] = deque()
         self._removing: set[tuple[Errand, int]] = set()
         self._under_way: dict[Errand, int] = {}  # the revision being delivered
         self._attempts: dict[Errand, int] = {}
-        self._waiting: list[tuple[float, Errand]] = []
+        self._waiting: list[tuple[float, int, Errand]] = []  # a heap: when, in which order, what
+        self._asleep: set[Errand] = set()  # those in it
+        self._order = itertools.count()
+        self._returned: list[tuple[str, Put, Result]] = []  # taken back from a lane whose target is out
+        self._parked: dict[str, dict[Errand, None]] = {}  # by target: what waits for the end of its outage
         self._random = Random()  # noqa: S311  jitter, not secrets
+        self.outages = Outages(spool, tell_after, self._random)
 
     def configure(self, outlets: Mapping[str, Outlet]) -> None:
         """Use these targets from now on; the lane of a target that changed ends after its job, and begins anew.
 
         What waited in it is on its way no more: who owes it sends it again.
         """
-        for name, (outlet, lane) in list(self._lanes.items()):
-            if outlets.get(name) != outlet:
-                lane.stop(10)
-                del self._lanes[name]
-                self._under_way = {errand: each for errand, each in self._under_way.items() if errand[2] != name}
-                self._removing = {each for each in self._removing if each[0][2] != name}
+        changed = {name for name, (outlet, _) in self._lanes.items() if outlets.get(name) != outlet}
+        for name in changed:
+            # Beside: a mount that hangs must not keep the other labs waiting.
+            threading.Thread(target=self._lanes.pop(name)[1].stop, args=(10.0,), daemon=True).start()
+            self._forget(name)
         for name, outlet in outlets.items():
             if name not in self._lanes:
                 self._lanes[name] = (outlet, self._lane(name, outlet))
+        self.outages.configure(outlets, changed)
+
+    def _forget(self, target: str) -> None:
+        self._under_way = {errand: revision for errand, revision in self._under_way.items() if errand[2] != target}
+        self._removing = {each for each in self._removing if each[0][2] != target}
+        self._release(target)
 
     def _lane(self, name: str, outlet: Outlet) -> Lane:
         def report(put: Put, result: Result) -> None:
             self._answers.append((name, put, result))
             self._wake()
 
-        return Lane(name, outlet.code, outlet.settings, self._open, report)
+        return Lane(name, outlet.code, outlet.settings, self._open, report, stay=outlet.stay)
 
     def _open(self, put: Put, wanted: Wanted) -> int:
         """Called in a lane's thread: a read-only descriptor of one file."""
@@ -82,15 +97,22 @@ class Outlets:
 
     def busy(self, errand: Errand, revision: int) -> bool:
         """Is this revision on its way, or waiting to be tried again?"""
-        return self._under_way.get(errand, -1) >= revision or any(each == errand for _, each in self._waiting)
+        waits = errand in self._asleep or errand in self._parked.get(errand[2], {})
+        return waits or self._under_way.get(errand, -1) >= revision
 
     def under_way(self, key: str) -> bool:
         """Is anything of this unit being delivered or removed?"""
         return any(errand[0] == key for errand in (*self._under_way, *(each for each, _ in self._removing)))
 
-    def submit(self, target: str, put: Put) -> None:
-        self._under_way[put.key, put.product, target] = put.revision
+    def submit(self, target: str, put: Put) -> str:
+        """Deliver; or, where the target is out, note that this waits too, and say why."""
+        errand = (put.key, put.product, target)
+        if target in self.outages:
+            self._park(errand)
+            return self.outages.why(target)
+        self._under_way[errand] = put.revision
         self._lanes[target][1].submit(put)
+        return ""
 
     def remove(self, receipt: Receipt) -> bool:
         """Have removed from its target what still equals this receipt; False where there is no such target now."""
@@ -98,6 +120,9 @@ class Outlets:
         if receipt.target not in self._lanes:
             return False
         if (errand, receipt.revision) in self._removing:
+            return True
+        if receipt.target in self.outages:
+            self._park(errand)
             return True
 
         def tell(result: Removed | Later | Refused) -> None:
@@ -116,7 +141,7 @@ class Outlets:
             errand = (receipt.key, receipt.product, receipt.target)
             self._removing.discard((errand, receipt.revision))
             if not isinstance(result, Removed):
-                self.try_later(errand, now)
+                self._failed(errand, result, now)
             found.append((receipt, result))
         return found
 
@@ -129,32 +154,104 @@ class Outlets:
             if self._under_way.get(errand) == put.revision:
                 del self._under_way[errand]
             if isinstance(result, Done):
-                self._attempts.pop(errand, None)
-            elif isinstance(result, Later | Refused):
-                self.try_later(errand, now)
+                self._succeeded(errand, now)
+            else:
+                self._failed(errand, result, now)
             found.append((target, put, result))
+        found += self._returned
+        self._returned = []
         return found
+
+    def _succeeded(self, errand: Errand, now: float) -> None:
+        target = errand[2]
+        self._attempts.pop(errand, None)
+        self.outages.ended(target, now)
+        self._release(target)
+        if self.outages.is_shaky(target) and not any(
+            each[2] == target for each in itertools.chain(self._under_way, self._asleep)
+        ):
+            self.outages.settled(target)
+
+    def _failed(self, errand: Errand, result: Later | Refused, now: float) -> None:
+        """Wait: for the end of the outage where nothing can be delivered there, else for this errand's own turn."""
+        target = errand[2]
+        if not isinstance(result, Later) or not result.away:
+            self.try_later(errand, now)
+            return
+        if target not in self.outages:
+            self.outages.failed(target, result.why, now)
+        for put in self._lanes[target][1].take_back() if target in self._lanes else ():
+            other = (put.key, put.product, target)
+            self._under_way.pop(other, None)
+            self._park(other)
+            self._returned.append((target, put, result))
+        self._park(errand)  # behind what has not been tried: one that fails by itself keeps nobody else waiting
 
     def try_later(self, errand: Errand, now: float) -> None:
         """After a while that grows with each failure in a row: a person's mistake is looked at again too."""
         self._attempts[errand] = self._attempts.get(errand, 0) + 1
-        heapq.heappush(self._waiting, (now + backoff(self._attempts[errand], self._random), errand))
+        self._sleep(now + backoff(self._attempts[errand], self._random), errand)
+
+    def _sleep(self, until: float, errand: Errand) -> None:
+        if errand not in self._asleep:
+            self._asleep.add(errand)
+            heapq.heappush(self._waiting, (until, next(self._order), errand))
 
     def due(self, now: float) -> list[Errand]:
-        """What should be tried again now."""
+        """What should be tried again now; targets that are out are asked for it by one small check."""
+        self._collect_checks(now)
+        for target in self.outages.due(now):
+            self._check(target)
         found = []
         while self._waiting and self._waiting[0][0] <= now:
-            found.append(heapq.heappop(self._waiting)[1])
+            errand = heapq.heappop(self._waiting)[2]
+            self._asleep.discard(errand)
+            found.append(errand)
         return found
+
+    def _check(self, target: str) -> None:
+        def tell(answer: Checked | Later | Refused) -> None:
+            self._checks.append((target, answer))
+            self._wake()
+
+        self._lanes[target][1].check(tell)
+
+    def _collect_checks(self, now: float) -> None:
+        while self._checks:
+            target, answer = self._checks.popleft()
+            if target not in self.outages:
+                continue  # a delivery that was under way was done meanwhile, or the target is another now
+            if isinstance(answer, Checked):
+                self.outages.ended(target, now)
+                self._release(target)
+            else:
+                self.outages.failed(target, answer.why, now)
+
+    def _park(self, errand: Errand) -> None:
+        parked = self._parked.setdefault(errand[2], {})
+        parked.pop(errand, None)
+        parked[errand] = None
+
+    def _release(self, target: str) -> None:
+        """All that waits for it is due now, each behind those that waited before it."""
+        for errand in self._parked.pop(target, {}):
+            self._attempts.pop(errand, None)
+            self._sleep(0.0, errand)
 
     def try_all_now(self) -> None:
         """A person says that what was wrong is mended."""
-        self._waiting = [(0.0, errand) for _, errand in self._waiting]
+        self._waiting = [(0.0, number, errand) for _, number, errand in sorted(self._waiting)]
+        self.outages.ask_all_now()
 
     @property
     def next(self) -> float | None:
-        return self._waiting[0][0] if self._waiting else None
+        times = [self._waiting[0][0] if self._waiting else None, self.outages.next]
+        return min((time for time in times if time is not None), default=None)
 
     def stop(self, timeout: float) -> None:
-        for _, lane in self._lanes.values():
-            lane.stop(timeout)
+        """All lanes at once: one whose mount hangs takes `timeout` seconds, and ten of them no longer."""
+        stopping = [threading.Thread(target=lane.stop, args=(timeout,)) for _, lane in self._lanes.values()]
+        for each in stopping:
+            each.start()
+        for each in stopping:
+            each.join()

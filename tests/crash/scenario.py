@@ -20,9 +20,9 @@ from sorter.daemon import assembly
 from sorter.daemon.assembly import Parts, assemble
 from sorter.daemon.requests import answer_requests
 from sorter.daemon.sort import mark_defaults
-from sorter.deliver.target import Later, Put, Refused, Removed, Result, Wanted
+from sorter.deliver.target import Checked, Later, Put, Refused, Removed, Result, Wanted
 from sorter.engine.work import Outcome
-from sorter.errors import Held, TryLater
+from sorter.errors import Away, Held, TryLater
 from sorter.model import Receipt
 from sorter.pipeline import outlets
 from sorter.receive.arrivals import Arrivals
@@ -100,7 +100,7 @@ class Near:
             try:
                 result: Result = self.target.put(put, source)
             except TryLater as error:
-                result = Later(str(error))
+                result = Later(str(error), isinstance(error, Away))
             except Held as error:
                 result = Refused(str(error))
         self.report(put, result)
@@ -110,6 +110,15 @@ class Near:
             tell(self.target.remove(receipt))
         except TryLater as error:
             tell(Later(str(error)))
+
+    def check(self, tell: Callable[[Checked | Later | Refused], None]) -> None:
+        try:
+            tell(self.target.check())
+        except TryLater as error:
+            tell(Later(str(error), isinstance(error, Away)))
+
+    def take_back(self) -> list[Put]:
+        return []
 
     def stop(self, timeout: float) -> None:
         pass

@@ -508,6 +508,7 @@ HEADINGS = {
     "sorter": "[sorter]", "receive": "[receive]", "receive.tls": "[receive.tls]",
     "senders": "[[senders]]", "watch": "[[watch]]",
     "completion": "[completion]",
+    "delivery": "[delivery]",
     "store": "[store]", "engine": "[engine]", "labs": "[labs.NAME]", "targets": "[targets.NAME]",
     "plugins": "[plugins.NAME]",
 }  # fmt: skip
