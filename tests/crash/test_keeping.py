@@ -19,7 +19,7 @@ from sorter.spool import leaving, withdrawals
 from sorter.spool.unit import Unit
 from tests.crash.memory import Memory
 from tests.crash.scenario import Life, begin, data_set, settings_of
-from tests.crash.test_enumeration import LAB, QUARANTINE, SEED, STATES_OF_A_MOMENT, STORE, Cut, cuts
+from tests.crash.test_enumeration import LAB, QUARANTINE, SEED, STORE, Cut, cuts
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 
@@ -134,13 +134,16 @@ def judge_withdrawn(cut: Cut, settings: Config) -> list[str]:
 TALES = {withdrawn: (judge_withdrawn, 2000), mended: (judge_mended, 700)}
 """Each story with its judgement, and the number of distinct states that it must lead to."""
 
+STATES = 8
+"""Of a moment, at the most."""
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # ten seconds where nothing else runs
 @pytest.mark.parametrize("story", TALES, ids=lambda each: each.__name__)
 def test_no_power_cut_halves_what_a_person_decided(settings: Config, story: Callable[[Life], None]) -> None:
     judge, least = TALES[story]
-    states = cuts(settings, story, STATES_OF_A_MOMENT).values()
+    states = cuts(settings, story, STATES).values()
     wrong = Counter(each for cut in states for each in judge(cut, settings))
     assert not wrong
     assert len(states) >= least
