@@ -106,6 +106,16 @@ class RunningSorter:
             self._process.stdout.close()
         self._process = None
 
+    def workers(self) -> set[int]:
+        """The processes that deliver to its targets."""
+        assert self._process is not None
+        found = set()
+        for pid in _descendants(self._process.pid):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if b"sorter.deliver.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.add(pid)
+        return found
+
     # --- what it knows ------------------------------------------------------------------------------------------
 
     def series(self) -> list[UnitSummary]:
@@ -143,9 +153,10 @@ def _running(group: int, pids: Sequence[int]) -> list[int]:
 
 
 def _descendants(pid: int) -> list[int]:
-    """Of a process, children first; from /proc."""
+    """Of a process, those of each of its threads, children first; from /proc."""
     found: list[int] = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            found += [int(child), *_descendants(int(child))]
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                found += [int(child), *_descendants(int(child))]
     return found

@@ -22,7 +22,7 @@ from sorter.builtin._path_decide import distinct
 from sorter.builtin.path_target import PathTarget, mark
 from sorter.deliver.target import Done, Put, Wanted
 from sorter.durable import NFS, Files
-from sorter.errors import Held, SorterError, TryLater
+from sorter.errors import Away, Held, SorterError, TryLater
 from sorter.model import Delivered, Receipt
 
 KEY = "aaaaaaaa11112222333344445555ffff"
@@ -761,8 +761,8 @@ def scenario(base: Path, files: Files) -> tuple[World, int]:
     return world, len(said)
 
 
-def every_fault(tmp_path: Path, make: Callable[[int], Failing]) -> Iterator[tuple[World, int]]:
-    for nth in range(1000):
+def every_fault(tmp_path: Path, make: Callable[[int], Failing], step: int = 1) -> Iterator[tuple[World, int]]:
+    for nth in range(0, 2000, step):
         files = make(nth)
         base = tmp_path / str(nth)
         base.mkdir()
@@ -774,7 +774,73 @@ def every_fault(tmp_path: Path, make: Callable[[int], Failing]) -> Iterator[tupl
     raise AssertionError("no end of effects")
 
 
-CODES = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES]
+CODES = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EINTR, errno.EACCES]
+
+
+class EveryCall(Failing):
+    """Failing, and what only looks or reads is counted too."""
+
+    def open(self, path: Any, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+        return int(self._count(lambda: Files.open(self, path, flags, mode, at=at)))
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        return bytes(self._count(lambda: Files.pread(self, fd, size, offset)))
+
+    def readinto(self, fd: int, buffer: Any) -> int:
+        return int(self._count(lambda: Files.readinto(self, fd, buffer)))
+
+    def stat(self, path: Any, *, at: int | None = None) -> os.stat_result:
+        found: os.stat_result = self._count(lambda: Files.stat(self, path, at=at))
+        return found
+
+    def scan(self, path: Any) -> list[tuple[str, os.stat_result]]:
+        return list(self._count(lambda: Files.scan(self, path)))
+
+    def names(self, path: Any) -> list[str]:
+        return list(self._count(lambda: Files.names(self, path)))
+
+    def lock(self, fd: int, *, shared: bool = False, wait: bool = False) -> bool:
+        return bool(self._count(lambda: Files.lock(self, fd, shared=shared, wait=wait)))
+
+
+@pytest.mark.parametrize(
+    ("code", "step"), [(errno.EIO, 5), *(pytest.param(code, 1, marks=pytest.mark.soak) for code in CODES)]
+)
+def test_a_fault_at_every_call(tmp_path: Path, code: int, step: int) -> None:
+    """No call of a delivery may fail so that a file is lost, doubled, or wrongly said to be there."""
+    calls = 0
+    for world, _ in every_fault(tmp_path, lambda nth: EveryCall(nth, code), step):
+        calls += step
+        assert world.tree() == below(REV2)
+        assert world.manifest()["revision"] == 2
+    assert calls > 100
+
+
+def test_what_stops_every_delivery_is_told_from_what_stops_one(world: World) -> None:
+    whole = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
+    for code in (*whole, errno.EACCES, errno.ETXTBSY, errno.EBUSY, errno.EINTR):
+        with pytest.raises(TryLater) as said:
+            world.put(TWO, files=Failing(3, code))
+        assert isinstance(said.value, Away) == (code in whole)
+
+
+@pytest.mark.parametrize("code", [errno.ETXTBSY, errno.EBUSY, errno.EACCES])
+def test_a_file_that_is_open_on_smb_waits_and_is_replaced_when_it_is_closed(world: World, code: int) -> None:
+    """Simulated: a rename onto a file that somebody has open fails there."""
+
+    class Open(Files):
+        def rename(self, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+            if new == "001.dcm":
+                raise OSError(code, os.strerror(code))
+            super().rename(old, new, at=at, to=to)
+
+    first = receipt(world.put(REV1))
+    with pytest.raises(TryLater) as said:
+        world.grow(first, REV2, files=Open())
+    assert not isinstance(said.value, Away)
+    assert world.tree()[f"{FOLDER}/001.dcm"] == REV1["001.dcm"]
+    world.grow(first, REV2)
+    assert world.tree() == below(REV2)
 
 
 @pytest.mark.parametrize(
