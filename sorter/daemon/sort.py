@@ -15,7 +15,7 @@ from sorter.config import Config
 from sorter.daemon.assembly import assemble
 from sorter.daemon.requests import answer_requests
 from sorter.durable import Files
-from sorter.errors import ConfigError
+from sorter.errors import ConfigError, SorterError
 from sorter.spool import Spool
 from sorter.watch import Hints
 
@@ -141,11 +141,14 @@ class Sort:
         try:
             config = self._reload_config()
             self._parts.reload(config, self._files)
-            mark_defaults(config, self._files)
         except ConfigError as error:
             log.error("the new configuration is not used, the old one stays in force:\n%s", error)
             return
         log.info("configuration reloaded")
+        try:
+            mark_defaults(config, self._files)
+        except (SorterError, OSError) as error:  # what goes there waits; all else goes on
+            log.error("a lab's folder cannot be made ready: %s", error)
 
     def _look_at_tables(self) -> None:
         changed = self._parts.rules.plugins.refresh()
