@@ -7,4 +7,7 @@ from sorter import TargetKind, hookimpl
 
 @hookimpl
 def sorter_targets() -> list[TargetKind]:
-    return [TargetKind("path", "sorter.builtin.path_target:PathTarget")]
+    return [
+        TargetKind("path", "sorter.builtin.path_target:PathTarget"),
+        TargetKind("dicom", "sorter.scu.target:DicomTarget"),
+    ]

@@ -358,3 +358,20 @@ class PathSettings(Section):
         """As the target's worker gets it: without what is not set."""
         found = {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}
         return {**found, "root": str(self.root)}
+
+
+class NodeSettings(Section):
+    """`[targets.NAME]` of kind `"dicom"`: another node, to which images go by C-STORE."""
+
+    host: Annotated[str, AfterValidator(_host)]
+    """The node's address, or its name."""
+    port: int = Field(ge=1, le=65535)
+    """The port that it listens on."""
+    ae_title: AETitle
+    """The AE title that it is called by."""
+    calling: AETitle | None = None
+    """The AE title that sorter calls itself there. Default: `"SORTER"`."""
+
+    def plain(self) -> dict[str, Any]:
+        """As the target's worker gets it: without what is not set."""
+        return {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}

@@ -20,6 +20,7 @@ from sorter.config.models import (
     Delivery,
     Engine,
     LabConfig,
+    NodeSettings,
     PathSettings,
     Receive,
     Sender,
@@ -297,10 +298,11 @@ class _Reader:
             for path, says in _not_json(raw, key):
                 self._fault(path, says)
             target = self._model(TargetConfig, raw, key)
-            if target is not None and target.kind == "path":
-                settings = self._model(PathSettings, target.settings, key)
+            model = OWN_KINDS.get(target.kind) if target is not None else None
+            if target is not None and model is not None:
+                settings = self._model(model, target.settings, key)
                 plain = settings.plain() if settings is not None else {}
-                target = TargetConfig.model_validate({"kind": "path", **plain})
+                target = TargetConfig.model_validate({"kind": target.kind, **plain})
             if target is not None:
                 found[name] = target
         return found
@@ -309,6 +311,10 @@ class _Reader:
         # Their names are those of modules and distributions, and never become a path: any name will do.
         raw = self._table(self._raw.get("plugins", {}), ("plugins",)) or {}
         return {name: table for name in raw if (table := self._table(raw[name], ("plugins", name))) is not None}
+
+
+OWN_KINDS: Mapping[str, type[PathSettings | NodeSettings]] = {"path": PathSettings, "dicom": NodeSettings}
+"""The kinds of target that sorter brings, whose settings it knows."""
 
 
 def _not_json(value: Any, key: Key) -> list[tuple[Key, str]]:

@@ -14,7 +14,7 @@ from sorter.durable import Files
 from sorter.engine.local import LocalEngine
 from sorter.errors import ConfigError, SorterError
 from sorter.expected import ExpectedSeries
-from sorter.model import Instance, Source
+from sorter.model import DICOM, Instance, Source
 from sorter.pipeline import Pipeline
 from sorter.pipeline.archives import Archives
 from sorter.pipeline.commitments import CommitmentProvider, Peer, Terms
@@ -104,7 +104,8 @@ def outlets_of(config: Config, plugins: Plugins) -> dict[str, Outlet]:
 
 def planner_of(config: Config, plugins: Plugins) -> Planner:
     wanted = {name: lab.products for name, lab in config.labs.items() if lab.products is not None}
-    planner = Planner(plugins, config.all_targets(), wanted)
+    nodes = {name: (DICOM,) for name, target in config.targets.items() if target.kind == "dicom"}
+    planner = Planner(plugins, config.all_targets(), {**wanted, **nodes})
     faults = [
         f"{config.locate('labs', lab, 'products')}: labs.{lab}.products: no plugin makes {product!r}"
         for lab, products in wanted.items()

@@ -94,15 +94,28 @@ def _send_batch(
     with associated(peer, [(sop_class, (syntax,)) for sop_class, syntax in pairs]) as association:
         for path, parsed in batch:
             status = _store(association, files, path, parsed)
-            if status == 0 or status & 0xF000 == 0xB000:  # success, or a warning: it is stored (PS3.4 B.2.3)
+            if is_stored(status):
                 report.sent += 1
             else:
                 report.refused.append((path, status, STATUSES.get(status, "the receiver gives no better reason")))
             progress(path)
 
 
+def is_stored(status: int) -> bool:
+    """Success, or a warning: the receiver has it (PS3.4 B.2.3)."""
+    return status == 0 or status & 0xF000 == 0xB000
+
+
 def _store(association: Any, files: Files, path: Path, parsed: Parsed) -> int:
-    """One C-STORE (PS3.7 9.1.1) of the data set's own bytes; the status. SorterError if the association broke."""
+    """One C-STORE of a file; the status. SorterError if the association broke."""
+    status = store_data(association, parsed, files.read_file(path, limit=4 << 30)[parsed.dataset_offset :])
+    if status is None:
+        raise SorterError(f"the receiver broke off while {path} was sent; send again, what it has changes nothing")
+    return status
+
+
+def store_data(association: Any, parsed: Parsed, data: bytes) -> int | None:
+    """One C-STORE (PS3.7 9.1.1) of a data set's own bytes; the status, None if the association broke."""
     from io import BytesIO
 
     from pynetdicom.dimse_primitives import C_STORE
@@ -121,9 +134,6 @@ def _store(association: Any, files: Files, path: Path, parsed: Parsed) -> int:
     request.MessageID = 1
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = parsed.sop_class, parsed.sop_uid
     request.Priority = 2
-    data = files.read_file(path, limit=4 << 30)[parsed.dataset_offset :]
     request.DataSet = BytesIO(data + b"\0" * (len(data) % 2))
     answer = exchange(association, request, context.context_id)
-    if answer is None:
-        raise SorterError(f"the receiver broke off while {path} was sent; send again, what it has changes nothing")
-    return int(answer.Status)
+    return None if answer is None else int(answer.Status)

@@ -127,6 +127,7 @@ class Share:
     """A folder of an sshd on loopback, mounted by sshfs. It is a `Place`."""
 
     code = "sorter.builtin.path_target:PathTarget"
+    comparable = True
 
     def __init__(self, base: Path) -> None:
         self.base, self.behind, self.root = base, base / "behind", base / "mounted"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from sorter.config import Config, TargetConfig, load, reading
-from sorter.config.models import PathSettings
+from sorter.config.models import NodeSettings, PathSettings
 from sorter.config.places import places
 from sorter.errors import ConfigError, SorterError
 
@@ -100,7 +100,8 @@ def test_targets_are_the_roots_of_labs_and_the_configured_ones(write: Write, tmp
             '[labs.a]\nroot = "/labs/a"\ngroup = "staff"\ntargets = ["archive", "node"]\nproducts = ["dicom"]\n'
             '[labs.b]\nmatch = [" PatientID = x* "]\n'
             '[targets.archive]\nkind = "path"\nroot = "archive"\numask = "027"\n'
-            '[targets.node]\nkind = "dicom"\nhost = "pacs"\nport = 104\ntls = { on = true }\n'
+            '[targets.node]\nkind = "dicom"\nhost = "pacs"\nport = 104\nae_title = "PACS"\n'
+            '[targets.other]\nkind = "rclone"\nhost = "s3"\ntls = { on = true }\n'
         )
     )
     found = {name: (target.kind, target.settings) for name, target in config.all_targets().items()}
@@ -108,7 +109,8 @@ def test_targets_are_the_roots_of_labs_and_the_configured_ones(write: Write, tmp
         "a": ("path", {"root": "/labs/a", "group": "staff"}),
         "b": ("path", {"root": str(tmp_path / "r" / "labs" / "b")}),
         "archive": ("path", {"root": str(tmp_path / "archive"), "umask": "027"}),
-        "node": ("dicom", {"host": "pacs", "port": 104, "tls": {"on": True}}),
+        "node": ("dicom", {"host": "pacs", "port": 104, "ae_title": "PACS"}),
+        "other": ("rclone", {"host": "s3", "tls": {"on": True}}),
     }
     assert config.spool == tmp_path.parent / "elsewhere" / "spool"
     assert config.plugins_folder == tmp_path / "plugins"
@@ -542,7 +544,7 @@ def test_every_table_is_documented() -> None:
 def test_every_key_is_documented_and_no_other(name: str) -> None:
     known = set(model_of(name).model_fields)
     if name == "targets":
-        known |= set(PathSettings.model_fields)
+        known |= {*PathSettings.model_fields, *NodeSettings.model_fields}
     assert documented(name) == known
     example = sections()[HEADINGS[name]]
     keys = [key for key in known if f"{name}.{key}" not in HEADINGS]
@@ -551,7 +553,7 @@ def test_every_key_is_documented_and_no_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in HEADINGS if name != "plugins"])
 def test_every_key_says_what_it_is(name: str) -> None:
-    models = [model_of(name), *([PathSettings] if name == "targets" else [])]
+    models = [model_of(name), *([PathSettings, NodeSettings] if name == "targets" else [])]
     for model in models:
         assert model.__doc__
         assert all(field.description for field in model.model_fields.values()), model
@@ -570,3 +572,9 @@ def test_the_path_target_reads_what_may_be_written() -> None:
     text = (PROJECT / "sorter" / "builtin" / "path_target.py").read_text()
     asked = set(re.findall(r'settings\.get\("(\w+)"', text))
     assert asked == set(PathSettings.model_fields)
+
+
+def test_the_dicom_target_reads_what_may_be_written() -> None:
+    text = (PROJECT / "sorter" / "scu" / "target.py").read_text()
+    asked = set(re.findall(r'settings\.get\("(\w+)"', text))
+    assert asked == set(NodeSettings.model_fields)

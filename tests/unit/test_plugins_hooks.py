@@ -281,7 +281,11 @@ def test_sorter_products_are_named_once_and_single_files_by_path(tmp_path: Path)
 def test_sorter_targets_brings_kinds(tmp_path: Path) -> None:
     loaded = plugins(tmp_path, a=hook("sorter_targets", "return (TargetKind('rclone', 'a:B'),)"))
     kinds = {value.name: value.code for _, value in loaded.target_kinds().answers}
-    assert kinds == {"rclone": "a:B", "path": "sorter.builtin.path_target:PathTarget"}
+    assert kinds == {
+        "rclone": "a:B",
+        "path": "sorter.builtin.path_target:PathTarget",
+        "dicom": "sorter.scu.target:DicomTarget",
+    }
 
 
 def test_sorter_event_tells_every_plugin(tmp_path: Path) -> None:

@@ -6,22 +6,28 @@ import errno
 import json
 import os
 import pwd
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 
-from conftest import Account
+from conftest import Account, Dcmtk
 from sorter.durable import Files
 from sorter.testing.targets import Place, TargetSuite
+from sorter.testing.waiting import wait_until
 
 
 class Folder:
     """A `Place`: a root on a real file system."""
 
     code = "sorter.builtin.path_target:PathTarget"
+    comparable = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -53,6 +59,70 @@ class TestFolder(TargetSuite):
     @pytest.fixture
     def place(self, tmp_path: Path) -> Folder:
         return Folder(tmp_path / "root")
+
+
+class Node:
+    """A `Place`: another program's Storage SCP, which writes what it gets into a folder."""
+
+    code = "sorter.scu.target:DicomTarget"
+    comparable = False
+
+    def __init__(self, command: Callable[[int, Path], list[str]], folder: Path, port: int) -> None:
+        self.folder, self._command, self._port = folder, command, port
+        self.settings = {"host": "127.0.0.1", "port": port, "ae_title": "NODE"}
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir()
+        self.come_back()
+
+    def come_back(self) -> None:
+        self._process = subprocess.Popen(
+            self._command(self._port, self.folder), cwd=self.folder,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "TCP_NODELAY": "1"},
+        )  # fmt: skip
+        wait_until(self._answers, 30)
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+
+    def go_away(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def count(self, image: bytes) -> int:
+        """By what the data set holds: each program writes a file meta of its own."""
+        want = dcmread(BytesIO(image))
+        found = [dcmread(path) for path in self.folder.iterdir()]
+        return sum(each == want for each in found)
+
+    def lose(self, image: bytes) -> bool:
+        return False
+
+
+class TestStorescp(TargetSuite):
+    """DCMTK's storescp."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, dcmtk: Dcmtk, free_port: int) -> Iterator[Node]:
+        node = Node(lambda port, folder: dcmtk.command("storescp", "-od", folder, port), tmp_path / "node", free_port)
+        yield node
+        node.go_away()
+
+
+def pynetdicom_scp(port: int, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "pynetdicom", "storescp", str(port), "-od", str(folder), "-q"]
+
+
+class TestPynetdicom(TargetSuite):
+    """pynetdicom's storescp."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, free_port: int) -> Iterator[Node]:
+        node = Node(pynetdicom_scp, tmp_path / "node", free_port)
+        yield node
+        node.go_away()
 
 
 def no_rename_new(self: Files, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
