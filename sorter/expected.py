@@ -11,14 +11,21 @@ import fnmatch
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sorter.model import Missing, StudySeries, Verdict
 
 MOST = 100
 """Times that one series can be expected in a study."""
 
+LONGEST = 60 * 86400
+"""Seconds of the longest silence that can be allowed."""
+
+DAYS = 4
+"""Days that are remembered of what is expected daily."""
+
 _TIMES = re.compile(r"(.*\S)\s+[x×]([-+.,\d]\S*)?", re.DOTALL)
+_SPAN = re.compile(r"([0-9]{1,4})\s*(m|h|d)")
 _DAILY = re.compile(r"([0-9]{1,2}):([0-9]{2})(?:\s+(\S.*))?", re.DOTALL)
 
 
@@ -82,6 +89,21 @@ class ExpectedDaily:
         return fits(self.subject, subject)
 
 
+@dataclass(frozen=True, slots=True)
+class Daily:
+    """What is known of a lab that expects something every day: of the latest days, ISO 8601, in local time."""
+
+    since: float  # seconds since the epoch: it has been expected since then, and not before
+    came: tuple[str, ...] = ()  # days on which something came
+    told: tuple[str, ...] = ()  # days of which it was told that nothing did
+
+    def with_came(self, day: str) -> Daily:
+        return self if day in self.came else replace(self, came=(*self.came, day)[-DAYS:])
+
+    def with_told(self, day: str) -> Daily:
+        return replace(self, told=(*self.told, day)[-DAYS:])
+
+
 def checked_glob(glob: str) -> str:
     """The glob; ValueError where it could fit nothing that a person means by it."""
     if any(ord(char) < 32 for char in glob):
@@ -89,6 +111,15 @@ def checked_glob(glob: str) -> str:
     if "[" in re.sub(r"\[!?\]?[^\]]*\]", "", glob):
         raise ValueError(f'in "{glob}" a [ is never closed; write [[] for the character itself')
     return glob
+
+
+def span(text: str) -> float:
+    """Seconds of a time such as "90m", "8h" or "3d". ValueError says what is wrong."""
+    found = _SPAN.fullmatch(text.strip())
+    seconds = int(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]] if found else 0
+    if not 60 <= seconds <= LONGEST:
+        raise ValueError(f'"{text}" is no time; write minutes, hours or days, as "90m", "8h" or "3d", at most 60 days')
+    return float(seconds)
 
 
 def fits(glob: str, text: str) -> bool:

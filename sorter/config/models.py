@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
-from sorter.expected import ExpectedSeries, checked_glob
+from sorter.expected import ExpectedDaily, ExpectedSeries, checked_glob, span
 
 SENDER_WORDS = ("CallingAE", "CalledAE", "PeerAddress")
 """What `match` can ask for besides DICOM keywords: who sent it."""
@@ -149,6 +149,16 @@ def _series(value: str) -> str:
     return str(ExpectedSeries.parse(value))
 
 
+def _daily(value: str) -> str:
+    return str(ExpectedDaily.parse(value))
+
+
+def _span(value: Any) -> Any:
+    if isinstance(value, float):
+        return value
+    return span(value) if isinstance(value, str) else _wrong('must be a time in quotes, as "8h"', value)
+
+
 def _keep(value: Any) -> Any:
     if value == "forever" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
@@ -246,6 +256,8 @@ class Sender(Section):
     may_correct: bool = False
     """Whether a header that it sends again, with the same pixels, takes the place of the first one. As long as no
     sender may, whoever sent the first copy may correct it."""
+    silent_after: Annotated[float, BeforeValidator(_span)] | None = None
+    """For so long it may send no image, as `"90m"`, `"8h"` or `"3d"`; then it is said. Default: as long as it likes."""
 
 
 class Watch(Section):
@@ -322,6 +334,9 @@ class LabConfig(Section):
     """Targets that this lab's series go to besides its root."""
     products: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """What is delivered, as `["dicom", "nifti"]`. Default: everything that the plugins make."""
+    expect_daily: Annotated[str, AfterValidator(_daily)] | None = None
+    """A local time, as `"09:00"`, by which something should have come to this lab on every day; with a glob of the
+    subject behind it, as `"09:00 PHANTOM*"`, something of such a subject. Default: nothing is expected."""
     expect: Annotated[tuple[Annotated[str, AfterValidator(_series)], ...], Field(strict=False)] = ()
     """The series that each of its studies should have: globs of the series description, with ` x2` behind one that
     should come twice, as `["T1*", "rest* x2"]`. What is missing when a study has settled is said."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from sorter.config import Config, Node, Sender
 from sorter.durable import Files
 from sorter.engine.local import LocalEngine
 from sorter.errors import ConfigError, SorterError
-from sorter.expected import ExpectedSeries
+from sorter.expected import ExpectedDaily, ExpectedSeries
 from sorter.model import DICOM, Instance, Source
 from sorter.pipeline import Pipeline
+from sorter.pipeline.alarms import Awaited, Clocks
 from sorter.pipeline.archives import Archives
 from sorter.pipeline.commitments import CommitmentProvider, Peer, Terms
 from sorter.pipeline.evidence import Witness
@@ -37,6 +39,8 @@ from sorter.trust import Ledger
 from sorter.watch import Incoming, Lookout, Taken, Watched
 
 UNASSIGNED = "unassigned"
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(slots=True)
@@ -136,6 +140,7 @@ class Parts:
         self.pipeline.settling.timing = self.pipeline.studies.timing = timing_of(config)
         self.pipeline.studies.expected = expected_of(config)
         self.pipeline.outlets.outages.tell_after = config.delivery.tell_after
+        self.pipeline.alarms.configure(daily_of(config), awaited_of(config))
         self.pipeline.outlets.configure(outlets)
         self.pipeline.intake.watch(watched_of(config))
         self.pipeline.ask_again(planner, plugins)
@@ -173,6 +178,30 @@ def timing_of(config: Config) -> Timing:
 def expected_of(config: Config) -> dict[str, tuple[ExpectedSeries, ...]]:
     """What each lab expects of its studies."""
     return {name: tuple(map(ExpectedSeries.parse, lab.expect)) for name, lab in config.labs.items()}
+
+
+def daily_of(config: Config) -> dict[str, ExpectedDaily]:
+    """What should come to a lab every day."""
+    return {
+        name: ExpectedDaily.parse(lab.expect_daily) for name, lab in config.labs.items() if lab.expect_daily is not None
+    }
+
+
+def awaited_of(config: Config) -> list[Awaited]:
+    """The senders that may not be silent for long."""
+    return [
+        Awaited("@".join(filter(None, (each.ae, each.address))), each.silent_after, functools.partial(_is_sender, each))
+        for each in config.senders
+        if each.silent_after is not None
+    ]
+
+
+def clocks_of(files: Files) -> Clocks:
+    """Those of this machine."""
+    try:
+        return Clocks(boot_id=files.read_file(BOOT_ID).decode().strip())
+    except OSError:
+        return Clocks()
 
 
 def watched_of(config: Config) -> list[Watched]:
@@ -217,12 +246,13 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     )
     pipeline = Pipeline(
         spool, plugins, planner, units, intake, workshop, outlets, witness, queries,
-        index if commitments is not None else None,
+        index if commitments is not None else None, clocks_of(files),
     )  # fmt: skip
     if commitments is not None:
         commitments.heard = lambda request: pipeline.hear("commitment", request.sender, request.names)
     outlets.configure(configured)
     pipeline.studies.expected = expected_of(config)
+    pipeline.alarms.configure(daily_of(config), awaited_of(config))
     return Parts(spool, pipeline, rules, config, commitments)
 
 

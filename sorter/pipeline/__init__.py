@@ -20,12 +20,13 @@ from typing import Any
 from sorter.completion import DropWhole, Publish, Told
 from sorter.deliver.target import Done, Later, Put, Refused, Removed, Result, Wanted
 from sorter.engine.work import Outcome
-from sorter.model import DICOM, Delivery, Event, Instance, Receipt, Revision, plain
+from sorter.model import DICOM, Delivery, Event, Identity, Instance, Receipt, Revision, plain
+from sorter.pipeline.alarms import Alarms, Clocks
 from sorter.pipeline.archives import Read
 from sorter.pipeline.evidence import Witness, taught
 from sorter.pipeline.intake import Intake, Whole
 from sorter.pipeline.outlets import Outlets
-from sorter.pipeline.planning import NOTHING, NoPlan, Planner
+from sorter.pipeline.planning import NOTHING, NoPlan, Planner, view
 from sorter.pipeline.queries import Answer, Case, Queries
 from sorter.pipeline.settling import Settling
 from sorter.pipeline.studies import Studies
@@ -34,6 +35,7 @@ from sorter.pipeline.withdrawing import Withdrawing
 from sorter.pipeline.workshop import Workshop
 from sorter.plugins import Plugins
 from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.alarms import AlarmFile
 from sorter.spool.by_sop import BySop
 from sorter.spool.layout import now as wall_clock
 from sorter.spool.studies import StudyRecord, StudyRecords
@@ -68,10 +70,12 @@ class Pipeline:
     witness: InitVar[Witness]
     queries: Queries
     index: BySop | None = None
+    clocks: Clocks = field(default_factory=Clocks)
     now: float = 0.0
     settling: Settling = field(init=False)
     studies: Studies = field(init=False)
     withdrawing: Withdrawing = field(init=False)
+    alarms: Alarms = field(init=False)
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
     _news: deque[Filed | Ended | Whole | Read] = field(default_factory=deque)  # taken, and not noted yet
     _touched: set[str] = field(default_factory=set)  # units to be summed up in this turn
@@ -80,12 +84,15 @@ class Pipeline:
     _waiting: set[str] = field(default_factory=set)  # units that are held, or that nobody wants
     _grown: set[str] = field(default_factory=set)  # units of which more came than their summaries say
     _grown_said: float = -SUM_UP_EVERY  # when they were last summed up
+    _beyond: str = ""  # why studies and alarms wait, "" while they do not
 
     def __post_init__(self, witness: Witness) -> None:
         self.settling = Settling(witness, self.units.timing, self.units.at_work, self._publish, self._improve)
         records = StudyRecords(self.spool.studies, self.spool.files)
         self.studies = Studies(records, self.units.timing, self.units.at_work, self._summary, self._study_settled)
         self.withdrawing = Withdrawing(self.spool, self.outlets, self.workshop, self._happened)
+        file = AlarmFile(self.spool.alarms, self.spool.files)
+        self.alarms = Alarms(file, self.clocks, self._whose, self._tell_alarm)
         self._walk = self.spool.keys()
 
     # --- a turn -------------------------------------------------------------------------------------------------
@@ -114,7 +121,7 @@ class Pipeline:
             with self._apart(key := self._touched.pop()):
                 self._sum_up(self.live(key))
         self._learn()
-        self.studies.turn(self.now, walked=self.looked_around and not self.intake.behind)
+        self._look_beyond()
         self._tell_outages()
         return self._next()
 
@@ -135,7 +142,9 @@ class Pipeline:
 
     def problems(self) -> list[str]:
         """Sentences on what keeps files from being taken, or series from being worked on; [] while nothing does."""
-        said = self.intake.problems()
+        said = [*self.intake.problems(), *([self._beyond] if self._beyond else [])]
+        for key, why in self.studies.troubles.items():
+            said.append(f"study {key[:8]} has settled, which cannot be written down: {why}")
         for why in dict.fromkeys(why for _, why in self._failed.values() if why):
             keys = [key[:8] for key, (_, each) in self._failed.items() if each == why]
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
@@ -223,6 +232,7 @@ class Pipeline:
             self.spool.note("set aside", why=filed.why)
         if filed.instance is None:
             return
+        self.alarms.heard(filed.instance.source, self.now)
         association = filed.instance.source.association
         if association:
             self._carried[association] = self._carried.get(association, 0) + 1
@@ -314,6 +324,7 @@ class Pipeline:
     def _publish(self, live: Live, effect: Publish) -> None:
         number = (live.revision.revision if live.revision else 0) + 1
         unit = live.unit
+        self.alarms.coming(live, self.now)
         live.revision = Revision(
             key=unit.key,
             kind=unit.kind,
@@ -457,6 +468,16 @@ class Pipeline:
             live.unit.tell(f"{product} is not at {target} yet: {why}")
             self._happened("delivery failed", live, product=product, target=target)
         live.troubles[product, target] = why
+
+    def _look_beyond(self) -> None:
+        """At studies, and at what did not come. What the disk does not allow is tried again, and holds up nothing."""
+        ready = self.looked_around and not self.intake.behind and not self._news
+        try:
+            self.studies.turn(self.now, walked=ready)
+            self.alarms.turn(self.now, self.units, ready=ready)
+            self._beyond = ""
+        except OSError as error:
+            self._beyond = f"what is to be told of studies and alarms cannot be written down: {error.strerror}"
 
     def _tell_outages(self) -> None:
         """An event once a target has been out for some time, and another when it is back."""
@@ -712,6 +733,13 @@ class Pipeline:
             details["lab"] = study.lab
         self._tell(Event("study_settled", study.key, record.at, details, study))
 
+    def _tell_alarm(self, event: Event) -> None:
+        self.spool.note(event.kind, **event.details)
+        self._tell(event)
+
+    def _whose(self, live: Live) -> Identity:
+        return self.plugins.identify(view(live.unit, live.revision)).identity
+
     def _tell(self, event: Event) -> None:
         for failure in self.plugins.event(event):  # what it said may name a patient: it is not written down
             self.spool.note("plugin failed", plugin=failure.plugin, hook=failure.hook)
@@ -720,7 +748,7 @@ class Pipeline:
         """What is known of a unit now; None where there is none, or not any more."""
         live = self.units.at_work(key)
         if live is not None:
-            return summarise(live)
+            return None if live.unit.withdrawn else summarise(live)
         if not self.spool.files.exists(self.spool.unit_folder(key)):
             return None
         unit = Unit(self.spool, key)
@@ -729,7 +757,7 @@ class Pipeline:
             live = self.live(key)
             summary = summarise(live)
             self._sum_up(live)
-        return summary if summary.images else None
+        return summary if summary.images and summary.state != "withdrawn" else None
 
 
 def _manifest(live: Live) -> Mapping[str, Any]:

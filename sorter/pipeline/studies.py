@@ -26,6 +26,9 @@ from sorter.spool.studies import Overview, StudyRecord, StudyRecords, study_key
 LACKING = 20
 """Studies that settled without something, of which `status` tells: the latest."""
 
+PAUSE = 5.0
+"""Seconds until a study is tried again that could not be written down."""
+
 IMPORTED = ("import",)
 """The senders of what only `sorter import` brought. It is history: nobody is told that it has settled."""
 
@@ -52,6 +55,7 @@ class Studies:
     tell: Callable[[StudyRecord], None]  # to the journal and the plugins
     expected: Mapping[str, Sequence[ExpectedSeries]] = field(default_factory=dict)  # by lab
     moves: Moves = field(default_factory=Moves)
+    troubles: dict[str, str] = field(default_factory=dict)  # studies that could not be written down, and why
     _carriers: dict[str, set[str]] = field(default_factory=dict)  # open association -> studies that it brought
     _waiting: dict[str, Waiting] = field(default_factory=dict)
     _due: list[tuple[float, str]] = field(default_factory=list)  # heap; an entry may be too early, never too late
@@ -97,7 +101,7 @@ class Studies:
 
     def remember(self, summary: UnitSummary, now: float) -> None:
         """A series of an earlier life: has what there is of it been told?"""
-        if not summary.images:
+        if not summary.images or summary.state == "withdrawn":
             return
         key = study_key(summary.study_uid)
         record = self.records.read(key)
@@ -163,15 +167,8 @@ class Studies:
             self._begin()
         while self._due and self._due[0][0] <= now:
             _, key = heapq.heappop(self._due)
-            waiting = self._waiting.get(key)
-            if waiting is None:
-                continue
-            waiting.queued = math.inf
-            settled = self.settles(waiting)
-            if settled.due > now:
-                self._look_at(key)
-            elif not any((live := self.at_work(each)) is not None and live.state.pending for each in waiting.members):
-                self._settle(key, waiting, settled.why)
+            if key in self._waiting:
+                self._judge(key, self._waiting[key], now)
         if self._changed:
             self._changed = False
             lacking = tuple(sorted(self._lacking.values(), key=lambda each: each.at, reverse=True))
@@ -190,28 +187,45 @@ class Studies:
             self.moves.learn(record.left, record.returned)
         self._replay.clear()
 
+    def _judge(self, key: str, waiting: Waiting, now: float) -> None:
+        """What the disk does not allow is this study's trouble alone."""
+        waiting.queued = math.inf
+        settled = self.settles(waiting)
+        if settled.due > now:
+            self._look_at(key)
+        elif not self._is_open(waiting):
+            try:
+                self._settle(key, waiting, settled.why)
+                self.troubles.pop(key, None)
+            except OSError as error:
+                self.troubles[key] = error.strerror or "error"
+                heapq.heappush(self._due, (now + PAUSE, key))
+
+    def _is_open(self, waiting: Waiting) -> bool:
+        return any((live := self.at_work(each)) is not None and live.state.pending for each in waiting.members)
+
     def _settle(self, key: str, waiting: Waiting, why: str) -> None:
         found = [each for each in map(self.summary, sorted(waiting.members)) if each is not None]
         if any(each.state == "open" for each in found):
             return
+        members = {each.key: each.revision for each in found}
+        last = waiting.record
+        record = None
+        if members and (last is None or members != last.members):  # else only another copy of what was there came
+            imported = all(each.senders == IMPORTED for each in found)
+            record = StudyRecord(
+                self._table(key, waiting, found), members, wall_clock(), why, imported,
+                tuple(sorted(waiting.state.left)), tuple(sorted(waiting.state.returned)),
+            )  # fmt: skip
+            self.records.write(record)
         del self._waiting[key]
         self._changed = True
         self.moves.forget(key, waiting.state.senders)
-        members = {each.key: each.revision for each in found}
-        last = waiting.record
-        if not members or (last is not None and members == last.members):
-            return  # nothing that is delivered is new: another copy of what was there
-        gone = tuple(sorted(waiting.state.left))
-        self.moves.learn(gone, ())  # who came back was noted when it did
-        imported = all(each.senders == IMPORTED for each in found)
-        record = StudyRecord(
-            self._table(key, waiting, found), members, wall_clock(), why, imported, gone,
-            tuple(sorted(waiting.state.returned)),
-        )  # fmt: skip
-        self.records.write(record)
-        if not imported:
-            self._announce(record)
-        self._note_lacking(record)
+        if record is not None:
+            self.moves.learn(record.left, ())  # who came back was noted when it did
+            self._note_lacking(record)
+            if not record.told:
+                self._announce(record)
 
     def _announce(self, record: StudyRecord) -> None:
         self.tell(record)

@@ -44,6 +44,7 @@ class Spool:
         self.recoveries = Recoveries(root / "recovered", files)
         self.groups = root / "groups"  # which series were put together, made with the first
         self.studies = root / "studies"  # what was told of each study; see `sorter.spool.studies`
+        self.alarms = root / "alarms.json"  # what should have come and did not; see `sorter.spool.alarms`
         self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
 
     # --- a life on it -------------------------------------------------------------------------------------------
