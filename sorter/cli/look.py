@@ -26,6 +26,7 @@ from sorter.receive import space
 from sorter.receive.refusals import told
 from sorter.sessions import Split, split_sessions
 from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.alarms import AlarmFile
 from sorter.spool.commitments import Commitment, Commitments
 from sorter.spool.studies import StudyRecord, StudyRecords, study_key
 from sorter.watch.taken import still_there
@@ -77,6 +78,7 @@ def status_command(config: Config, as_json: bool) -> None:
 def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str, Any]:
     states, running = Counter(unit.state for unit in units), spool.is_sorting()
     studies = StudyRecords(spool.studies, spool.files).overview()
+    alarms = AlarmFile(spool.alarms, spool.files).read()
     return {
         "running": running,
         "problems": spool.problems() if running else [],
@@ -87,6 +89,7 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "quarantined": spool.aside.count(),
         "not_removable": list(islice(still_there(spool.left / "incoming", spool.incoming, spool.files), MOST_SHOWN)),
         "commitments": [_asked(each) for each in Commitments(spool.commitments, spool.files).open()],
+        "alarms": [plain(each) for each in alarms.raised.values()] if alarms else [],
         "studies_waiting": len(studies.waiting),
         "studies_lacking": [plain(each) for each in studies.lacking if _is_recent(each)],
         "split_sessions": [plain(each) for each in split_sessions(units)],
@@ -188,6 +191,8 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
             soft_wrap=True,
             markup=False,
         )
+    for alarm in status["alarms"]:
+        console.print(f"now: {alarm['says']}", soft_wrap=True, markup=False)
     for state, words in WORDS.items():
         if status["series"][state]:
             console.print(f"{status['series'][state]:6} series {words}")

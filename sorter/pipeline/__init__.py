@@ -485,7 +485,7 @@ class Pipeline:
             outage = told.outage
             details = {"target": outage.target, "since": outage.since, "seconds": f"{outage.lasted:.0f}"}
             self.spool.note(told.kind, **details)
-            self.plugins.event(Event(told.kind, "", wall_clock(), {**details, "why": outage.why}))
+            self._tell(Event(told.kind, "", wall_clock(), {**details, "why": outage.why}))
 
     def _receive(self, live: Live, receipt: Receipt) -> None:
         """Only now it is delivered."""

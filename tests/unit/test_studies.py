@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sorter.cli.main import sorter
 from sorter.completion import Timing
 from sorter.completion.studies import RETURNS, Moves, StudyState, came, ended, left, settles
+from sorter.config import load
+from sorter.durable import Files
+from sorter.errors import ConfigError
 from sorter.expected import ExpectedSeries, missing_of
-from sorter.model import Event, Missing, Study, StudySeries, build, plain
-from sorter.spool.studies import StudyRecord
+from sorter.model import Event, Missing, Study, StudySeries, UnitKind, build, plain, unit_key
+from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.alarms import AlarmFile, AlarmState, Raised
+from sorter.spool.studies import Overview, StudyRecord, StudyRecords, study_key
 
 TIMING = Timing(quiet=30, cap=900, study=1200)
 ONE, OTHER = "MR1@10.0.0.1 4711", "MR1@10.0.0.1 4712"
@@ -170,9 +179,6 @@ def test_a_record_and_an_event_are_read_back_as_they_were_written() -> None:
 
 
 def test_the_words_of_the_configuration(tmp_path: Path) -> None:
-    from sorter.config import load
-    from sorter.errors import ConfigError
-
     path = tmp_path / "sorter.toml"
     path.write_text('[sorter]\nroot = "r"\n[labs.m]\nexpect = ["T1*",\n  "rest* x0"]\n')
     with pytest.raises(ConfigError) as caught:
@@ -184,3 +190,43 @@ def test_the_words_of_the_configuration(tmp_path: Path) -> None:
     config = load(path)
     assert config.labs["m"].expect == ("T1*", "rest* x2")
     assert config.completion.study == 600
+
+
+# --- as people see it -----------------------------------------------------------------------------------------------
+
+
+def test_status_and_why_of_a_study(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", Files())
+    spool.create()
+    key = unit_key(UnitKind.SERIES, "1.2", "1.2.3")
+    unit = Unit(spool, key, "1.2")
+    spool.files.make_folders(unit.folder)
+    unit.write_summary(UnitSummary(key, UnitKind.SERIES, "1.2", ("1.2.3",), "delivered", subject="P1", revision=1))
+
+    def said(*arguments: str) -> str:
+        result = CliRunner().invoke(sorter, [*arguments, "--root", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "Its study has not settled yet." in said("why", "P1")
+    missing = missing_of("memory", [ExpectedSeries.parse("rest* x2")], series("rest"))
+    study = Study(study_key("1.2"), "1.2", 2, "memory", "P1", "20260102", series=tuple(series("rest")), missing=missing)
+    today = datetime.datetime.now().isoformat(timespec="seconds")
+    record = StudyRecord(study, {key: 1}, today, "nothing came of it for 20 min", told=True)
+    records = StudyRecords(spool.studies, spool.files)
+    records.write(record)
+    records.write_overview(Overview(("a", "b"), (record, replace(record, at="2020-01-01T10:00:00"))))
+    at = today.replace("T", " ")
+    settled = f"Its study settled on {at}, for the 2nd time, with 1 series: nothing came of it for 20 min."
+    assert settled in said("why", "P1")
+    assert "The lab memory expected rest* twice, came once." in said("why", "P1")
+    unit.write_summary(UnitSummary(key, UnitKind.SERIES, "1.2", ("1.2.3",), "delivered", subject="P1", revision=2))
+    assert "More of the study came since; it has not settled again yet." in said("why", "P1")
+
+    alarms = AlarmState("", 0.0, 0.0, raised={"silent A": Raised("A has sent nothing for 8 h", today)})
+    AlarmFile(spool.alarms, spool.files).write(alarms)
+    status = said("status")
+    assert "     2 studies wait to settle" in status
+    assert status.count("P1 20260102: memory expected rest* twice, came once") == 1, "that of years ago is not told"
+    assert "now: A has sent nothing for 8 h" in status
+    assert json.loads(said("status", "--json"))["alarms"] == [{"says": "A has sent nothing for 8 h", "at": today}]
