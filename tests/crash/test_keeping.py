@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -11,11 +12,13 @@ import pytest
 
 from sorter.builtin import _path_stage
 from sorter.config import Config
+from sorter.daemon import requests
+from sorter.daemon.assembly import Parts
 from sorter.daemon.requests import request
 from sorter.errors import SorterError
 from sorter.model import UnitKind, unit_key
 from sorter.pipeline import withdrawing
-from sorter.spool import leaving, withdrawals
+from sorter.spool import Spool, leaving, withdrawals
 from sorter.spool.unit import Unit
 from tests.crash.memory import Memory
 from tests.crash.scenario import Life, begin, data_set, settings_of
@@ -152,27 +155,18 @@ def test_no_power_cut_halves_what_a_person_decided(settings: Config, story: Call
 # --- mistakes that it must find -------------------------------------------------------------------------------------
 
 
-def images_before_the_tombstone(patch: pytest.MonkeyPatch) -> None:
-    """Delete early: before it is durable that this was wanted."""
-    from sorter.pipeline import Pipeline
+def request_gone_before_it_is_done(patch: pytest.MonkeyPatch) -> None:
+    def eager(path: Path, spool: Spool, parts: Parts) -> None:
+        asked = json.loads(spool.files.read_file(path))
+        spool.files.unlink(path)
+        spool.files.fsync_folder(spool.requests)
+        requests._do(asked, parts)
 
-    after = Pipeline.withdraw
-
-    def early(self: Pipeline, keys: list[str], studies: list[str], why: str, by: str) -> None:
-        for key in keys:
-            unit = self.unit(key)
-            leaving._remove(unit, list(leaving.images_of(unit)))
-        after(self, keys, studies, why, by)
-
-    patch.setattr(Pipeline, "withdraw", early)
+    patch.setattr(requests, "_answer", eager)
 
 
 def no_tombstone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(withdrawals.Withdrawals, "refuses", lambda *_: "")
-
-
-def delivered_copies_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(withdrawing.Withdrawing, "_delivered", lambda self, live: iter(live.receipts.values()))
 
 
 def not_gone_on_with(patch: pytest.MonkeyPatch) -> None:
@@ -199,9 +193,8 @@ def nothing_moved_aside(patch: pytest.MonkeyPatch) -> None:
 
 
 MUTANTS = {
-    images_before_the_tombstone: withdrawn,
+    request_gone_before_it_is_done: withdrawn,
     no_tombstone: withdrawn,
-    delivered_copies_forgotten: withdrawn,
     not_gone_on_with: withdrawn,
     other_units_too: withdrawn,
     nothing_moved_aside: mended,
