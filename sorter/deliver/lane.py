@@ -76,6 +76,7 @@ class Lane:
         self._stopping = False
         self._worker: _Worker | None = None
         self._stuck: subprocess.Popen[bytes] | None = None
+        self._moved: float | None = None  # when the worker last gave a sign of life, while it has a job
         self._thread = threading.Thread(target=self._run, name=f"lane {target}", daemon=True)
         self._thread.start()
 
@@ -118,6 +119,11 @@ class Lane:
     def waiting(self) -> int:
         with self._changed:
             return len(self._waiting)
+
+    def silence(self) -> float:
+        """Seconds since the worker's last sign of life while it has a job; 0 while it has none."""
+        moved = self._moved
+        return 0.0 if moved is None else time.monotonic() - moved
 
     @property
     def pid(self) -> int | None:
@@ -187,6 +193,7 @@ class Lane:
             return self._waiting.pop(next(iter(self._waiting)))
 
     def _serve(self, task: _Task) -> Any:
+        self._moved = time.monotonic()
         try:
             return self._try(task)
         except TimeoutError:
@@ -201,6 +208,8 @@ class Lane:
         except OSError as error:
             self._end_worker(kill=True)
             return Later(f"the worker of target {self.target} cannot be reached: {error.strerror}", away=True)
+        finally:
+            self._moved = None
 
     def _try(self, task: _Task) -> Any:
         old = self._worker
@@ -239,7 +248,7 @@ class Lane:
         channel.send(task.frame)
         while True:
             answer, _ = channel.receive()
-            worker.heard = True
+            worker.heard, self._moved = True, time.monotonic()
             if "need" in answer:
                 self._hand_over(channel, task.put, answer["need"])
             elif "alive" not in answer:

@@ -142,7 +142,7 @@ class Pipeline:
 
     def problems(self) -> list[str]:
         """Sentences on what keeps files from being taken, or series from being worked on; [] while nothing does."""
-        said = [*self.intake.problems(), *([self._beyond] if self._beyond else [])]
+        said = [*self.intake.problems(), *self.outlets.problems(), *([self._beyond] if self._beyond else [])]
         for key, why in self.studies.troubles.items():
             said.append(f"study {key[:8]} has settled, which cannot be written down: {why}")
         for why in dict.fromkeys(why for _, why in self._failed.values() if why):

@@ -19,6 +19,9 @@ from sorter.model import DICOM, Receipt
 from sorter.pipeline.outages import Outages
 from sorter.spool import Spool
 
+SLOW = 30.0
+"""Seconds without a sign of life from a target at work, after which a person is told."""
+
 Errand: TypeAlias = tuple[str, str, str]
 """(unit key, product, target)"""
 
@@ -247,6 +250,11 @@ class Outlets:
     def next(self) -> float | None:
         times = [self._waiting[0][0] if self._waiting else None, self.outages.next]
         return min((time for time in times if time is not None), default=None)
+
+    def problems(self) -> list[str]:
+        """Targets that have not moved for long, for people: long before their worker is given up."""
+        slow = (name for name, (_, lane) in self._lanes.items() if lane.silence() > SLOW)
+        return [f"target {name} has not moved for more than {SLOW:g} s: does its mount hang?" for name in slow]
 
     def stop(self, timeout: float) -> None:
         """All lanes at once: one whose mount hangs takes `timeout` seconds, and ten of them no longer."""

@@ -117,6 +117,9 @@ class Near:
         except TryLater as error:
             tell(Later(str(error), isinstance(error, Away)))
 
+    def silence(self) -> float:
+        return 0.0
+
     def take_back(self) -> list[Put]:
         return []
 

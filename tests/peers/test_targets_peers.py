@@ -311,3 +311,10 @@ def test_a_stopped_worker_delays_no_other_lab(tmp_path: Path) -> None:
         [worker] = sorter.workers()
         delay(sorter, lambda what: os.kill(worker, what))
         assert worker in sorter.workers()  # a lab's stays
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            drop(sorter, "bad", 300)
+            wait_until(lambda: any("target bad has not moved" in each for each in status(sorter)["problems"]), SOON)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        wait_until(lambda: not status(sorter)["problems"], SOON)

@@ -320,6 +320,20 @@ def test_a_stopped_worker_is_ended_after_its_silence(lab: Lab) -> None:
     assert isinstance(lab.result()[1], Done)
 
 
+def test_a_worker_at_work_says_how_long_it_was_silent(lab: Lab) -> None:
+    lane = lab.lane(stay=True)
+    lane.submit(lab.job(1))
+    assert isinstance(lab.result()[1], Done)
+    wait_until(lambda: lane.silence() == 0.0)
+    assert lane.pid is not None
+    os.kill(lane.pid, signal.SIGSTOP)
+    lane.submit(lab.job(1, key="bbbb" * 8))
+    wait_until(lambda: lane.silence() > 0.2)
+    os.kill(lane.pid, signal.SIGCONT)
+    assert isinstance(lab.result()[1], Done)
+    wait_until(lambda: lane.silence() == 0.0)
+
+
 def test_an_idle_worker_ends_and_comes_back(lab: Lab) -> None:
     lane = lab.lane(patience=Patience(idle=0.01))
     lane.submit(lab.job(1))

@@ -130,6 +130,7 @@ class Script:
         Script.lanes[target] = self
         self.report, self.stay = report, stay
         self.held: list[Put] = []
+        self.silent = 0.0
         self.checks: list[Callable[[Any], None]] = []
 
     def submit(self, put: Put) -> None:
@@ -146,6 +147,9 @@ class Script:
     def take_back(self) -> list[Put]:
         held, self.held = self.held, []
         return held
+
+    def silence(self) -> float:
+        return self.silent
 
     def stop(self, timeout: float) -> bool:
         return True
@@ -245,6 +249,13 @@ def test_nearly_full_goes_on_waiting_longer(out: Outlets) -> None:
     due = out.outages.next
     assert due is not None
     assert due - now < 6
+
+
+def test_a_target_that_does_not_move_is_told_of_before_it_is_given_up(out: Outlets) -> None:
+    Script.lanes["lab"].silent = 29.0
+    assert out.problems() == []
+    Script.lanes["lab"].silent = 31.0
+    assert out.problems() == ["target lab has not moved for more than 30 s: does its mount hang?"]
 
 
 def test_a_person_who_mended_it_need_not_wait(out: Outlets) -> None:
