@@ -138,6 +138,8 @@ def look(files: Files, name: str, at: int, *, settle: bool = False, read: bool =
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM) and info.st_uid == os.geteuid() and info.st_mode & stat.S_IRUSR:
+            raise  # ours, and readable: open elsewhere (SMB), and no edit of the lab's
         if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO):
             return nothing
         raise

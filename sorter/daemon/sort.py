@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from sorter.builtin.path_target import mark
 from sorter.config import Config
@@ -158,9 +157,16 @@ class Sort:
 
 
 def mark_defaults(config: Config, files: Files) -> None:
-    """Mark the roots that sorter itself chose, below its own root, as present; other roots are marked by a person."""
+    """Mark the roots that sorter itself chose, below its own root, as present; other roots are marked by a person.
+
+    Once: whoever mounts a share there must not find its empty mount point marked when the share is away, and a mount
+    that hangs must not be touched here. What was marked is remembered in the spool.
+    """
     for name, target in config.all_targets().items():
-        if config.is_default_root(name):
-            root = Path(target.settings["root"])
+        root = str(target.settings.get("root", ""))
+        known = config.spool / "labs" / name / "root"
+        if config.is_default_root(name) and not (files.exists(known) and files.read_file(known) == root.encode()):
             files.make_folders(root, 0o755)
             mark(root, files)
+            files.make_folders(known.parent)
+            files.write_file(known, root.encode())

@@ -339,7 +339,10 @@ def test_status_says_what_waits_and_why_over_a_restart_and_retry_delivers(tmp_pa
         [waiting] = status(sorter)["waiting"]
         assert waiting["why"] == target["why"]
         sorter.kill()
-        marker.with_name("away").rename(marker)
         sorter.start()
+        assert status(sorter)["targets"][0]["since"] == target["since"]
+        assert not marker.exists()  # it was made once: now its absence says that the mount is away
+        marker.with_name("away").rename(marker)
+        subprocess.run([sys.executable, "-m", "sorter", "retry", "--root", str(sorter.root)], check=True, timeout=60)
         sorter.wait_delivered(len(series.files))
         wait_until(lambda: not status(sorter)["targets"])

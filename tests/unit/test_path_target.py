@@ -824,6 +824,28 @@ def test_what_stops_every_delivery_is_told_from_what_stops_one(world: World) -> 
         assert isinstance(said.value, Away) == (code in whole)
 
 
+@pytest.mark.parametrize("owner", ["ours", "the lab's"])
+def test_a_file_that_cannot_be_read_now_is_no_edit_where_it_is_ours(world: World, owner: str) -> None:
+    """Simulated: an SMB server lets nobody read what somebody has open for himself alone."""
+
+    class Locked(Server):
+        def open(self, path: Any, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+            if path == "001.dcm" and not flags & os.O_CREAT:
+                raise PermissionError(errno.EACCES, "permission denied")
+            return super().open(path, flags, mode, at=at)
+
+    first = receipt(world.put(REV1))
+    if owner == "ours":
+        with pytest.raises(TryLater):
+            world.grow(first, REV2, files=Locked())
+        world.grow(first, REV2)
+        assert world.tree() == below(REV2)
+        return
+    done = world.grow(first, REV2, files=Locked(uid=os.geteuid() + 1))
+    assert {each.name: each.state for each in done.files}["001.dcm"] == "kept"
+    assert world.tree() == below({**REV2, "001.dcm": REV1["001.dcm"], "001.dcm.new-rev2": REV2["001.dcm"]})
+
+
 @pytest.mark.parametrize("code", [errno.ETXTBSY, errno.EBUSY, errno.EACCES])
 def test_a_file_that_is_open_on_smb_waits_and_is_replaced_when_it_is_closed(world: World, code: int) -> None:
     """Simulated: a rename onto a file that somebody has open fails there."""
