@@ -131,7 +131,7 @@ def _associate(peer: Peer, contexts: Contexts, roles: Sequence[Any], guard: _Gua
     except OSError as error:  # the name has no address
         raise SorterError(f"{peer} cannot be reached: {error.strerror}") from None
     if association.is_established:
-        _pause_reactor(association, str(peer))
+        pause_reactor(association, str(peer))
         return association
     if association.is_rejected:
         why = association.acceptor.primitive.reason_str if association.acceptor.primitive else "no reason given"
@@ -154,7 +154,7 @@ class _Checkpoint(threading.Event):
         return super().wait(timeout)
 
 
-def _pause_reactor(association: Any, where: str) -> None:
+def pause_reactor(association: Any, where: str) -> None:
     """Stop the thread that would take our answers for requests, for as long as the association lives.
 
     To clear its event is not enough: it may be past it, in a round that still takes a message.

@@ -376,8 +376,8 @@ def a_revision_holds_what_is_new(patch: pytest.MonkeyPatch) -> None:
 def names_in_the_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
     plan = Planner.plan
 
-    def by_arrival(self: Planner, unit: Unit, revision: Revision, before: Plan | None) -> Plan | NoPlan:
-        answer = plan(self, unit, revision, before)
+    def by_arrival(self: Planner, unit: Unit, *others: Any) -> Plan | NoPlan:
+        answer = plan(self, unit, *others)
         if isinstance(answer, NoPlan):
             return answer
         names = {file: f"{number:06d}.dcm" for number, file in enumerate(unit.instances, 1)}

@@ -228,7 +228,7 @@ def test_a_default_acl_alone_says_who_may(world: World) -> None:
     assert [os.getxattr(folder, "system.posix_acl_default") for folder in folders] == [DEFAULT_ACL] * 3
     assert [os.getxattr(folder, "system.posix_acl_access") for folder in folders] == [DEFAULT_ACL] * 3
     file = acl((1, 6, NOBODY), (2, 7, ALICE), (4, 5, NOBODY), (16, 6, NOBODY), (32, 0, NOBODY))
-    for path in (world.root / FOLDER).iterdir():
+    for path in (each for each in (world.root / FOLDER).rglob("*") if each.is_file()):
         assert os.getxattr(path, "system.posix_acl_access") == file  # she may read and write: 7 within the mask of 6
     assert "default ACL" in world.target().check().remarks[-1]
 

@@ -26,7 +26,7 @@ from sorter.cli.look import status_command
 from sorter.durable import Files, PathLike
 from sorter.receive import Keep, Receiver, ReceiveSettings
 from sorter.receive.space import DAY, SPACE, Gauge, Ledger, Room, Sample, forecast, mark_of, told, warning
-from sorter.scu import _pause_reactor
+from sorter.scu.association import pause_reactor
 from sorter.spool import Spool
 from sorter.testing.peer import Peer, store
 from sorter.testing.synthetic import Plan, localizer
@@ -208,7 +208,7 @@ def associate(port: int) -> Association:
     scanner.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
     association = scanner.associate("127.0.0.1", port, ae_title="SORTER")
     if association.is_established:
-        _pause_reactor(association, "sorter")  # which takes an answer that comes at once for a request
+        pause_reactor(association, "sorter")  # which takes an answer that comes at once for a request
     return association
 
 
