@@ -265,8 +265,8 @@ def _sender(live: Live, instance: Instance) -> str:
     """Who sent it, and on which scanner it was made; "" for what was dropped, or where nobody can say."""
     if not instance.source.sender:
         return ""
-    header = {**live.unit.base, **instance.header}
-    scanner = header.get("DeviceSerialNumber") or header.get("StationName") or ""
+    face = live.unit.base
+    scanner = face.get("DeviceSerialNumber") or face.get("StationName") or ""
     return f"{instance.source.sender} {scanner}"[:200]
 
 

@@ -22,7 +22,16 @@ pytestmark = [pytest.mark.peers, pytest.mark.sample]
 
 QUIET = 5.0
 HOUR, DECADE = 3600, 315_360_000
-LABS = '[labs.scans]\nmatch = ["Modality=MR"]\nproducts = ["dicom"]\n'
+LABS = """
+[labs.scans]
+match = ["Modality=MR"]
+products = ["dicom"]
+expect_daily = "00:01"
+
+[[senders]]
+ae = "SCANNER"
+silent_after = "1m"
+"""
 
 
 LIBRARY = r"""
@@ -108,3 +117,7 @@ def test_a_clock_that_is_set_publishes_nothing_and_deletes_nothing(
         found = sorter.wait_delivered(4)
         assert sorted(each.revision for each in found) == [1, 2]
         assert images(sorter).items() >= delivered.items()
+        journal = "".join(path.read_text() for path in sorter.spool.journal.glob("*.jsonl"))
+        assert '"published"' in journal
+        for kind in ("study_settled", "daily_missing", "sender_silent"):
+            assert f'"{kind}"' not in journal, "the step of the clock was taken for time that passed"

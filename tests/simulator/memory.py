@@ -15,6 +15,12 @@ class MemoryFiles(Files):
     def __init__(self) -> None:
         self._content: dict[str, bytearray] = {}
 
+    def make_folders(self, path: Any, mode: int = 0o700) -> None:
+        """A folder is there as soon as something is in it."""
+
+    def sync_file_system(self, path: Any) -> None:
+        pass
+
     def append(self, path: Any, data: Any, mode: int = 0o600, *, durable: bool = True) -> None:
         self._content.setdefault(os.fspath(path), bytearray()).extend(data)
 

@@ -17,10 +17,12 @@ from sorter.completion import DropWhole, Habits, Publish, Timing, Tracker
 from sorter.model import Expectation, Header, Instance, Revision, Series, Source, UnitKind, Verdict, unit_key
 from sorter.pipeline.evidence import Witness, taught
 from sorter.pipeline.settling import Settling
+from sorter.pipeline.studies import Studies
 from sorter.pipeline.units import Live, revive, summarise
 from sorter.plugins import Plugins
 from sorter.plugins.asking import Answer, Asked
-from sorter.spool import Spool, Unit
+from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.studies import StudyRecord, StudyRecords
 from sorter.spool.unit import took
 from sorter.trust import Ledger
 
@@ -43,6 +45,17 @@ class Said:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """It was told at `at` that a study has settled, with so many images."""
+
+    at: float
+    study: str
+    revision: int
+    images: int
+    why: str
+
+
 class HeaderCounts:
     """The one plugin of the simulated site: it reads the count that a header has."""
 
@@ -60,9 +73,11 @@ class Player:
     timing: Timing
     durable: bool = False  # with evidence and manifests, so that it can be restarted
     said: list[Said] = field(default_factory=list)
+    settled: list[Settled] = field(default_factory=list)
     now: float = 0.0
     _spool: Spool = field(init=False)
     _settling: Settling = field(init=False)
+    _studies: Studies = field(init=False)
     _lives: dict[str, Live] = field(default_factory=dict)
     _done: dict[str, Live] = field(default_factory=dict)  # not at work: the folders, so to speak
     _open: set[str] = field(default_factory=set)
@@ -78,6 +93,8 @@ class Player:
             Tracker(Habits(), self.timing.cap), Ledger(), lambda: cast(Plugins, HeaderCounts()), lambda _: None
         )
         self._settling = Settling(witness, self.timing, self._lives.get, self._publish, self._improve)
+        records = StudyRecords(self._spool.studies, self._spool.files)
+        self._studies = Studies(records, self.timing, self._lives.get, self._summary, self._tell)
 
     # --- playing ------------------------------------------------------------------------------------------------
 
@@ -95,6 +112,7 @@ class Player:
         while True:
             self._turn()
             due = [*self._settling.due(self._lives.values()), self._settling.witness.tracker.next]
+            due += [self._studies.next] if self._studies.next is not None else []
             then = max(min(due, default=until), self.now + TURN)
             if then >= until:
                 break
@@ -110,6 +128,7 @@ class Player:
             self._day += 1
             live = self._lives.get(key) or self._done[key]
             live.unit.teach(taught(outcome, f"{self._day:08d}"))
+        self._studies.turn(self.now, walked=True)
 
     def _happens(self, what: object) -> None:
         match what:
@@ -117,6 +136,7 @@ class Player:
                 self._image(what)
             case Ended(association, how):
                 self._open.discard(association)
+                self._studies.ended(association)
                 for live in self._lives.values():
                     if association in live.state.carrying:
                         if self.durable:
@@ -139,12 +159,13 @@ class Player:
         if sop in live.unit.by_sop:
             return  # an identical resend: filing never tells of it
         if not live.unit.instances and self.durable:
-            live.unit.add_evidence([{"unit": "series", "study": "1.2", "group": None}])
+            live.unit.add_evidence([{"unit": "series", "study": study_of(what.run.uid), "group": None}])
         instance = instance_of(what, sop, live.unit.difference(header_of(what.run, what.number)))
         live.unit.admit(instance)
         if self.durable:
             live.unit.add_evidence([took(instance)])
         self._settling.arrived(live, instance, self.now, is_open=what.association in self._open)
+        self._studies.came(live, instance, self.now, is_open=what.association in self._open)
 
     def _live(self, key: str) -> Live:
         if key not in self._lives:
@@ -176,6 +197,7 @@ class Player:
             self._settling.witness.learn_counts(live)
             self._settling.witness.remember(summarise(live))
             (self._lives if live.state.pending else self._done)[key] = live
+            self._studies.remember(summarise(live), self.now)
         self._settling.witness.replay()
         for at, sender, names in self._asked:
             if self.now - at < UNANSWERED:
@@ -195,6 +217,7 @@ class Player:
             live.unit.write_revision(live.revision)
         self._settling.published(live, self.now)
         self._settling.witness.learn_counts(live)
+        self._studies.published(live, self.now)
         self._note(live, effect)
 
     def _improve(self, live: Live, effect: Publish) -> None:
@@ -211,6 +234,19 @@ class Player:
         why = "; ".join(effect.reasons)
         self.said.append(Said(self.now, run, effect.verdict, images, live.revision.revision, why))
 
+    def _summary(self, key: str) -> UnitSummary | None:
+        live = self._lives.get(key) or self._done.get(key)
+        return summarise(live) if live is not None else None
+
+    def _tell(self, record: StudyRecord) -> None:
+        study = record.study
+        self.settled.append(Settled(self.now, study.study_uid, study.revision, study.images, record.why))
+
+
+def study_of(run: str) -> str:
+    """All series of a session are one study."""
+    return run.rpartition(".")[0]
+
 
 def sop_of(run: str, number: int) -> str:
     return f"{run}/{number}"
@@ -223,7 +259,7 @@ def key_of(run: str) -> str:
 
 def instance_of(what: Image, sop: str, header: Header) -> Instance:
     source = _source(what.sender, what.association, what.drop)
-    return Instance("1.2", what.run.uid, sop, "", "", sop, 1, sop, sop, sop, "", source, header)
+    return Instance(study_of(what.run.uid), what.run.uid, sop, "", "", sop, 1, sop, sop, sop, "", source, header)
 
 
 @lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ from simulator.report import fair, many, page
 from simulator.rivals import RIVALS
 from simulator.score import Score, score, share
 from simulator.script import Happens, Image, Restart, Script, Tape
+from simulator.studies import Day, days
 from sorter.completion import Timing
 from sorter.model import Verdict
 
@@ -182,3 +183,45 @@ def test_the_rivals_are_what_they_are_called() -> None:
         "end of association": {True: 2, False: 1},
     }
     assert all(isinstance(each.what, Image) for each in one.events if hasattr(each.what, "run"))
+
+
+# --- studies --------------------------------------------------------------------------------------------------------
+
+HOURS_APART = {"sent_again_by_the_archive", "the_rest_next_day"}
+"""Habits that send a part of the session after hours: whoever does not wait so long has to tell of it twice."""
+
+
+def check_days(count: int, seed: int) -> list[Day]:
+    found = list(days(count, seed, Timing()))
+    early = [f"day {each.seed}: {line}" for each in found for line in each.early]
+    assert not [line for line in early if "went on" in line], f"seed {seed}: {early}"
+    assert not [line for line in early if not any(f"-{name} " in line for name in HOURS_APART)], f"seed {seed}: {early}"
+    assert not [study for each in found for study in each.repeated], f"seed {seed}: the same state twice"
+    assert not [study for each in found for study in each.never], f"seed {seed}: never told, or not whole"
+    assert any(each.moved_on for each in found)
+    return found
+
+
+def test_a_study_settles_after_its_last_image() -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    check_days(12, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_studies_of_three_hundred_days() -> None:
+    seed = random.randrange(1 << 32)
+    found = check_days(300, seed)
+    studies, told = sum(len(each.waits) for each in found), sum(each.moved_on for each in found)
+    early = Counter(line.split("-", 1)[1].split(" ")[0] for each in found for line in each.early)
+    waits = sorted(wait for each in found for wait in each.waits)
+    print(
+        f"seed {seed}: {studies:,} studies settled, {told:,} of them as their sender went on; too early: {dict(early)}"
+    )
+    print(f"after the last image: {waits[0]:.0f} s at least, {waits[len(waits) // 2]:.0f} s half of them")
+
+
+def test_the_check_notices_a_study_that_settles_too_early() -> None:
+    hasty = list(days(4, 1, replace(Timing(), study=60)))
+    assert sum(len(each.early) for each in hasty) > sum(len(each.early) for each in days(4, 1, Timing()))
