@@ -26,6 +26,9 @@ from sorter.spool.studies import Overview, StudyRecord, StudyRecords, study_key
 LACKING = 20
 """Studies that settled without something, of which `status` tells: the latest."""
 
+MOST_WAITING = 20_000
+"""Studies that wait at once; of more, those that wait longest are told as they are."""
+
 PAUSE = 5.0
 """Seconds until a study is tried again that could not be written down."""
 
@@ -41,6 +44,7 @@ class Waiting:
     members: set[str]
     state: StudyState
     record: StudyRecord | None  # of the last time it settled
+    hurried: bool = False  # too many others wait
     queued: float = math.inf  # when it will be looked at; for ever while only open series keep it
 
 
@@ -58,6 +62,7 @@ class Studies:
     troubles: dict[str, str] = field(default_factory=dict)  # studies that could not be written down, and why
     _carriers: dict[str, set[str]] = field(default_factory=dict)  # open association -> studies that it brought
     _waiting: dict[str, Waiting] = field(default_factory=dict)
+    _patient: dict[str, None] = field(default_factory=dict)  # those that are not hurried, in their order
     _due: list[tuple[float, str]] = field(default_factory=list)  # heap; an entry may be too early, never too late
     _lacking: dict[str, StudyRecord] = field(default_factory=dict)
     _replay: list[StudyRecord] = field(
@@ -142,8 +147,18 @@ class Studies:
             self._waiting[key] = Waiting(uid, set(record.members if record else ()), StudyState(now, left=gone), record)
             self._look_at(key)
             self._changed = True
+            self._patient[key] = None
+            self._hurry()
         self._waiting[key].members.add(member)
         return self._waiting[key]
+
+    def _hurry(self) -> None:
+        """Whoever sends a study with each image does not fill the memory."""
+        while len(self._patient) > MOST_WAITING:
+            oldest = next(iter(self._patient))
+            del self._patient[oldest]
+            self._waiting[oldest].hurried = True
+            self._look_at(oldest)
 
     def _look_at(self, key: str) -> None:
         """It may settle at another time than it was thought."""
@@ -154,6 +169,8 @@ class Studies:
             heapq.heappush(self._due, (due, key))
 
     def settles(self, waiting: Waiting) -> Settles:
+        if waiting.hurried:
+            return Settles(-math.inf, f"more than {MOST_WAITING:,} studies waited")
         return settles(waiting.state, self.moves, self.timing)
 
     # --- settled? -----------------------------------------------------------------------------------------------
@@ -219,6 +236,7 @@ class Studies:
             )  # fmt: skip
             self.records.write(record)
         del self._waiting[key]
+        self._patient.pop(key, None)
         self._changed = True
         self.moves.forget(key, waiting.state.senders)
         if record is not None:

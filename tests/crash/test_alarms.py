@@ -376,3 +376,22 @@ def test_whatever_effect_it_dies_before_no_alarm_is_lost_and_none_told_twice(wor
 def _after(world: World, days: int) -> str:
     today = datetime.datetime.fromtimestamp(world.now + world.boot_ahead + world.wall_ahead).date()
     return (today + datetime.timedelta(days=days)).isoformat()
+
+
+def test_what_is_expected_can_be_changed_while_it_runs(world: World, tmp_path: Path) -> None:
+    world.wait_until("2026-11-26T10:00")
+    assert world.raised == ["nothing of QA-PHANTOM* came to lab qa by 09:00 on 2026-11-26"]
+    path = tmp_path / "sorter.toml"
+
+    def reload(text: str) -> None:
+        path.write_text(text)
+        world.life.parts.reload(load(path, Path("/site")), world.life.disk)
+        world.wait(HOUR)
+
+    reload(CONFIG.replace("expect_daily", "# expect_daily").replace("silent_after", "# silent_after"))
+    assert world.raised == []
+    reload(CONFIG.replace("09:00", "08:00"))
+    assert world.told(MISSING) == ["2026-11-26"]
+    assert world.raised == []
+    world.wait_until("2026-11-27T08:10")
+    assert world.told(MISSING) == ["2026-11-26", "2026-11-27"]

@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sorter.config import Config, load
-from sorter.model import Event, Study
+from sorter.errors import PluginError
+from sorter.model import Event, Study, UnitKind, unit_key
 from sorter.plugins import Plugins
 from sorter.spool.studies import StudyRecord, StudyRecords, study_key
 from sorter.watch.names import is_import
@@ -358,3 +361,58 @@ def test_what_the_lab_expects_and_did_not_get(tmp_path: Path, monkeypatch: pytes
     life.turns(1300)
     assert told.settled[1].missing == ()
     assert records(life).overview().lacking == ()
+
+
+# --- what else may happen -------------------------------------------------------------------------------------------
+
+
+def test_too_many_studies_are_told_as_they_are(life: Life, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sorter.pipeline.studies.MOST_WAITING", 3)
+    for number in range(5):
+        life.drop(f"disk{number}", *(as_file(each) for each in images(f"1.2.{number}")))
+        life.turns(10)
+    life.turns(90)
+    assert sorted(told.names) == [("1.2.0", 1), ("1.2.1", 1)]
+    life.turns(1300)
+    assert len(told.names) == 5
+
+
+def test_a_disk_that_is_full_holds_up_a_study_and_nothing_else(
+    life: Life, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life.receive(*images(A))
+    life.turns(1100)
+    full = True
+    write = Memory.write_file
+
+    def writes(self: Memory, path: Any, *rest: Any, **more: Any) -> None:
+        if full and "/studies/" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, path, *rest, **more)
+
+    monkeypatch.setattr(Memory, "write_file", writes)
+    life.turns(200)
+    assert told.names == []
+    assert any(study_key(A)[:8] in each for each in life.parts.pipeline.problems())
+    life.receive(*images(B))
+    life.turns(60)
+    assert [each.kind for each in told.events if each.key == unit_key(UnitKind.SERIES, B, f"{B}.1")] == [
+        "published", "delivered"
+    ]  # fmt: skip
+    full = False
+    life.turns(20)
+    assert told.names == [(A, 1)]
+    assert life.parts.pipeline.problems() == []
+
+
+def test_a_plugin_that_fails_is_noted_without_what_it_said(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    failure = PluginError("mail", "sorter_event", ValueError("no such subject: P1"))
+    monkeypatch.setattr(Plugins, "event", lambda *_: (failure,))
+    life.receive(*images(A))
+    life.turns(1300)
+    lines = list(journal(life))
+    assert {"plugin": "mail", "hook": "sorter_event"}.items() <= lines[-1].items()
+    assert "P1" not in json.dumps(lines)
+    record = records(life).read(study_key(A))
+    assert record is not None
+    assert record.told
