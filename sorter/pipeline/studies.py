@@ -65,9 +65,7 @@ class Studies:
     _patient: dict[str, None] = field(default_factory=dict)  # those that are not hurried, in their order
     _due: list[tuple[float, str]] = field(default_factory=list)  # heap; an entry may be too early, never too late
     _lacking: dict[str, StudyRecord] = field(default_factory=dict)
-    _replay: list[StudyRecord] = field(
-        default_factory=list
-    )  # with what they taught, until the store was looked through
+    _replay: list[StudyRecord] = field(default_factory=list)  # what taught something, until all was looked at
     _walked: bool = False
     _ready: bool = False  # at the last turn
     _changed: bool = False  # since the overview was written
@@ -106,12 +104,12 @@ class Studies:
 
     def remember(self, summary: UnitSummary, now: float) -> None:
         """A series of an earlier life: has what there is of it been told?"""
-        if not summary.images or summary.state == "withdrawn":
-            return
         key = study_key(summary.study_uid)
         record = self.records.read(key)
         if record is not None and summary.key == min(record.members, default=""):
             self._recall(record)
+        if not summary.images or summary.state == "withdrawn":
+            return
         if summary.state != "open":
             if record is not None and record.members.get(summary.key) == summary.revision:
                 return

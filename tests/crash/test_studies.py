@@ -192,6 +192,23 @@ def test_a_sender_that_comes_back_is_waited_for_from_then_on(life: Life, setting
     assert (C, 1) in told.names
 
 
+def test_what_was_withdrawn_is_in_no_table(life: Life, settings: Config, told: Told) -> None:
+    life.receive(*images(A), *images(A, 2))
+    life.turns(1300)
+    life.parts.pipeline.withdraw([unit_key(UnitKind.SERIES, A, f"{A}.1")], [], "consent was taken back", "root")
+    life.turns(60)
+    life = again(life, settings)
+    life.turns(1300)
+    assert told.names == [(A, 1)]
+    life.receive(*images(A, 3))
+    life.turns(1300)
+    assert told.names == [(A, 1), (A, 2)]
+    assert [each.number for each in told.settled[1].series] == ["2", "3"]
+    life = again(life, settings)
+    life.turns(1300)
+    assert told.names == [(A, 1), (A, 2)]
+
+
 # --- over restarts --------------------------------------------------------------------------------------------------
 
 
