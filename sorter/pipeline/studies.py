@@ -64,6 +64,7 @@ class Studies:
     _waiting: dict[str, Waiting] = field(default_factory=dict)
     _patient: dict[str, None] = field(default_factory=dict)  # those that are not hurried, in their order
     _due: list[tuple[float, str]] = field(default_factory=list)  # heap; an entry may be too early, never too late
+    _untold: dict[str, StudyRecord] = field(default_factory=dict)  # written down, and to be told
     _lacking: dict[str, StudyRecord] = field(default_factory=dict)
     _replay: list[StudyRecord] = field(default_factory=list)  # what taught something, until all was looked at
     _walked: bool = False
@@ -124,7 +125,7 @@ class Studies:
 
     def _recall(self, record: StudyRecord) -> None:
         if not record.told:
-            self._announce(record)
+            self._untold[record.study.key] = record
         if record.left or record.returned:
             self._replay.append(StudyRecord(record.study, at=record.at, left=record.left, returned=record.returned))
         self._note_lacking(record)
@@ -184,6 +185,7 @@ class Studies:
             _, key = heapq.heappop(self._due)
             if key in self._waiting:
                 self._judge(key, self._waiting[key], now)
+        self._announce()
         if self._changed:
             self._changed = False
             lacking = tuple(sorted(self._lacking.values(), key=lambda each: each.at, reverse=True))
@@ -241,11 +243,16 @@ class Studies:
             self.moves.learn(record.left, ())  # who came back was noted when it did
             self._note_lacking(record)
             if not record.told:
-                self._announce(record)
+                self._untold[key] = record
 
-    def _announce(self, record: StudyRecord) -> None:
-        self.tell(record)
-        self.records.write(replace(record, told=True))
+    def _announce(self) -> None:
+        """Each once, and again only what a life before could not write down that it had told."""
+        for key, record in list(self._untold.items()):
+            if not record.told:
+                self.tell(record)
+                record = self._untold[key] = replace(record, told=True)
+            self.records.write(record)
+            del self._untold[key]
 
     def _table(self, key: str, waiting: Waiting, found: list[UnitSummary]) -> Study:
         series = tuple(_row(each) for each in sorted(found, key=lambda each: (_number(each.number), each.key)))

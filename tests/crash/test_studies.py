@@ -422,6 +422,29 @@ def test_a_disk_that_is_full_holds_up_a_study_and_nothing_else(
     assert life.parts.pipeline.problems() == []
 
 
+def test_a_journal_that_cannot_be_written_loses_no_event(
+    life: Life, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, full = Memory.append, True
+
+    def appends(self: Memory, path: Any, *rest: Any, **more: Any) -> None:
+        if full and "/journal/" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, path, *rest, **more)
+
+    life.receive(*images(A))
+    life.turns(1100)
+    monkeypatch.setattr(Memory, "append", appends)
+    life.turns(300)
+    assert told.names == []
+    full = False
+    life.turns(60)
+    assert told.names == [(A, 1)]
+    record = records(life).read(study_key(A))
+    assert record is not None
+    assert record.told
+
+
 def test_a_plugin_that_fails_is_noted_without_what_it_said(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = PluginError("mail", "sorter_event", ValueError("no such subject: P1"))
     monkeypatch.setattr(Plugins, "event", lambda *_: (failure,))
