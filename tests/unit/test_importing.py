@@ -26,6 +26,12 @@ from sorter.watch import Taken
 from sorter.watch.names import is_temporary
 
 
+@pytest.fixture(autouse=True)
+def _stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command lets everybody else go first, for ever: in this process all later tests would."""
+    monkeypatch.setattr("sorter.cli.importing._step_back", lambda: None)
+
+
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
     return made(tmp_path / "spool")
