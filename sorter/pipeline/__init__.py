@@ -11,7 +11,7 @@ taken up again from its folder (`_apart`). Neither does one that cannot be read 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
@@ -78,6 +78,7 @@ class Pipeline:
     alarms: Alarms = field(init=False)
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
     _news: deque[Filed | Ended | Whole | Read] = field(default_factory=deque)  # taken, and not noted yet
+    _ends: Counter[str] = field(default_factory=Counter)  # associations whose end is among it
     _touched: set[str] = field(default_factory=set)  # units to be summed up in this turn
     _failed: dict[str, tuple[float, str]] = field(default_factory=dict)  # when to take up again which units, and why
     _carried: dict[str, int] = field(default_factory=dict)  # images of each open association
@@ -101,7 +102,10 @@ class Pipeline:
         """Do what there is to do at `now` (monotonic seconds); returns when to be called again at the latest."""
         self.now = now
         self.intake.look(now)
-        self._news.extend(self.intake.take(now))
+        for news in self.intake.take(now):
+            self._news.append(news)
+            if isinstance(news, Ended):
+                self._ends[news.association] += 1
         while self._news:
             self._note(self._news.popleft())
         if now - self._grown_said >= SUM_UP_EVERY:
@@ -197,6 +201,7 @@ class Pipeline:
     def _note(self, news: Filed | Ended | Whole | Read) -> None:
         match news:
             case Ended():
+                self._ends -= Counter([news.association])
                 self.studies.ended(news.association)
                 for live in self.units.carried_by(news.association):
                     with self._apart(live.key):
@@ -251,7 +256,7 @@ class Pipeline:
         if instance.standing != "current":
             live.unit.tell("an image came with the SOP Instance UID of another and other pixels: both are delivered")
         association = instance.source.association
-        is_open = bool(association) and self.intake.is_open(association)
+        is_open = bool(association) and (self._ends[association] > 0 or self.intake.is_open(association))
         self.settling.arrived(live, instance, self.now, is_open=is_open)
         self.studies.came(live, instance, self.now, is_open=is_open)
 
