@@ -33,6 +33,7 @@ from sorter.errors import ConfigError
 from sorter.receive import Known, Receiver, ReceiveSettings, Tls, gate, open_doors
 from sorter.receive.refusals import told
 from sorter.receive.server import open_to_everybody
+from sorter.testing.peer import pdu, request
 from sorter.testing.waiting import wait_until
 
 
@@ -220,12 +221,14 @@ def test_large_images_come_through_unchanged(papers: Papers, served: Served, ver
 
 
 def test_titles_are_checked_behind_tls_too(papers: Papers, tmp_path: Path) -> None:
-    with serving(papers, tmp_path, senders=(Known("PRISMA", None),), strangers=False) as served:
-        tls = (client_context(papers), "127.0.0.1")
-        asked = a_scanner(Verification).associate("127.0.0.1", served.port, tls_args=tls)
-        assert asked.is_rejected
-        assert (asked.acceptor.primitive.result, asked.acceptor.primitive.result_source) == (1, 1)
-        assert asked.acceptor.primitive.diagnostic == 3
+    with (  # by hand: pynetdicom can miss an answer that its TLS has read already
+        serving(papers, tmp_path, senders=(Known("PRISMA", None),), strangers=False) as served,
+        socket.create_connection(("127.0.0.1", served.port), 10) as plain,
+        client_context(papers).wrap_socket(plain, server_hostname="127.0.0.1") as tls,
+        tls.makefile("rwb", buffering=0) as peer,
+    ):
+        peer.write(request())
+        assert peer.read(10) == pdu(3, bytes((0, 1, 1, 3)))  # PS3.8 9.3.4: calling AE title not recognised
 
 
 def test_stop_releases_an_association_that_speaks_tls(papers: Papers, served: Served) -> None:
