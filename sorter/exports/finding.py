@@ -11,7 +11,7 @@ from sorter.durable import Files
 from sorter.errors import Quarantine, SorterError, TryLater
 from sorter.model import Header, Identity, Instance, Standing, UnitKind, unit_key
 from sorter.spool import Spool, Unit, UnitSummary
-from sorter.take.header import Parsed, examine
+from sorter.take.header import Parsed, examine, instance_of
 
 NOT_YET = "not published"
 
@@ -111,21 +111,7 @@ def _regular(files: Files, folder: Path, hear: Callable[[Left], None]) -> Iterat
 def _instance(parsed: Parsed, name: str, others: dict[tuple[str, str], Instance]) -> Instance:
     """Other pixels under one SOP Instance UID are a conflict: both are copied, under names that say so."""
     rival = any(sop == parsed.sop_uid and each.pixels != parsed.pixels for (sop, _), each in others.items())
-    return Instance(
-        study_uid=parsed.study_uid,
-        series_uid=parsed.series_uid,
-        sop_uid=parsed.sop_uid,
-        sop_class=parsed.sop_class,
-        transfer_syntax=parsed.transfer_syntax,
-        file=name,
-        size=parsed.size,
-        sha256=parsed.sha256,
-        dataset=parsed.dataset,
-        pixels=parsed.pixels,
-        arrived="",
-        header=parsed.header,
-        standing=Standing.CONFLICT if rival else Standing.CURRENT,
-    )
+    return replace(instance_of(parsed, file=name), standing=Standing.CONFLICT if rival else Standing.CURRENT)
 
 
 def _found(root: Path, key: tuple[str, str], images: list[Instance]) -> Found:

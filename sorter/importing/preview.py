@@ -18,7 +18,7 @@ from sorter.errors import Quarantine, TryLater
 from sorter.importing.walk import Found, Walk
 from sorter.model import Instance, UnitKind, unit_key
 from sorter.spool import Spool, Unit
-from sorter.take.header import Parsed, examine
+from sorter.take.header import Parsed, examine, instance_of
 
 MOST_LISTED = 1000
 """Conflicts, and files that are no images, that are listed by path."""
@@ -97,7 +97,7 @@ class Preview:
 
     def _count(self, parsed: Parsed, path: str) -> None:
         self.images += 1
-        key = unit_key(UnitKind.SERIES, parsed.study_uid, self.group(_instance(parsed)) or parsed.series_uid)
+        key = unit_key(UnitKind.SERIES, parsed.study_uid, self.group(instance_of(parsed)) or parsed.series_uid)
         who = str(parsed.header.get("PatientID") or parsed.header.get("PatientName") or "no-id")
         patient = self.patients.setdefault(who, Patient())
         patient.studies.add(parsed.study_uid)
@@ -126,23 +126,6 @@ class Preview:
             self._stored.popitem(last=False)
         copies = (unit.instances[name] for name in unit.by_sop.get(parsed.sop_uid, ()))
         return {(_short(each.dataset), _short(each.pixels)) for each in copies}
-
-
-def _instance(parsed: Parsed) -> Instance:
-    return Instance(
-        study_uid=parsed.study_uid,
-        series_uid=parsed.series_uid,
-        sop_uid=parsed.sop_uid,
-        sop_class=parsed.sop_class,
-        transfer_syntax=parsed.transfer_syntax,
-        file="",
-        size=parsed.size,
-        sha256=parsed.sha256,
-        dataset=parsed.dataset,
-        pixels=parsed.pixels,
-        arrived="",
-        header=parsed.header,
-    )
 
 
 def _short(text: str) -> int:

@@ -31,7 +31,7 @@ from sorter.spool.unit import IMAGES_PER_FOLDER, took
 from sorter.take import kinds
 from sorter.take.compare import header_change
 from sorter.take.groups import Groups
-from sorter.take.header import SAME_PIXELS, Parsed, Truncated, examine, file_meta
+from sorter.take.header import SAME_PIXELS, Parsed, Truncated, examine, file_meta, instance_of
 
 UNKNOWN = Source()
 
@@ -201,7 +201,7 @@ class Filing:
             source = dataclasses.replace(
                 source, calling=parsed.calling, called=parsed.called, address=parsed.address or source.address
             )
-        instance = _instance(parsed, source)
+        instance = instance_of(parsed, source, arrived=now())
         key = self._groups.key(instance)
         if why := self._spool.withdrawals.refuses(key, instance.study_uid):
             raise Quarantine(why)
@@ -284,7 +284,7 @@ class Filing:
                 continue
             source = Source(calling=parsed.calling, called=parsed.called, address=parsed.address)
             batch.folders.update(self._way_to(unit, path))
-            self._enter(unit, _instance(parsed, source), name, path, batch.of(unit))
+            self._enter(unit, instance_of(parsed, source, arrived=now()), name, path, batch.of(unit))
         self._commit(batch)
 
     # --- copies of what others dropped --------------------------------------------------------------------------
@@ -397,21 +397,3 @@ class Filing:
     def _drop(self, copy: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._files.unlink(copy)
-
-
-def _instance(parsed: Parsed, source: Source) -> Instance:
-    return Instance(
-        study_uid=parsed.study_uid,
-        series_uid=parsed.series_uid,
-        sop_uid=parsed.sop_uid,
-        sop_class=parsed.sop_class,
-        transfer_syntax=parsed.transfer_syntax,
-        file="",
-        size=parsed.size,
-        sha256=parsed.sha256,
-        dataset=parsed.dataset,
-        pixels=parsed.pixels,
-        arrived=now(),
-        source=source,
-        header=parsed.header,
-    )

@@ -25,7 +25,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 import sorter
 from sorter.durable import Files
 from sorter.errors import Quarantine, TryLater
-from sorter.model import Source, Value
+from sorter.model import Instance, Source, Value
 from sorter.take import elements, private, values
 from sorter.take.elements import Stream, Truncated, Walked
 
@@ -148,6 +148,28 @@ class Parsed:
     def bare(self) -> bool:
         """It says it is an image, but no pixel value follows: perhaps the file is still being written."""
         return not self.pixels and ("Rows" in self.header or self.sop_class in _IMAGES)
+
+
+_NOBODY = Source()
+
+
+def instance_of(parsed: Parsed, source: Source = _NOBODY, *, file: str = "", arrived: str = "") -> Instance:
+    """What was read, as an instance of a unit; its place and its standing are decided by whoever takes it."""
+    return Instance(
+        study_uid=parsed.study_uid,
+        series_uid=parsed.series_uid,
+        sop_uid=parsed.sop_uid,
+        sop_class=parsed.sop_class,
+        transfer_syntax=parsed.transfer_syntax,
+        file=file,
+        size=parsed.size,
+        sha256=parsed.sha256,
+        dataset=parsed.dataset,
+        pixels=parsed.pixels,
+        arrived=arrived,
+        source=source,
+        header=parsed.header,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +424,7 @@ def _child_said(child: subprocess.CompletedProcess[bytes], dataset: str) -> Walk
 # --- file meta information for a file that has none ------------------------------------------------------------------
 
 
-def file_meta(parsed: Parsed, source: Source = Source()) -> bytes:  # noqa: B008  (frozen)
+def file_meta(parsed: Parsed, source: Source = _NOBODY) -> bytes:
     """Preamble, prefix and file meta information (PS3.10 7.1) to put in front of the data set of `parsed`.
 
     The AE titles and the address are those of `source`, else those that the file itself had.
