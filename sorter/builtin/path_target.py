@@ -182,7 +182,7 @@ class PathTarget:
         """What our manifest says of the receipt's own files: a receipt lost in a crash may not know their names."""
         names, digests = {each.name for each in receipt.files}, {each.sha256 for each in receipt.files}
         manifest = self._manifest(fd, receipt.key, receipt.product)
-        if manifest.get("revision") != receipt.revision:
+        if self._is_newer(fd, receipt):
             return []
         return [each for each in _manifest_files(manifest) if each.name not in names and each.sha256 in digests]
 
@@ -416,7 +416,10 @@ class PathTarget:
             visit.note(f"{len(left)} files of an earlier revision were left: the lab edited them")
 
     def _unlink(self, fd: int, files: Sequence[Delivered]) -> tuple[list[str], list[str]]:
-        """Remove those that still equal what was delivered; (removed, left), names that are gone in neither."""
+        """Remove those that still equal what was delivered; (removed, left), names that are gone in neither.
+
+        One name may have several digests, where it is not known which of two revisions came as far as the target.
+        """
         removed, left = [], []
         for each in files:
             if each.state == "removed" or (each.state == "kept" and not each.beside):
@@ -430,7 +433,7 @@ class PathTarget:
                 removed.append(name)
             else:
                 left.append(name)
-        return removed, left
+        return removed, [name for name in dict.fromkeys(left) if name not in removed]
 
     def _clear_above(self, visit: Visit, place: _Place, job: Put) -> None:
         """A stage beside the folder is what a dead worker left when the folder was not there yet."""

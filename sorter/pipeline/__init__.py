@@ -20,7 +20,7 @@ from typing import Any
 from sorter.completion import DropWhole, Publish, Told
 from sorter.deliver.target import Done, Later, Put, Refused, Removed, Result, Wanted
 from sorter.engine.work import Outcome
-from sorter.model import DICOM, Delivery, Event, Identity, Instance, Receipt, Revision, plain
+from sorter.model import DICOM, Delivered, Delivery, Event, Identity, Instance, Receipt, Revision, plain
 from sorter.pipeline.alarms import Alarms, Clocks
 from sorter.pipeline.archives import Read
 from sorter.pipeline.evidence import Witness, taught
@@ -517,12 +517,32 @@ class Pipeline:
     # --- what a correction replaced -----------------------------------------------------------------------------
 
     def _replaced(self, live: Live, where: tuple[str, str]) -> Receipt | None:
-        """The receipt of what was delivered to this target before a correction gave it another place there."""
-        before = live.receipts.get(where)
-        for each in live.plan.deliveries if live.plan else ():
-            if (each.product, each.target) == where and before is not None and before.revision < each.since:
-                return before if before.files else None
-        return None
+        """What a correction that gave it another place here leaves at the old one.
+
+        Of images that is also what the plan before says: their receipt, or the last one, may be lost.
+        """
+        plan, before = live.plan, live.receipts.get(where)
+        now_there = (
+            next((each for each in plan.deliveries if (each.product, each.target) == where), None) if plan else None
+        )
+        if now_there is None or now_there.since < 2 or (before is not None and before.revision >= now_there.since):
+            return None
+        files = list(before.files) if before is not None else []
+        known = {(each.name, each.sha256) for each in files}
+        planned = live.unit.plan_before(now_there.since)
+        was = (
+            next((each for each in planned.deliveries if (each.product, each.target) == where), None)
+            if planned
+            else None
+        )
+        if was is not None and was.folder != now_there.folder:
+            for image in (each for each in live.unit.instances.values() if each.file in was.names):
+                if (was.names[image.file], image.sha256) not in known:
+                    files.append(Delivered(was.names[image.file], image.sha256, image.size, image.file))
+        if not files:
+            return None
+        folder = before.folder if before is not None else was.folder if was is not None else ""
+        return Receipt(live.key, *where, now_there.since - 1, folder, tuple(files), wall_clock())
 
     def _retire(self, live: Live) -> None:
         """Remove what was delivered before a correction, of each product whose successors are all delivered."""

@@ -267,6 +267,11 @@ class Unit:
         numbers = self.plans()
         return self._record(Plan, f"plan-{numbers[-1]:04d}.json") if numbers else None
 
+    def plan_before(self, revision: int) -> Plan | None:
+        """The last plan of a revision before this one."""
+        numbers = [number for number in self.plans() if number < revision]
+        return self._record(Plan, f"plan-{numbers[-1]:04d}.json") if numbers else None
+
     def receipts(self) -> dict[tuple[str, str], Receipt]:
         """The last receipt of each (product, target)."""
         folder = self.folder / "receipts"
