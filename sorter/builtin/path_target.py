@@ -166,6 +166,8 @@ class PathTarget:
         with self._visit() as visit:
             folder, fd = self._locate(visit, receipt)
             if fd is None or self._is_newer(fd, receipt):
+                with contextlib.suppress(NotADirectoryError):
+                    self._clear_above(visit, receipt.folder, _stage_name(receipt.key, receipt.product))
                 return Removed(folder, note="its folder is not there any more")
             removed, left = self._unlink(fd, [*receipt.files, *self._under_other_names(fd, receipt)])
             name = self._manifest_name(fd, receipt.key, receipt.product)
@@ -295,7 +297,7 @@ class PathTarget:
         for step in steps:
             self._name_beside(fd, step, job)
         files = tuple(step.delivered() for step in steps)
-        self._clear_above(visit, place, job)
+        self._clear_above(visit, place.folder, _stage_name(job.key, job.product))
         stage = Stage(visit, fd, _stage_name(job.key, job.product), self._threads)
         manifest = self._manifest_name(fd, job.key, job.product)
         copied = [step for step in steps if step.copied]
@@ -435,13 +437,13 @@ class PathTarget:
                 left.append(name)
         return removed, [name for name in dict.fromkeys(left) if name not in removed]
 
-    def _clear_above(self, visit: Visit, place: _Place, job: Put) -> None:
+    def _clear_above(self, visit: Visit, folder: str, stage: str) -> None:
         """A stage beside the folder is what a dead worker left when the folder was not there yet."""
-        parts = components(place.folder)
+        parts = components(folder)
         if parts:
             above = visit.walk("/".join(parts[:-1]))
             if above is not None:
-                remove_tree(self._files, _stage_name(job.key, job.product), above)
+                remove_tree(self._files, stage, above)
 
     def _tell(self, visit: Visit, steps: Sequence[_Step]) -> None:
         aside = sum(step.action is Action.ASIDE for step in steps)

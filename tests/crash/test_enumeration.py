@@ -135,12 +135,7 @@ def judge(cut: Cut, settings: Config) -> list[str]:
 def _torn(cut: Cut) -> Iterator[str]:
     """A file under a final name that does not hold what its name promises."""
     for path, content in cut.files.items():
-        if (
-            path.endswith(".dcm")
-            and path.startswith((LAB, STORE, RECEIVED))
-            and "/." not in path
-            and content[-4:] != b"END."
-        ):
+        if path.endswith(".dcm") and path.startswith((LAB, STORE, RECEIVED)) and content[-4:] != b"END.":
             yield f"torn under its final name: {path.removeprefix(ROOT)}"
 
 
@@ -168,11 +163,7 @@ def _which(content: bytes) -> tuple[str, bytes]:
 def _lost(after: Cut) -> Iterator[str]:
     """After the recovery: images that were acknowledged or dropped and are not where they belong, once."""
     stored = [content for path, content in after.files.items() if path.startswith(STORE)]
-    given = [
-        content
-        for path, content in after.files.items()
-        if path.startswith(LAB) and path.endswith(".dcm") and "/." not in path
-    ]
+    given = [content for path, content in after.files.items() if path.startswith(LAB) and path.endswith(".dcm")]
     aside = [content for path, content in after.files.items() if path.startswith(QUARANTINE)]
     for data in after.acknowledged:
         if not any(each.endswith(data) for each in stored):
