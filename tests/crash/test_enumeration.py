@@ -135,7 +135,12 @@ def judge(cut: Cut, settings: Config) -> list[str]:
 def _torn(cut: Cut) -> Iterator[str]:
     """A file under a final name that does not hold what its name promises."""
     for path, content in cut.files.items():
-        if path.endswith(".dcm") and path.startswith((LAB, STORE, RECEIVED)) and content[-4:] != b"END.":
+        if (
+            path.endswith(".dcm")
+            and path.startswith((LAB, STORE, RECEIVED))
+            and "/." not in path
+            and content[-4:] != b"END."
+        ):
             yield f"torn under its final name: {path.removeprefix(ROOT)}"
 
 
