@@ -20,7 +20,7 @@ from typing import Any
 from sorter.completion import DropWhole, Publish, Told
 from sorter.deliver.target import Done, Later, Put, Refused, Removed, Result, Wanted
 from sorter.engine.work import Outcome
-from sorter.model import DICOM, Delivered, Delivery, Event, Identity, Instance, Receipt, Revision, plain
+from sorter.model import DICOM, Delivered, Delivery, Event, Identity, Instance, Plan, Receipt, Revision, plain
 from sorter.pipeline.alarms import Alarms, Clocks
 from sorter.pipeline.archives import Read
 from sorter.pipeline.evidence import Witness, taught
@@ -495,8 +495,7 @@ class Pipeline:
     def _receive(self, live: Live, receipt: Receipt) -> None:
         """Only now it is delivered."""
         where = (receipt.product, receipt.target)
-        replaced = self._replaced(live, where)
-        if replaced is not None:
+        for replaced in self._replaced(live, where):
             live.unit.retire(replaced)
             live.retiring.append(replaced)
         live.unit.write_receipt(receipt)
@@ -516,33 +515,27 @@ class Pipeline:
 
     # --- what a correction replaced -----------------------------------------------------------------------------
 
-    def _replaced(self, live: Live, where: tuple[str, str]) -> Receipt | None:
-        """What a correction that gave it another place here leaves at the old one.
+    def _replaced(self, live: Live, where: tuple[str, str]) -> list[Receipt]:
+        """What corrections that gave it another place here leave at the old ones, a receipt for each.
 
-        Of images that is also what the plan before says: their receipt, or the last one, may be lost.
+        The last receipt tells of one of them. Of images the plans since then count too: a disk that fails, or the next
+        correction, may come between a delivery and its receipt.
         """
-        plan, before = live.plan, live.receipts.get(where)
-        now_there = (
-            next((each for each in plan.deliveries if (each.product, each.target) == where), None) if plan else None
-        )
-        if now_there is None or now_there.since < 2 or (before is not None and before.revision >= now_there.since):
-            return None
-        files = list(before.files) if before is not None else []
-        known = {(each.name, each.sha256) for each in files}
-        planned = live.unit.plan_before(now_there.since)
-        was = (
-            next((each for each in planned.deliveries if (each.product, each.target) == where), None)
-            if planned
-            else None
-        )
-        if was is not None and was.folder != now_there.folder:
-            for image in (each for each in live.unit.instances.values() if each.file in was.names):
-                if (was.names[image.file], image.sha256) not in known:
-                    files.append(Delivered(was.names[image.file], image.sha256, image.size, image.file))
-        if not files:
-            return None
-        folder = before.folder if before is not None else was.folder if was is not None else ""
-        return Receipt(live.key, *where, now_there.since - 1, folder, tuple(files), wall_clock())
+        now_there, before = _delivery(live.plan, where), live.receipts.get(where)
+        if now_there is None or (before is not None and before.revision >= now_there.since):
+            return []
+        places: dict[str, Receipt] = {}
+        for plan in live.unit.plans_between(before.revision if before is not None else 1, now_there.since):
+            was = _delivery(plan, where)
+            if was is None or was.folder == now_there.folder:
+                continue
+            there = places.get(was.folder)
+            if before is not None and plan.revision == before.revision:
+                there = before
+            files = dict.fromkeys((*(there.files if there else ()), *_images_of(live.unit, was)))
+            folder = there.folder if there else was.folder
+            places[was.folder] = Receipt(live.key, *where, plan.revision, folder, tuple(files), wall_clock())
+        return [receipt for receipt in places.values() if receipt.files]
 
     def _retire(self, live: Live) -> None:
         """Remove what was delivered before a correction, of each product whose successors are all delivered."""
@@ -798,6 +791,18 @@ def _manifest(live: Live) -> Mapping[str, Any]:
         "verdict": live.revision.verdict.value,
         "revision": live.plan.revision,
     }
+
+
+def _delivery(plan: Plan | None, where: tuple[str, str]) -> Delivery | None:
+    """What a plan says of this (product, target)."""
+    return next((each for each in plan.deliveries if (each.product, each.target) == where), None) if plan else None
+
+
+def _images_of(unit: Unit, delivery: Delivery) -> Iterator[Delivered]:
+    """The images of a delivery as it would have left them."""
+    for image in unit.instances.values():
+        if image.file in delivery.names:
+            yield Delivered(delivery.names[image.file], image.sha256, image.size, image.file)
 
 
 def _before(live: Live, delivery: Delivery) -> Receipt | None:

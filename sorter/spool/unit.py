@@ -267,10 +267,11 @@ class Unit:
         numbers = self.plans()
         return self._record(Plan, f"plan-{numbers[-1]:04d}.json") if numbers else None
 
-    def plan_before(self, revision: int) -> Plan | None:
-        """The last plan of a revision before this one."""
-        numbers = [number for number in self.plans() if number < revision]
-        return self._record(Plan, f"plan-{numbers[-1]:04d}.json") if numbers else None
+    def plans_between(self, first: int, end: int) -> Iterator[Plan]:
+        """Those of the revisions from `first` on, before `end`, in order."""
+        for number in self.plans():
+            if first <= number < end and (plan := self._record(Plan, f"plan-{number:04d}.json")) is not None:
+                yield plan
 
     def receipts(self) -> dict[tuple[str, str], Receipt]:
         """The last receipt of each (product, target)."""

@@ -13,7 +13,7 @@ import pytest
 
 from sorter.config import Config
 from tests.crash.memory import Memory
-from tests.crash.scenario import Life, begin, settings_of
+from tests.crash.scenario import Life, begin, data_set, settings_of
 from tests.crash.test_enumeration import SEED, STORIES, Cut, Story, _false_receipts, _lost, _torn
 
 FULL_FOR = 60.0  # seconds
@@ -57,9 +57,17 @@ def live(settings: Config, story: Story, first: int, seconds: float) -> tuple[se
     return wrong, failing.seen
 
 
+def corrected_twice(life: Life) -> None:
+    """Each correction gives the series another place: neither of the earlier ones may keep an image."""
+    for subject in ("P1", "P2", "P3"):
+        life.receive(data_set(1, subject=subject), data_set(2, subject=subject))
+        life.turns(40)
+    life.turns(60)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "step"), [(0.0, 1), (FULL_FOR, 9)])
-@pytest.mark.parametrize("story", STORIES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("story", [*STORIES, corrected_twice], ids=lambda each: each.__name__)
 def test_a_disk_that_fails_loses_nothing_and_stops_nothing(
     settings: Config, story: Story, seconds: float, step: int
 ) -> None:
