@@ -11,7 +11,6 @@ import json
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -23,6 +22,7 @@ import hypothesis
 import pytest
 
 from sorter.durable import Files
+from sorter.testing import ports
 
 ROOT = Path(__file__).resolve().parent
 NEEDS = ("dcmtk", "sample")
@@ -196,11 +196,7 @@ def account() -> Iterator[Account]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return ports.free_port()
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ import receivers
 from load import Load
 from receivers import Kind, Receiver
 
+from sorter.testing.ports import free_port
+
 _fork = multiprocessing.get_context("fork")
 
 REALLY_COSTS = 0.2e-3  # seconds; a place whose fsync takes less is not called a disk
@@ -111,7 +113,7 @@ def measure(scenario: Scenario, place: Path, rounds: int, say: Callable[[str], N
     try:
         for result in results:
             try:
-                running[result.kind.name] = Receiver(result.kind, place, _free_port())
+                running[result.kind.name] = Receiver(result.kind, place, free_port())
             except RuntimeError as error:
                 result.failure = str(error)
         for _ in range(rounds):
@@ -186,7 +188,7 @@ def _figures(given: Load, outcome: load.Outcome, cpu: float, pss: int) -> Run:
 
 def idle_cpu(place: Path, associations: int = 8, seconds: float = 10.0) -> float:
     """The share of a core that sorter needs for associations on which nothing happens."""
-    receiver = Receiver(receivers.SORTER, place, _free_port())
+    receiver = Receiver(receivers.SORTER, place, free_port())
     try:
         with contextlib.ExitStack() as stack:
             for _ in range(associations):
@@ -199,12 +201,6 @@ def idle_cpu(place: Path, associations: int = 8, seconds: float = 10.0) -> float
     finally:
         receiver.stop()
         receiver.clear()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fsync_cost(place: Path, times: int = 200) -> float:

@@ -22,6 +22,7 @@ import pytest
 from sorter.builtin.path_target import mark
 from sorter.durable import Files
 from sorter.spool.unit import UnitSummary
+from sorter.testing.ports import free_port
 from sorter.testing.running import RunningSorter
 from sorter.testing.synthetic import Plan, localizer
 from sorter.testing.targets import TargetSuite
@@ -137,9 +138,7 @@ class Share:
         for name in ("host", "mine"):
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", base / name)
         shutil.copy(base / "mine.pub", base / "authorized")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._server: subprocess.Popen[bytes] | None = None
         self.sshfs: subprocess.Popen[bytes] | None = None
 

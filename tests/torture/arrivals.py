@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from sorter.testing.ports import free_port
 from sorter.testing.waiting import wait_until
 
 Image = tuple[str, bytes]
@@ -89,9 +90,7 @@ def _sshd(apart: Path) -> Iterator[int]:
     program = shutil.which("sshd") or "/usr/sbin/sshd"
     for name in ("host", "key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(apart / name)], check=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {
         "Port": port, "ListenAddress": "127.0.0.1", "HostKey": apart / "host", "PidFile": "none", "UsePAM": "no",
         "AuthorizedKeysFile": apart / "key.pub", "StrictModes": "no", "Subsystem": "sftp internal-sftp",
