@@ -53,8 +53,9 @@ class Expected:
 class Listing:
     """The senders' lists of this unit, taken together, against what is here.
 
-    `proven`: lists of this kind from this sender have been final before. `missing` are the SOP Instance UIDs that are
-    named and not here; `unnamed` counts images here that no list names.
+    `proven`: lists of this kind from this sender have been final before. `stood`: nothing came for the longest wait
+    after these were complete. `missing` are the SOP Instance UIDs that are named and not here; `unnamed` counts images
+    here that no list names.
     """
 
     by: str
@@ -63,6 +64,7 @@ class Listing:
     unnamed: int = 0
     trusted: bool = True
     proven: bool = False
+    stood: bool = False
     asked: bool = False  # it answers a question about this very unit, so that what it names is surely of it
 
     @property
@@ -266,15 +268,18 @@ def _upgrade(state: State, timing: Timing) -> Outlook | None:
 def _listed(state: State, timing: Timing) -> Outlook | None:
     """The sender's list names exactly what is here.
 
-    A list that proved final before is believed at once. Another is believed too, but not while its sender may be in
-    the middle: an association that carried this is still open and brings nothing else, or a count or the volumes
-    themselves say that more is to come. (Some senders ask for commitment of every batch.)
+    A list of a kind that proved final before is believed at once, and so is the answer to a question, unless its sender
+    may be in the middle: an association that carried this is still open and brings nothing else, or a count or the
+    volumes themselves say that more is to come. Any other list only raises what was published, once it stood the
+    longest wait: some senders ask for commitment of every batch, and a first batch looks like a whole series.
     """
     facts, listing = state.facts, state.facts.listing
     if not state.looked or listing is None or not listing.exact or not listing.trusted:
         return None
     due = state.last + timing.settle
     if not listing.proven:
+        if not listing.asked and (state.pending or not listing.stood):
+            return None
         if facts.expected is not None and facts.expected.count > facts.have:
             return None
         if _lacks(facts.structure):

@@ -23,7 +23,7 @@ from sorter.engine.work import Outcome
 from sorter.model import DICOM, Delivered, Delivery, Event, Identity, Instance, Plan, Receipt, Revision, plain
 from sorter.pipeline.alarms import Alarms, Clocks
 from sorter.pipeline.archives import Read
-from sorter.pipeline.evidence import Witness, taught
+from sorter.pipeline.evidence import Witness
 from sorter.pipeline.intake import Intake, Whole
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import NOTHING, NoPlan, Planner, view
@@ -722,7 +722,7 @@ class Pipeline:
         for key, outcome in self.settling.witness.tracker.over(self.now):
             with self._apart(key):
                 live = self.live(key)
-                live.unit.teach(taught(outcome, wall_clock()))
+                self.settling.learned(live, outcome, wall_clock(), self.now)
                 self._sum_up(live)
 
     # --- telling ------------------------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ class Witness:
             unnamed=len(here - named),
             trusted=all(habits.list_trusted(each) for _, each in lists),
             proven=all(habits.list_proven(each) for _, each in lists),
+            stood=live.key not in self.tracker.keys and live.unit.taught.get("list_final") is True,
             asked=any(kind == "query" for kind, _ in lists),
         )
 

@@ -13,6 +13,7 @@ from sorter.completion import (
     Input,
     Look,
     Looked,
+    Outcome,
     Publish,
     Published,
     Tick,
@@ -22,7 +23,7 @@ from sorter.completion import (
     step,
 )
 from sorter.model import Instance, Verdict
-from sorter.pipeline.evidence import Witness
+from sorter.pipeline.evidence import Witness, taught
 from sorter.pipeline.units import Live, arrival
 
 
@@ -73,6 +74,16 @@ class Settling:
         """Whoever sent this unit was asked which images it has of it."""
         live.unit.add_list("query", sender, names)
         self._look(live, now)
+
+    def learned(self, live: Live, outcome: Outcome, at: str, now: float) -> None:
+        """Nothing came of it for the longest wait: what that teaches of its sender, and of its own lists.
+
+        `at` is the wall clock.
+        """
+        live.unit.teach(taught(outcome, at))
+        if outcome.list_final:
+            self._look(live, now)
+            self.judge(live, now)
 
     # --- what to do ---------------------------------------------------------------------------------------------
 

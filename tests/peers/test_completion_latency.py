@@ -2,7 +2,8 @@
 
 The same files go to sorter, to Orthanc, which calls a series stable after 60 s (`StableAge`), and to DCMTK's storescp,
 whose folders are watched by a timer of 60 s. The images are those of a real GE time series under new UIDs; three copies
-are sent first, so that sorter has seen that their count is right. With SORTER_RESULTS=FOLDER the page is written there
+are sent first, so that sorter has seen that their count is right, and three whose sender then asks for commitment, so
+that its lists have proved final. With SORTER_RESULTS=FOLDER the page is written there
 as completion-latency.md.
 """
 
@@ -37,6 +38,9 @@ pytestmark = [pytest.mark.peers, pytest.mark.sample, pytest.mark.dcmtk, pytest.m
 ROOT = Path(__file__).resolve().parents[2]
 AGE = 60.0
 """Seconds without an image until the rivals call a series complete: the default of both Orthanc and mercure."""
+
+CAP = 150.0
+"""Seconds: sorter's longest wait here, after which a list has proved final; by default 15 minutes."""
 
 WITHIN = 5.0
 """Seconds from the last image to the delivery, where sorter knows that it is the last."""
@@ -232,6 +236,7 @@ def scanner(network: None) -> Generator[Scanner, None, None]:
 @pytest.fixture
 def site(scanner: Scanner, dcmtk: Dcmtk, tmp_path: Path) -> Generator[Site, None, None]:
     config = scanner.config(strangers="true") + '\n[labs.scans]\nmatch = ["Modality=MR"]\nproducts = ["dicom"]\n'
+    config += f"\n[completion]\ncap = {CAP}\n"
     folder = tmp_path / "storescp"
     folder.mkdir()
     orthanc = Orthanc(tmp_path / "orthanc", StableAge=int(AGE))
@@ -308,13 +313,26 @@ class Row:
         return f"| {self.case.title} | {len(self.case.copy.files)} | {self.verdict} | {' | '.join(cells)} |"
 
 
-def teach(site: Site, source: Path, into: Path, send: Send) -> None:
-    """Three series whose counts are right: from then on such counts are believed."""
-    copies = [copy(source, into, counted=True) for _ in range(3)]
-    for each in copies:
+def teach(site: Site, source: Path, into: Path, scanner: Scanner, send: Send) -> list[Copy]:
+    """Three series whose counts are right, and three whose lists are; returns the latter.
+
+    From then on such counts are believed at once, and such lists when nothing came for the longest wait.
+    """
+    committed = [copy(source, into, counted=False) for _ in range(3)]
+    for each in committed:
+        pynetdicom("SCANNER")(each.files, site.sorter.port)
+        assert scanner.ask(site.sorter.port, each.pairs)[0] == 0
+    counted = [copy(source, into, counted=True) for _ in range(3)]
+    for each in counted:
         send(each.files, site.sorter.port)
-    found = site.sorter.wait_delivered(sum(len(each.files) for each in copies), 90)
+    found = site.sorter.wait_delivered(sum(len(each.files) for each in committed + counted), 90)
     assert {each.verdict for each in found} == {"quiet"}
+    return committed
+
+
+def proved_final(site: Site, lists: Sequence[Copy]) -> bool:
+    found = {each.series_uids[0]: each.verdict for each in site.sorter.series()}
+    return all(found[each.series] == "listed" for each in lists)
 
 
 @pytest.mark.timeout(900)
@@ -322,7 +340,7 @@ def test_what_is_known_to_be_whole_is_delivered_within_five_seconds(
     site: Site, scanner: Scanner, dcmtk: Dcmtk, sample: Path, tmp_path: Path
 ) -> None:
     source, into = sample / "data" / "nih-ge" / "mr_0004", tmp_path / "copies"
-    teach(site, source, into, storescu(dcmtk, "TEACHER"))
+    taught = teach(site, source, into, scanner, storescu(dcmtk, "TEACHER"))
 
     def new(title: str, expected: str) -> Case:
         return Case(title, expected, copy(source, into, counted=expected == "counted"))
@@ -345,6 +363,10 @@ def test_what_is_known_to_be_whole_is_delivered_within_five_seconds(
         cases.append(new(title, expected))
         cases[-1].send(site, send, cases[-1].copy.files)
 
+    wait_until(lambda: paused.told(site, cut), AGE + 60, "the rivals to call it complete in the pause")
+    paused.send(site, storescu(dcmtk, "PAUSES"), paused.copy.files[cut:])
+
+    wait_until(lambda: proved_final(site, taught), 2 * CAP, "the lists of a sender to prove final")
     cases.append(new("pynetdicom, then Storage Commitment", "listed"))
     pairs, asked = cases[-1].copy.pairs, list[int]()
     cases[-1].send(
@@ -355,8 +377,6 @@ def test_what_is_known_to_be_whole_is_delivered_within_five_seconds(
     cases.append(new("a folder, by one rename", "listed"))
     move_in(cases[-1], site)
 
-    wait_until(lambda: paused.told(site, cut), AGE + 60, "the rivals to call it complete in the pause")
-    paused.send(site, storescu(dcmtk, "PAUSES"), paused.copy.files[cut:])
     for each in cases:
         wait_until(lambda each=each: each.told(site, len(each.copy.files)), AGE + 60, f"the rivals: {each.title}")
 
@@ -402,7 +422,8 @@ Measured on {}, commit {}, {} processors, load {:.1f} at the end. Made by
 Seconds from the answer to the last image until sorter has delivered the whole series, receipt and all; until Orthanc
 calls it stable (StableAge 60); until the folder where DCMTK's storescp puts it has had no new file for 60 s. All
 receive the same files in the same run. *Early before*: it had been called complete before, too soon. Each series is a
-copy of a real GE time series; three were sent first, to teach that the count in their headers is right.
+copy of a real GE time series; three were sent first, to teach that the count in their headers is right, and three with
+commitment, to teach that the lists of that sender are final (`cap` is 150 s here).
 
 | sending | images | verdict | sorter, delivered | Orthanc, stable | 60 s folder timer |
 |---|--:|---|--:|--:|--:|

@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from sorter.cli.main import sorter as command
+from sorter.durable import Files
+from sorter.spool.studies import StudyRecords, study_key
 from sorter.testing.running import RunningSorter
 from sorter.testing.waiting import wait_until
 from tests.crash.scenario import as_file, data_set
@@ -87,6 +89,11 @@ def told(sorter: RunningSorter) -> list[dict[str, str]]:
     return [found for line in lines if (found := json.loads(line))["kind"] == "study_settled"]
 
 
+def known_as_told(sorter: RunningSorter, study: str) -> bool:
+    record = StudyRecords(sorter.spool.studies, Files()).read(study_key(study))
+    return record is not None and record.told
+
+
 def says(sorter: RunningSorter, *arguments: str) -> str:
     result = CliRunner().invoke(
         command, [*arguments, "-c", str(sorter.root / "sorter.toml"), "--root", str(sorter.root)]
@@ -118,6 +125,7 @@ def test_the_next_study_settles_the_first_and_the_lab_gets_a_mail(
         assert "Subject: P1 20260102: 2 series are here" in mails[0]
         assert "   1  T1_mprage: 3 images, quiet" in mails[0]
         assert "expected rest* twice, came once" in mails[0]
+        wait_until(lambda: known_as_told(sorter, "1.2.826.0.1.1"), what="that it was told is durable")
         sorter.kill()
 
         sorter.start()

@@ -1,8 +1,8 @@
 """The library: how scanners, archives and people send. Each function writes one session; its name and its first line
 tell it. Times are those seen in the field, or told by vendors' conformance statements and other programs' issues.
 
-`known` is how often the site has seen the habit before. `apart` says why nothing could be known of a habit but silence,
-or but a sender's first word: whoever does not wait long enough must be wrong there, so these are judged apart, by name.
+`known` is how often the site has seen the habit before. `apart` says why nothing could be known of a habit but silence:
+whoever does not wait long enough must be wrong there, so these are judged apart, by name.
 """
 
 from __future__ import annotations
@@ -549,7 +549,7 @@ def spectra_without_numbers(tape: Tape) -> None:
     tape.drop(run, rest, tape.name)
 
 
-@habit(known=0, apart="its first list ever")
+@habit(known=0, apart="only silence is known")
 def first_commitment_of_each_batch(tape: Tape) -> None:
     """A sender never seen before asks for commitment of a batch of whole volumes, and goes on minutes later."""
     run = tape.run()

@@ -131,15 +131,14 @@ def wrong(results: str) -> dict[str, float]:
     """Per cent of the scripts in which each rule was wrong, as the page of results has it."""
     found = {name: float(cent) for name, cent in re.findall(r"^\| (.*?) \| ([0-9.]+)% \|", results, re.MULTILINE)}
     of = r"^\| sorter: %s \| ([0-9,]+) of ([0-9,]+)"
-    [(sure, judged)] = re.findall(of % "listed or counted", results, re.MULTILINE)
-    [(quiet, _)] = re.findall(of % "quiet", results, re.MULTILINE)
-    apart = re.findall(r"wrong in ([0-9]+) of ([0-9]+)\.$", results, re.MULTILINE)
+    [(sure, scripts)] = re.findall(of % "listed or counted", results, re.MULTILINE)
+    [(quiet, judged)] = re.findall(of % "quiet", results, re.MULTILINE)
+    apart = re.findall(r"wrong in ([0-9]+) of [0-9]+\.$", results, re.MULTILINE)
     known = _number(sure) + _number(quiet)
-    every = known + sum(int(early) for early, _ in apart)
-    scripts = _number(judged) + sum(int(of) for _, of in apart)
+    every = known + sum(map(int, apart))
     return {
         **{name: found[name] for name in RIVALS},
-        "sorter, all of them": 100 * every / scripts,
+        "sorter, all of them": 100 * every / _number(scripts),
         "sorter, but for four *": 100 * known / _number(judged),
     }
 
@@ -161,10 +160,8 @@ def bars(results: str) -> Iterator[str]:
         yield _text(LEFT - 12, y + 17, name, anchor="end", bold=ours)
         yield f'<rect x="{LEFT}" y="{y}" width="{max(length, 1.5):.1f}" height="24" fill="{GREEN if ours else RED}"/>'
         yield _text(LEFT + length + 10, y + 17, f"{cent:.1f}%" if cent >= 1 else f"{cent:.2f}%", anchor="start")
-    yield _text(
-        LEFT, below + 14, "* In four habits nothing is known when it matters but silence, or the first list", **SMALL
-    )
-    yield _text(LEFT, below + 30, "that a sender ever gave: whoever does not wait for days is wrong there.", **SMALL)
+    yield _text(LEFT, below + 14, "* In four habits nothing is known when it matters but silence:", **SMALL)
+    yield _text(LEFT, below + 30, "whoever does not wait for days is wrong there.", **SMALL)
     yield "</svg>"
 
 

@@ -15,7 +15,7 @@ from simulator.memory import MemoryFiles
 from simulator.script import Ended, Image, Named, Restart, Run, Script, Whole
 from sorter.completion import DropWhole, Habits, Publish, Timing, Tracker
 from sorter.model import Expectation, Header, Instance, Revision, Series, Source, UnitKind, Verdict, unit_key
-from sorter.pipeline.evidence import Witness, taught
+from sorter.pipeline.evidence import Witness
 from sorter.pipeline.settling import Settling
 from sorter.pipeline.studies import Studies
 from sorter.pipeline.units import Live, revive, summarise
@@ -127,7 +127,7 @@ class Player:
         for key, outcome in self._settling.witness.tracker.over(self.now):
             self._day += 1
             live = self._lives.get(key) or self._done[key]
-            live.unit.teach(taught(outcome, f"{self._day:08d}"))
+            self._settling.learned(live, outcome, f"{self._day:08d}", self.now)
         self._studies.turn(self.now, walked=True)
 
     def _happens(self, what: object) -> None:

@@ -70,9 +70,9 @@ def page(scores: Sequence[Score], seed: int) -> Iterator[str]:
     for name in RIVALS:
         again = sum(each.rivals[name][1] > 0 for each in scores)
         yield f"| {name} | {100 * share(scores, name):.1f}% | {100 * again / len(scores):.1f}% |"
-    sure = sum(bool(each.early_sure) for each in judged)
+    sure = sum(bool(each.early_sure) for each in scores)
     quiet = sum(bool(each.early_quiet) for each in judged)
-    yield f"| sorter: listed or counted | {sure} of {len(judged):,} | {sum(each.repeated for each in scores)} |"
+    yield f"| sorter: listed or counted | {sure} of {len(scores):,} | {sum(each.repeated for each in scores)} |"
     yield f"| sorter: quiet | {quiet} of {len(judged):,} ({100 * quiet / len(judged):.2f}%) | |"
     yield f"| sorter: images in no revision | {sum(each.lost for each in scores)} | |"
     yield ""
@@ -114,7 +114,7 @@ def _line(habit: Habit, mine: Sequence[Score]) -> str:
 def _apart(scores: Sequence[Score]) -> Iterator[str]:
     yield "## Judged apart"
     yield ""
-    yield "Of these nothing can be known when it matters; they are in the table, and not in the sums of sorter above."
+    yield "Of these nothing can be known when it matters; they are in the table, and not in the sum of *quiet* above."
     yield ""
     for habit in LIBRARY:
         mine = [each for each in scores if each.habit == habit.name]

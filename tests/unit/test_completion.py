@@ -187,20 +187,30 @@ def listing(count: int, **more: Any) -> Answer:
     return lambda have: Facts(have=have, listing=Listing("the list of S", count, **more))
 
 
-def test_a_list_that_names_exactly_these_is_published_at_once() -> None:
-    [(at, effect)] = run(burst(11), until=99, know=listing(11))
+@pytest.mark.parametrize("of", [{"proven": True}, {"asked": True}])
+def test_a_list_that_names_exactly_these_is_published_at_once(of: dict[str, bool]) -> None:
+    [(at, effect)] = run(burst(11), until=99, know=listing(11, **of))
     assert (at, effect) == (2, Publish(Verdict.LISTED, ("the list of S names exactly these 11",)))
 
 
-def test_a_first_list_waits_for_the_association_that_is_open_and_a_proven_one_does_not() -> None:
+def test_an_unproven_list_raises_what_was_quiet_once_it_stood_the_longest_wait() -> None:
+    def named(**more: bool) -> Looked:
+        listing = Listing("the list of S", 1, **more)
+        return Looked(Facts(1, structure=Structure(False, "it cannot be told"), listing=listing))
+
+    found = run([(0, Arrived()), (100, named()), (900, named(stood=True))], until=3000)
+    assert [(at, effect.verdict) for at, effect in found] == [(30, Verdict.QUIET), (900, Verdict.LISTED)]
+
+
+def test_an_answer_waits_for_the_association_that_is_open_and_a_proven_list_does_not() -> None:
     events = [*burst(11, association="a"), (40.0, AssociationEnded("a"))]
-    [(late, _)] = run(events, until=99, know=listing(11))
+    [(late, _)] = run(events, until=99, know=listing(11, asked=True))
     [(soon, _)] = run(events, until=99, know=listing(11, proven=True))
     assert (late, soon) == (40, 2)
 
 
 @pytest.mark.parametrize("against", [{"expected": Expected(20)}, {"structure": PARTIAL}, {"structure": HOLED}])
-def test_a_first_list_is_not_believed_against_what_the_images_say(against: dict[str, Any]) -> None:
+def test_an_unproven_list_is_not_believed_against_what_the_images_say(against: dict[str, Any]) -> None:
     def know(have: int, proven: bool = False) -> Facts:
         return Facts(have=have, listing=Listing("the list of S", 11, proven=proven), **against)
 
@@ -220,7 +230,8 @@ def test_the_list_of_a_sender_that_was_caught_says_nothing() -> None:
 
 
 def test_a_list_that_comes_later_raises_the_verdict_once() -> None:
-    exact = Looked(Facts(1, structure=Structure(False, "it cannot be told"), listing=Listing("the list of S", 1)))
+    listing = Listing("the list of S", 1, proven=True)
+    exact = Looked(Facts(1, structure=Structure(False, "it cannot be told"), listing=listing))
     found = run([(0, Arrived()), (100, exact), (200, exact)], until=999)
     assert [(at, effect.verdict) for at, effect in found] == [(30, Verdict.QUIET), (100, Verdict.LISTED)]
 
