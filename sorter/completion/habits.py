@@ -146,6 +146,12 @@ class Tracker:
             course.list_complete, course.list_final = False, False
             self.habits.catch(course.sender)
 
+    def resume(self, key: str, sender: str, now: float) -> None:
+        """A series of an earlier life, of which more may come: waiting starts anew."""
+        if key not in self._courses:
+            self._courses[key] = _Course(sender, now)
+            self._next = min(self._next, now + self.horizon)
+
     def list_is_complete(self, key: str) -> None:
         """Its sender's lists name exactly what is here."""
         course = self._courses.get(key)

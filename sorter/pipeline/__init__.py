@@ -619,6 +619,7 @@ class Pipeline:
         if summary is None:
             live = self.live(key)
             self.settling.witness.learn_counts(live)
+            self.settling.resumed(live, self.now)
             self.resume(live)
             self._touched.add(key)
         summary = summary or summarise(self.live(key))
@@ -638,6 +639,7 @@ class Pipeline:
             summary is None
             or summary.state not in ("delivered", "withdrawn")
             or summary.asking
+            or summary.watched
             or summary.evidence != unit.evidence_size()
         ):
             return None

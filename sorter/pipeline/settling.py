@@ -75,6 +75,12 @@ class Settling:
         live.unit.add_list("query", sender, names)
         self._look(live, now)
 
+    def resumed(self, live: Live, now: float) -> None:
+        """A unit of an earlier life: its sender's lists, if there are any, have to stand the longest wait anew."""
+        if live.unit.lists and not live.unit.taught and live.senders:
+            self.witness.tracker.resume(live.key, next(iter(live.senders)), now)
+            self._look(live, now)
+
     def learned(self, live: Live, outcome: Outcome, at: str, now: float) -> None:
         """Nothing came of it for the longest wait: what that teaches of its sender, and of its own lists.
 

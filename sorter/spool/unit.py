@@ -90,6 +90,7 @@ class UnitSummary:
     expected: int = 0  # images that there should be, 0 where nothing says it
     missing: int = 0  # images that its sender's lists name and that are not here
     asking: bool = False  # its sender is still to be asked what it has
+    watched: bool = False  # its sender's lists have not stood the longest wait
     taught: Mapping[str, Any] = field(default_factory=dict)  # what it taught of its sender
     counts: tuple[CountSaid, ...] = ()
 

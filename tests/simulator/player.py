@@ -195,6 +195,7 @@ class Player:
             for association in live.state.carrying - self._open:
                 self._settling.ended(live, association, "lost", self.now)
             self._settling.witness.learn_counts(live)
+            self._settling.resumed(live, self.now)
             self._settling.witness.remember(summarise(live))
             (self._lives if live.state.pending else self._done)[key] = live
             self._studies.remember(summarise(live), self.now)

@@ -146,6 +146,17 @@ def test_a_list_of_a_sender_never_seen_before_is_not_the_last_word() -> None:
         assert {each.verdict for each in player.said if each.run.startswith("judged")} == {Verdict.QUIET}
 
 
+def test_a_restart_while_a_list_has_to_stand_only_begins_the_wait_anew() -> None:
+    habit = of("commitment_afterwards")
+    one = script(habit, 7)
+    last = max(at for at, _ in one.arrivals("judged"))
+    again = replace(one, events=(*one.events, Happens(last + 600, Restart())))
+    player = Player(Timing(), durable=True)
+    player.play(again)
+    assert [each.verdict for each in player.said] == [Verdict.QUIET, Verdict.LISTED]
+    assert player.said[-1].at == pytest.approx(last + 600 + Timing().cap, abs=2)
+
+
 def test_a_run_that_was_stopped_is_not_called_anything_better() -> None:
     habit = of("stopped_run")
     for seed in range(5):
