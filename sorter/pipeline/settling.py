@@ -87,7 +87,7 @@ class Settling:
         `at` is the wall clock.
         """
         live.unit.teach(taught(outcome, at))
-        if outcome.list_final:
+        if outcome.list_final and not live.state.pending:  # what is pending is judged in its turn, as all else
             self._look(live, now)
             self.judge(live, now)
 

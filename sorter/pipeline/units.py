@@ -93,7 +93,10 @@ class Units:
             unit = Unit.load(self._spool, key)
             if unit.unmentioned:
                 self._adopt(unit)
-            self._live[key] = revive(unit, now)
+            live = revive(unit, now)
+            if live.revision is not None and unit.restore(live.revision):
+                live = revive(unit, now)
+            self._live[key] = live
         return self._live[key]
 
     def at_work(self, key: str) -> Live | None:

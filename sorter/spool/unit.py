@@ -341,6 +341,24 @@ class Unit:
         if instance.source.association:
             self.associations.setdefault(instance.source.association, "")
 
+    def restore(self, revision: Revision) -> bool:
+        """Enter anew what a manifest names and the evidence does not know any more: a disk that failed lost its line.
+        Was there any?
+
+        Its bytes may be lost with it; `verify` says so. It is an instance all the same: whoever planned, delivered or
+        removes something by the manifest must find it here.
+        """
+        lost = [each for each in revision.instances if each.file not in self.instances]
+        for instance in lost:
+            self.instances[instance.file] = instance
+            self.by_sop.setdefault(instance.sop_uid, []).append(instance.file)
+        if lost:
+            self.study_uid = self.study_uid or lost[0].study_uid
+            self.add_evidence([took(each) for each in lost])
+            self.tell(f"{len(lost)} images of revision {revision.revision} were not in the evidence any more, and are "
+                      "entered again from its manifest: run `sorter verify`, which says if they are lost")  # fmt: skip
+        return bool(lost)
+
     def restand(self, file: str, standing: Standing) -> None:
         if file in self.instances:
             self.instances[file] = dataclasses.replace(self.instances[file], standing=standing)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sorter.config import Config
 from sorter.model import UnitKind, unit_key
+from sorter.spool import Unit
 from tests.crash.memory import Memory
 from tests.crash.scenario import Life, as_file, begin, data_set, settings_of
 
@@ -44,3 +46,40 @@ def test_a_damaged_record_holds_up_its_own_series_alone(
     assert life.parts.pipeline.problems() == []
     assert state(life, BAD) == "delivered"
     assert life.disk.exists("/site/labs/memory/P1/20260102_1011/001_T1/000-0001-000002.dcm")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    return settings_of(tmp_path, monkeypatch)
+
+
+def test_an_image_whose_evidence_and_bytes_are_lost_keeps_its_place_and_is_left_at_the_lab(settings: Config) -> None:
+    """The lab's copy is the last one: growth must neither fail nor take it for superseded."""
+    life = begin(Memory(), settings)
+    life.receive(data_set(1), data_set(2))
+    life.turns(60)
+    assert state(life, BAD) == "delivered"
+    unit = Unit.load(life.spool, BAD)
+    lost = unit.by_sop["1.2.3.1.2"][0]
+    lines = life.disk.read_file(unit.evidence).splitlines(keepends=True)
+    life.disk.write_file(unit.evidence, b"".join(each for each in lines if b"1.2.3.1.2" not in each))
+    life.disk.unlink(unit.images / lost)
+    life = begin(life.disk, settings)
+    life.receive(data_set(3), worker="w2")
+    life.turns(200)
+    assert state(life, BAD) == "delivered"
+    folder = "/site/labs/memory/P1/20260102_1011/001_T1"
+    there = [name for name in life.disk.names(folder) if name.endswith(".dcm")]
+    assert there == [f"000-0001-{number:06d}.dcm" for number in (1, 2, 3)]
+    unit = Unit.load(life.spool, BAD)
+    assert [each.sop_uid for each in unit.revision(2).deliverable] == [f"1.2.3.1.{number}" for number in (1, 2, 3)]
+    assert sum("entered again from its manifest" in each["says"] for each in unit.story()) == 1
+    life.receive(data_set(2), worker="w3")  # sent again, it is whole again
+    life.turns(200)
+    assert state(life, BAD) == "delivered"
+    assert len({life.disk.read_file(path) for path in _images(life, unit)}) == 3
+
+
+def _images(life: Life, unit: Unit) -> list[Path]:
+    return [unit.images / shard / name for shard in life.disk.names(unit.images)
+            for name in life.disk.names(unit.images / shard)]  # fmt: skip

@@ -66,7 +66,7 @@ def storescp(dcmtk: Any, tmp_path: Path, free_port: int) -> Generator[Storescp, 
     command = dcmtk.command("storescp", "+B", "-uf", "-pm", "-od", folder, free_port)
     with subprocess.Popen(command, env=dcmtk.environment(), stderr=subprocess.DEVNULL) as server:
         try:
-            wait_until(lambda: dcmtk.run("echoscu", "127.0.0.1", free_port).returncode == 0, 30, "storescp")
+            wait_until(lambda: dcmtk.run("echoscu", "127.0.0.1", free_port).returncode == 0, what="storescp")
             yield Storescp(free_port, folder)
         finally:
             server.kill()
