@@ -35,6 +35,7 @@ class Outcome:
     left: bool = False  # its sender went on to another series
     returned: bool = False  # … and came back to this one
     list_final: bool | None = None  # nothing came after its sender's list was complete; None: there was no list
+    images: int = 0  # SOP instances that it had by then
     at: str = ""  # local wall clock, for the order of outcomes alone
 
 

@@ -104,7 +104,7 @@ class Witness:
             unnamed=len(here - named),
             trusted=all(habits.list_trusted(each) for _, each in lists),
             proven=all(habits.list_proven(each) for _, each in lists),
-            stood=live.key not in self.tracker.keys and live.unit.taught.get("list_final") is True,
+            stood=live.unit.at_rest and live.unit.taught["list_final"] is True,
             asked=any(kind == "query" for kind, _ in lists),
         )
 
@@ -185,7 +185,7 @@ def structure(live: Live) -> Structure:
     return structure_of([unit.header(each) for each in unit.instances.values() if each.standing is Standing.CURRENT])
 
 
-def taught(outcome: Outcome, at: str) -> Mapping[str, Any]:
+def taught(outcome: Outcome, at: str, images: int) -> Mapping[str, Any]:
     """As it is kept in the evidence."""
-    found: Mapping[str, Any] = plain(replace(outcome, at=at))
+    found: Mapping[str, Any] = plain(replace(outcome, at=at, images=images))
     return found

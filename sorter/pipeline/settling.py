@@ -77,7 +77,7 @@ class Settling:
 
     def resumed(self, live: Live, now: float) -> None:
         """A unit of an earlier life: its sender's lists, if there are any, have to stand the longest wait anew."""
-        if live.unit.lists and not live.unit.taught and live.senders:
+        if live.unit.lists and not live.unit.at_rest and live.senders:
             self.witness.tracker.resume(live.key, next(iter(live.senders)), now)
             self._look(live, now)
 
@@ -86,7 +86,7 @@ class Settling:
 
         `at` is the wall clock.
         """
-        live.unit.teach(taught(outcome, at))
+        live.unit.teach(taught(outcome, at, len(live.unit.by_sop)))
         if outcome.list_final and not live.state.pending:  # what is pending is judged in its turn, as all else
             self._look(live, now)
             self.judge(live, now)

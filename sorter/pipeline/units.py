@@ -176,7 +176,7 @@ def summarise(live: Live, awaited: str = "images may still come") -> UnitSummary
         expected=live.state.facts.expected.count if live.state.pending and live.state.facts.expected else 0,
         missing=len(unit.missing),
         asking=live.asking,
-        watched=bool(unit.lists) and not unit.taught,
+        watched=bool(unit.lists) and not unit.at_rest,
         taught=unit.taught,
         counts=live.counts,
     )

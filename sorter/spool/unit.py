@@ -123,6 +123,11 @@ class Unit:
         return self.spool.unit_folder(self.key)
 
     @property
+    def at_rest(self) -> bool:
+        """Has nothing come since it taught something of its sender, after the longest wait?"""
+        return self.taught.get("images") == len(self.by_sop)
+
+    @property
     def images(self) -> Path:
         return self.folder / "images"
 

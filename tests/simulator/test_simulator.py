@@ -157,6 +157,27 @@ def test_a_restart_while_a_list_has_to_stand_only_begins_the_wait_anew() -> None
     assert player.said[-1].at == pytest.approx(last + 600 + Timing().cap, abs=2)
 
 
+def test_a_list_that_stood_says_nothing_of_images_that_came_after_it_though_it_is_started_again() -> None:
+    """Hours later more images come, with a list of their own; then a restart, and then the rest."""
+    tape = Tape(random.Random(1), "judged")
+    run = tape.run(plain=True)
+    cuts = run.images[:1000], run.images[1000:1500], run.images[1500:]
+    for images in cuts:
+        tape.deliver(run, images)
+        tape.commit((run, images))
+        if images is cuts[1]:
+            tape.pause(100)
+            tape.say(Restart())
+            tape.pause(100)
+        else:
+            tape.pause(7200)
+    player = Player(Timing(), durable=True)
+    player.play(Script("again", 1, tuple(tape.events), "judged"))
+    last = [each for each in player.said if each.verdict is Verdict.LISTED]
+    assert [len(each.images) for each in last] == [1000]  # of which nothing came for two hours
+    assert len(player.said[-1].images) == len(run.images)
+
+
 def test_a_run_that_was_stopped_is_not_called_anything_better() -> None:
     habit = of("stopped_run")
     for seed in range(5):
