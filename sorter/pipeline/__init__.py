@@ -533,8 +533,8 @@ class Pipeline:
             if before is not None and plan.revision == before.revision:
                 there = before
             files = dict.fromkeys((*(there.files if there else ()), *_images_of(live.unit, was)))
-            folder = there.folder if there else was.folder
-            places[was.folder] = Receipt(live.key, *where, plan.revision, folder, tuple(files), wall_clock())
+            folder, verified = (there.folder, there.verified) if there else (was.folder, "")  # asked again: the same
+            places[was.folder] = Receipt(live.key, *where, plan.revision, folder, tuple(files), verified)
         return [receipt for receipt in places.values() if receipt.files]
 
     def _retire(self, live: Live) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
+import itertools
 import math
 import os
 import random
@@ -21,6 +23,11 @@ FULL_FOR = 60.0  # seconds
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """The wall clock is a second further whenever it is asked: what is tried again is tried at another time."""
+    seconds, begin = itertools.count(), datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    monkeypatch.setattr(
+        "sorter.pipeline.wall_clock", lambda: (begin + datetime.timedelta(seconds=next(seconds))).isoformat()
+    )
     return settings_of(tmp_path, monkeypatch)
 
 
