@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import time
 import warnings
 from collections import Counter
@@ -27,6 +28,8 @@ NASTY = (
     b"\xff\xff\xff\xff", b"\xfe\xff\xff\xff", b"\0\0\0\0", b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0",
     b"\xfe\xff\xdd\xe0", b"SQ\0\0", b"UN\0\0\xff\xff\xff\xff", b"\xe0\x7f\x10\0", b"\x1b$B", b"\x02\0\x10\0",
 )  # fmt: skip
+
+UID = re.compile(r"[0-9.]{1,64}")
 
 Mutation = Callable[[random.Random, bytearray], None]
 
@@ -98,7 +101,11 @@ def parse(content: bytes) -> Parsed:
 
 
 def agrees(content: bytes, parsed: Parsed) -> bool | None:
-    """Does pydicom find the same instance? None where it cannot read the file, or goes on after what we refuse."""
+    """Does pydicom find the same instance?
+
+    None where it cannot read the file, or goes on after what we refuse, or where the UID itself was damaged, so that it
+    is none any more (PS3.5 9.1): it says what lies there, and sorter what of it can be a UID.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -108,7 +115,8 @@ def agrees(content: bytes, parsed: Parsed) -> bool | None:
             theirs = found.get("SOPInstanceUID")
     except Exception:  # noqa: BLE001  (pydicom raises whatever it likes at a broken file)
         return None
-    return None if theirs is None else str(theirs).strip(" \0") == parsed.sop_uid
+    uid = str(theirs).strip(" \0")
+    return uid == parsed.sop_uid if UID.fullmatch(uid) else None
 
 
 def damage(seed: int, count: int, sample: Path | None) -> Counter[str]:
@@ -133,6 +141,7 @@ def damage(seed: int, count: int, sample: Path | None) -> Counter[str]:
             raise AssertionError(f"{error!r} at seed {seed}-{number}") from error
         else:
             said["taken"] += 1
+            assert UID.fullmatch(parsed.sop_uid), f"not a UID at seed {seed}-{number}"
             same = agrees(raw, parsed) if parsed.transfer_syntax not in DEFLATED else None
             said[f"pydicom agrees: {same}"] += 1
             if not parsed.has_meta and parsed.transfer_syntax not in DEFLATED:
