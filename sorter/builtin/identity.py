@@ -6,22 +6,18 @@ PeerAddress, which say who sent it. GLOB has `*`, `?` and `[abc]`; capital and s
 
 from __future__ import annotations
 
-import fnmatch
 import re
-import unicodedata
-from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from sorter import Identity, Series, hookimpl
+from sorter.matching import SENDER, fits_rule, texts
 
 NO_ID = "no-id"
 """The subject of what has neither PatientID nor PatientName."""
 
 DEFAULT_SUBJECT = f"PatientID ?? PatientName ?? '{NO_ID}'"
-
-SENDER = {"CallingAE": "calling", "CalledAE": "called", "PeerAddress": "address"}
 
 _RULE = re.compile(r"([A-Za-z][A-Za-z0-9]*)\s*=\s*(.+)")
 _TERM = re.compile(r"[A-Z][A-Za-z0-9]*|'[^']*'")
@@ -81,32 +77,8 @@ def sorter_config() -> type[Settings]:
 
 @hookimpl
 def sorter_identify(series: Series, settings: Settings) -> Identity:
-    owner = next((lab.name for lab in settings.labs if any(_fits(rule, series) for rule in lab.match)), None)
+    owner = next((lab.name for lab in settings.labs if any(fits_rule(rule, series) for rule in lab.match)), None)
     return Identity(lab=owner, subject=_first(settings.subject, series))
-
-
-def _fits(rule: str, series: Series) -> bool:
-    keyword, _, glob = (part.strip() for part in rule.partition("="))
-    pattern = _folded(glob)
-    return any(fnmatch.fnmatchcase(_folded(text), pattern) for text in _texts(keyword, series))
-
-
-def _texts(keyword: str, series: Series) -> Iterator[str]:
-    """What a rule may fit: of each sender, or each value of the attribute, and all of them as DICOM joins them."""
-    if keyword in SENDER:
-        yield from {str(getattr(source, SENDER[keyword])) for source in series.sources}
-        return
-    value = series.get(keyword)
-    for item in series.values(keyword) if value is None else (value,):
-        if isinstance(item, tuple):
-            yield from map(str, item)
-            yield "\\".join(map(str, item))
-        else:
-            yield str(item)
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFC", text).casefold().strip()
 
 
 def _terms(pattern: str) -> list[str]:
@@ -115,7 +87,7 @@ def _terms(pattern: str) -> list[str]:
 
 def _first(pattern: str, series: Series) -> str | None:
     for term in _terms(pattern):
-        text = term[1:-1] if term.startswith("'") else next(_texts(term, series), "").strip()
+        text = term[1:-1] if term.startswith("'") else next(texts(term, series), "").strip()
         if text:
             return text
     return None

@@ -1,4 +1,4 @@
-"""The names that sorter gives by default, and those of the configuration."""
+"""The names that sorter gives by default, those of the configuration, and those that a lab chose for itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from sorter import Name, Series, hookimpl
+from sorter.config.lab import LabFile
 from sorter.errors import SorterError
 from sorter.naming import DEFAULT_FILE, DEFAULT_FOLDER, DEFAULT_NIFTI_FILE, DEFAULT_NIFTI_FOLDER, Pattern
 
@@ -44,6 +45,14 @@ class Settings(BaseModel):
     folder: Annotated[str, AfterValidator(_folder)] = DEFAULT_FOLDER
     file: Annotated[str, AfterValidator(_file)] = DEFAULT_FILE
     products: dict[str, Patterns] = {}
+    labs: dict[str, LabFile] = {}  # what the labs' own files say, filled in by sorter
+
+    def usual(self, product: str) -> Name:
+        """The patterns of who says nothing."""
+        if product == "dicom":
+            return Name(self.folder, self.file)
+        patterns = self.products.get(product) or _default(product)
+        return Name(patterns.folder, patterns.file)
 
 
 @hookimpl
@@ -52,11 +61,11 @@ def sorter_config() -> type[Settings]:
 
 
 @hookimpl
-def sorter_name(series: Series, product: str, settings: Settings) -> Name:  # noqa: ARG001
-    if product == "dicom":
-        return Name(settings.folder, settings.file)
-    patterns = settings.products.get(product) or _default(product)
-    return Name(patterns.folder, patterns.file)
+def sorter_name(series: Series, product: str, target: str, settings: Settings) -> Name:
+    """A lab has its say of its own series at its own root, which is the target of its name, and nowhere else."""
+    usual = settings.usual(product)
+    own = settings.labs.get(target) if target == series.lab else None
+    return usual if own is None else own.name(series, product, usual)
 
 
 def _default(product: str) -> Patterns:

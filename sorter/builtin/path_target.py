@@ -40,9 +40,10 @@ from sorter.builtin._path_folders import (
     spoken,
     unchanged,
 )
+from sorter.builtin._path_lab import look_at_lab
 from sorter.builtin._path_stage import Item, Stage
 from sorter.builtin._path_sums import remove_sums, write_sums
-from sorter.deliver.target import Checked, Done, Put, Removed, Source, Verified, Wanted
+from sorter.deliver.target import Checked, Done, LabSeen, Put, Removed, Source, Verified, Wanted
 from sorter.durable import PART, Files
 from sorter.errors import Held
 from sorter.model import DICOM, Delivered, Receipt, build, plain
@@ -179,6 +180,10 @@ class PathTarget:
             self._prune(visit, folder)
             said = f"{len(left)} files were left: they are not as they were delivered" if left else ""
             return Removed(folder, tuple(removed), tuple(left), said)
+
+    def look_at_lab(self, known: str, errors: str) -> LabSeen:
+        with self._visit(alone=False) as visit:
+            return look_at_lab(visit, known, errors)
 
     def _under_other_names(self, fd: int, receipt: Receipt) -> list[Delivered]:
         """What our manifest says of the receipt's own files: a receipt lost in a crash may not know their names."""

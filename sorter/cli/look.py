@@ -28,6 +28,7 @@ from sorter.sessions import Split, split_sessions
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.alarms import AlarmFile
 from sorter.spool.commitments import Commitment, Commitments
+from sorter.spool.labs import LabRecords
 from sorter.spool.studies import StudyRecord, StudyRecords, study_key
 from sorter.watch.taken import still_there
 
@@ -79,6 +80,7 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
     states, running = Counter(unit.state for unit in units), spool.is_sorting()
     studies = StudyRecords(spool.studies, spool.files).overview()
     alarms = AlarmFile(spool.alarms, spool.files).read()
+    kept = LabRecords(spool.labs, spool.files)
     return {
         "running": running,
         "problems": spool.problems() if running else [],
@@ -90,6 +92,7 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "not_removable": list(islice(still_there(spool.left / "incoming", spool.incoming, spool.files), MOST_SHOWN)),
         "commitments": [_asked(each) for each in Commitments(spool.commitments, spool.files).open()],
         "alarms": [plain(each) for each in alarms.raised.values()] if alarms else [],
+        "lab_files": [_of_lab(config, lab, faults) for lab in config.labs if (faults := kept.faults(lab))],
         "studies_waiting": len(studies.waiting),
         "studies_lacking": [plain(each) for each in studies.lacking if _is_recent(each)],
         "split_sessions": [plain(each) for each in split_sessions(units)],
@@ -113,6 +116,11 @@ def _out(outage: Outage, units: list[UnitSummary]) -> dict[str, Any]:
         "waiting": sum(each.state in ("owed", "failed") for each in owed),
         "next": max(0, round(outage.next - time.time())),
     }
+
+
+def _of_lab(config: Config, lab: str, faults: Sequence[str]) -> dict[str, Any]:
+    """A lab whose own file cannot be used as it is."""
+    return {"lab": lab, "page": str(config.lab_root(lab) / ".sorter" / "ERRORS.txt"), "faults": list(faults)}
 
 
 def _asked(request: Commitment) -> dict[str, Any]:
@@ -193,6 +201,13 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
         )
     for alarm in status["alarms"]:
         console.print(f"now: {alarm['says']}", soft_wrap=True, markup=False)
+    for each in status["lab_files"]:
+        count, says = len(each["faults"]), "the one before stays in force"
+        console.print(
+            f"now: the lab.toml of lab {each['lab']} has {count} faults, and {says}; {each['page']} has them all",
+            soft_wrap=True,
+            markup=False,
+        )
     for state, words in WORDS.items():
         if status["series"][state]:
             console.print(f"{status['series'][state]:6} series {words}")

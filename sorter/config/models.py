@@ -167,6 +167,7 @@ def _keep(value: Any) -> Any:
 
 Folder = Annotated[Path, BeforeValidator(_folder)]
 File = Annotated[Path, BeforeValidator(_file)]
+MatchRule = Annotated[str, AfterValidator(_rule)]
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Umask = Annotated[str, Field(pattern="^0?[0-7]{1,3}$")]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
@@ -292,10 +293,12 @@ class Completion(Section):
 
 
 class Delivery(Section):
-    """`[delivery]`: what is told of targets that nothing can be delivered to."""
+    """`[delivery]`: targets that nothing can be delivered to, and what the labs themselves say."""
 
     tell_after: Seconds = 900.0
     """After so many seconds an outage of a target is an event, which plugins hear of, as is its end."""
+    look_every: Seconds = 30.0
+    """So often, in seconds, the own file of each lab, `.sorter/lab.toml` in its folder, is looked at."""
 
 
 class Store(Section):
@@ -317,7 +320,7 @@ class Engine(Section):
 class LabConfig(Section):
     """`[labs.NAME]`: a lab, which series are its own, and where they go. Its root is a target of the same name."""
 
-    match: Annotated[tuple[Annotated[str, AfterValidator(_rule)], ...], Field(strict=False)] = ()
+    match: Annotated[tuple[MatchRule, ...], Field(strict=False)] = ()
     """Rules `"KEYWORD=GLOB"`; a series that any of them fits is the lab's, and the first lab in the file that fits
     has it. KEYWORD is a DICOM keyword, CallingAE, CalledAE or PeerAddress. GLOB has `*`, `?` and `[abc]`; capital and
     small letters are the same."""

@@ -111,12 +111,20 @@ class Sources:
                     self._read_file(folder / name, f"{folder.name}/{name}")
 
     def _read_file(self, path: Path, name: str) -> None:
+        try:
+            data = _read(path)
+        except OSError as error:
+            self._order.append(name)
+            self.faults.append((name, f"{path} cannot be read: {error.strerror}"))
+        else:
+            self.add(data, name)
+
+    def add(self, data: bytes, name: str) -> None:
+        """Take up what a file says that is called `name`."""
         self._order.append(name)
         try:
-            text = _read(path).decode("utf-8-sig")
-            tables = tomli.loads(text)
-        except OSError as error:
-            self.faults.append((name, f"{path} cannot be read: {error.strerror}"))
+            text = data.decode("utf-8-sig")
+            tables, found = tomli.loads(text), places(text)
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
             self.faults.append((f"{name}:{line}", "this is not UTF-8 text; save the file as UTF-8"))
@@ -125,8 +133,10 @@ class Sources:
             line = int(place[1]) if place and place[1] else text.rstrip().count("\n") + 1
             says = _TOML_PLACE.sub("", str(error))
             self.faults.append((f"{name}:{line}", f"this is not TOML: {says[:1].lower()}{says[1:]}"))
+        except (ValueError, RecursionError):  # what only a hostile hand writes: numbers and nests without end
+            self.faults.append((name, "a number is too long, or tables and lists are nested too deep, to be read"))
         else:
-            self._merge(tables, {key: f"{name}:{line}" for key, line in places(text).items()})
+            self._merge(tables, {key: f"{name}:{line}" for key, line in found.items()})
 
     def _merge(self, tables: Mapping[str, Any], found: Mapping[Key, str]) -> None:
         """A table may be spread over files, but what it holds, as a key or a lab, stands in one file only."""
@@ -198,29 +208,79 @@ def _copied(table: Any) -> Any:
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
-class _Reader:
-    """Makes the models out of the merged tables. What is faulty is said and left out, so the rest is checked too."""
+class Tables:
+    """Makes models out of merged tables. What is faulty is said and left out, so the rest is checked too."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._raw = sources.tables
 
-    def config(self, root: Path | None) -> Config:
+    def known_only(self, model: type[BaseModel]) -> None:
+        """A table that nobody knows is a fault: a misspelt one must never pass in silence."""
         for name in self._raw:
-            if name not in Config.model_fields:
-                self._fault((name,), f"there is no such table{did_you_mean(name, Config.model_fields)}")
-        settled = self._section(Sorter, "sorter")
+            if name not in model.model_fields:
+                self.fault((name,), f"there is no such table{did_you_mean(name, model.model_fields)}")
+
+    def fault(self, key: Key, says: str) -> None:
+        self._sources.faults.append((self._sources.place(key), f"{'.'.join(key)}: {says}"))
+
+    def table(self, value: Any, key: Key) -> dict[str, Any] | None:
+        if isinstance(value, dict):
+            return value
+        self.fault(key, f"must be a table, as [{'.'.join(key)}], not {shown(value)}")
+        return None
+
+    def model(self, model: type[M], raw: Mapping[str, Any], key: Key) -> M | None:
+        """The model; with faults, that of what is left without the faulty keys; None where that is too little."""
+        context = {"base": self._sources.base}
+        try:
+            return model.model_validate(raw, context=context)
+        except ValidationError as error:
+            for path, says in faults_of(error, model, key):
+                self.fault(path, says)
+            bad = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
+        try:
+            return model.model_validate({name: raw[name] for name in raw if name not in bad}, context=context)
+        except ValidationError:
+            return None
+
+    def section(self, model: type[M], name: str) -> M:
+        raw = self.table(self._raw.get(name, {}), (name,)) or {}
+        return self.model(model, raw, (name,)) or model()
+
+    def listed(self, name: str, model: type[M]) -> tuple[M, ...]:
+        """The tables [[name]], in their order."""
+        raw = self._raw.get(name, [])
+        if not isinstance(raw, list):
+            self.fault((name,), f"must be a list of tables, each begun by [[{name}]], not {shown(raw)}")
+            return ()
+        found = []
+        for index, each in enumerate(raw):
+            key = (name, str(index))
+            table = self.table(each, key)
+            made = self.model(model, table, key) if table is not None else None
+            if made is not None:
+                found.append(made)
+        return tuple(found)
+
+
+class _Reader(Tables):
+    """Makes the configuration."""
+
+    def config(self, root: Path | None) -> Config:
+        self.known_only(Config)
+        settled = self.section(Sorter, "sorter")
         if root is not None:
             settled = settled.model_copy(update={"root": root})
         config = Config(
             sorter=settled,
-            receive=self._section(Receive, "receive"),
-            senders=self._listed("senders", Sender),
-            watch=self._listed("watch", Watch),
-            completion=self._section(Completion, "completion"),
-            delivery=self._section(Delivery, "delivery"),
-            store=self._section(Store, "store"),
-            engine=self._section(Engine, "engine"),
+            receive=self.section(Receive, "receive"),
+            senders=self.listed("senders", Sender),
+            watch=self.listed("watch", Watch),
+            completion=self.section(Completion, "completion"),
+            delivery=self.section(Delivery, "delivery"),
+            store=self.section(Store, "store"),
+            engine=self.section(Engine, "engine"),
             labs=self._named("labs", LabConfig),
             targets=self._targets(),
             plugins=self._plugins(),
@@ -229,66 +289,24 @@ class _Reader:
         from sorter.config.checks import check
 
         for key, says in check(config, self._raw):
-            self._fault(key, says)
+            self.fault(key, says)
         return config
-
-    def _fault(self, key: Key, says: str) -> None:
-        self._sources.faults.append((self._sources.place(key), f"{'.'.join(key)}: {says}"))
-
-    def _table(self, value: Any, key: Key) -> dict[str, Any] | None:
-        if isinstance(value, dict):
-            return value
-        self._fault(key, f"must be a table, as [{'.'.join(key)}], not {shown(value)}")
-        return None
-
-    def _model(self, model: type[M], raw: Mapping[str, Any], key: Key) -> M | None:
-        """The model; with faults, that of what is left without the faulty keys; None where that is too little."""
-        context = {"base": self._sources.base}
-        try:
-            return model.model_validate(raw, context=context)
-        except ValidationError as error:
-            for path, says in faults_of(error, model, key):
-                self._fault(path, says)
-            bad = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
-        try:
-            return model.model_validate({name: raw[name] for name in raw if name not in bad}, context=context)
-        except ValidationError:
-            return None
-
-    def _section(self, model: type[M], name: str) -> M:
-        raw = self._table(self._raw.get(name, {}), (name,)) or {}
-        return self._model(model, raw, (name,)) or model()
-
-    def _listed(self, name: str, model: type[M]) -> tuple[M, ...]:
-        """The tables [[name]], in their order."""
-        raw = self._raw.get(name, [])
-        if not isinstance(raw, list):
-            self._fault((name,), f"must be a list of tables, each begun by [[{name}]], not {shown(raw)}")
-            return ()
-        found = []
-        for index, each in enumerate(raw):
-            key = (name, str(index))
-            table = self._table(each, key)
-            made = self._model(model, table, key) if table is not None else None
-            if made is not None:
-                found.append(made)
-        return tuple(found)
 
     def _tables(self, name: str) -> dict[str, dict[str, Any]]:
         """The tables [name.NAME]; a name becomes a part of paths, so only plain ones are allowed."""
         found = {}
-        for each, value in (self._table(self._raw.get(name, {}), (name,)) or {}).items():
+        for each, value in (self.table(self._raw.get(name, {}), (name,)) or {}).items():
             key = (name, each)
             if not _NAME.fullmatch(each):
-                self._fault(key, "a name has letters, digits, - and _ only, 64 at most, and begins with no - or _")
+                self.fault(key, "a name has letters, digits, - and _ only, 64 at most, and begins with no - or _")
                 continue
-            table = self._table(value, key)
+            table = self.table(value, key)
             if table is not None:
                 found[each] = table
         return found
 
     def _named(self, name: str, model: type[M]) -> dict[str, M]:
-        made = {each: self._model(model, raw, (name, each)) for each, raw in self._tables(name).items()}
+        made = {each: self.model(model, raw, (name, each)) for each, raw in self._tables(name).items()}
         return {each: value for each, value in made.items() if value is not None}
 
     def _targets(self) -> dict[str, TargetConfig]:
@@ -296,11 +314,11 @@ class _Reader:
         for name, raw in self._tables("targets").items():
             key = ("targets", name)
             for path, says in _not_json(raw, key):
-                self._fault(path, says)
-            target = self._model(TargetConfig, raw, key)
+                self.fault(path, says)
+            target = self.model(TargetConfig, raw, key)
             model = OWN_KINDS.get(target.kind) if target is not None else None
             if target is not None and model is not None:
-                settings = self._model(model, target.settings, key)
+                settings = self.model(model, target.settings, key)
                 plain = settings.plain() if settings is not None else {}
                 target = TargetConfig.model_validate({"kind": target.kind, **plain})
             if target is not None:
@@ -309,8 +327,8 @@ class _Reader:
 
     def _plugins(self) -> dict[str, dict[str, Any]]:
         # Their names are those of modules and distributions, and never become a path: any name will do.
-        raw = self._table(self._raw.get("plugins", {}), ("plugins",)) or {}
-        return {name: table for name in raw if (table := self._table(raw[name], ("plugins", name))) is not None}
+        raw = self.table(self._raw.get("plugins", {}), ("plugins",)) or {}
+        return {name: table for name in raw if (table := self.table(raw[name], ("plugins", name))) is not None}
 
 
 OWN_KINDS: Mapping[str, type[PathSettings | NodeSettings]] = {"path": PathSettings, "dicom": NodeSettings}
@@ -389,6 +407,10 @@ def _sentence(item: Mapping[str, Any], model: type[BaseModel], path: Key) -> str
         return next(f"must be {words[name]} {limit:g}" for name, limit in context.items())
     if kind == "literal_error":
         return f"must be {str(context['expected']).replace(chr(39), chr(34))}"
+    if kind in ("string_too_long", "too_long"):
+        return f"must have at most {context['max_length']} {'characters' if kind == 'string_too_long' else 'entries'}"
+    if kind == "string_too_short":
+        return "must not be empty"
     if kind == "string_pattern_mismatch":
         return 'must be an octal number in quotes, as "022"'
     return _PLAIN.get(kind, str(item["msg"]))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sorter.completion import Habits, Timing, Tracker
 from sorter.config import Config, Node, Sender
+from sorter.config.lab import LabFile
+from sorter.daemon.lab_files import LabFiles
+from sorter.daemon.lab_folders import LabFolders
 from sorter.durable import Files
 from sorter.engine.local import LocalEngine
 from sorter.errors import ConfigError, SorterError
@@ -33,10 +38,13 @@ from sorter.scu import Series, instances, report_commitment
 from sorter.spool import Spool
 from sorter.spool.by_sop import BySop
 from sorter.spool.commitments import Commitment
+from sorter.spool.labs import LabRecords
 from sorter.take.filing import Filing
 from sorter.take.received import Received
 from sorter.trust import Ledger
 from sorter.watch import Incoming, Lookout, Taken, Watched
+
+log = logging.getLogger("sorter.sort")
 
 UNASSIGNED = "unassigned"
 
@@ -106,10 +114,10 @@ def outlets_of(config: Config, plugins: Plugins) -> dict[str, Outlet]:
     return found
 
 
-def planner_of(config: Config, plugins: Plugins) -> Planner:
+def planner_of(config: Config, plugins: Plugins, labs: Mapping[str, LabFile | None] = MappingProxyType({})) -> Planner:
     wanted = {name: lab.products for name, lab in config.labs.items() if lab.products is not None}
     nodes = {name: (DICOM,) for name, target in config.targets.items() if target.kind == "dicom"}
-    planner = Planner(plugins, config.all_targets(), {**wanted, **nodes})
+    planner = Planner(plugins, config.all_targets(), {**wanted, **nodes}, labs)
     faults = [
         f"{config.locate('labs', lab, 'products')}: labs.{lab}.products: no plugin makes {product!r}"
         for lab, products in wanted.items()
@@ -130,11 +138,22 @@ class Parts:
     rules: FilingRules
     config: Config
     commitments: CommitmentProvider | None
+    lab_files: LabFiles
+    lab_folders: LabFolders = field(init=False)
+
+    def __post_init__(self) -> None:
+        outlets, labs = self.pipeline.outlets, self.config.labs
+        self.lab_folders = LabFolders(outlets, self.take_lab_file, self.lab_files.say)
+        self.lab_folders.configure(tuple(labs), self.config.delivery.look_every)
 
     def reload(self, config: Config, files: Files) -> None:
         """Take up a new configuration: all of it, or, after ConfigError, nothing."""
         plugins = load_plugins(config, files)
-        outlets, planner = outlets_of(config, plugins), planner_of(config, plugins)
+        outlets = outlets_of(config, plugins)
+        planner_of(config, plugins)  # a fault of the configuration, before anything is changed
+        self.lab_files.load(config.labs)
+        self.lab_files.give(plugins)
+        planner = planner_of(config, plugins, self.lab_files.in_force)
         self.config = config
         self.rules.plugins, self.rules.senders = plugins, config.senders
         self.pipeline.settling.timing = self.pipeline.studies.timing = timing_of(config)
@@ -144,9 +163,23 @@ class Parts:
         self.pipeline.outlets.configure(outlets)
         self.pipeline.intake.watch(watched_of(config))
         self.pipeline.ask_again(planner, plugins)
+        self.lab_folders.configure(tuple(config.labs), config.delivery.look_every)
         if self.commitments is not None:
             self.commitments.terms = terms_of(config)
             self.commitments.retry()
+
+    def take_lab_file(self, lab: str, data: bytes | None) -> tuple[str, ...]:
+        """What a lab's worker found in its lab.toml (None: there is none); what is wrong with it, in sentences."""
+        if lab not in self.config.labs:  # it is gone since the worker looked
+            return ()
+        plugins = self.rules.plugins
+        taken = self.lab_files.take(lab, data, plugins, self.pipeline.planner.products)
+        if taken.changed:
+            planner = planner_of(self.config, plugins, self.lab_files.in_force)
+            asked, going = self.pipeline.ask_again_for(lab, planner)
+            self.spool.note("lab file", lab=lab, removed=data is None, asked=asked, going=going)
+            log.info("lab %s has other rules now; %d of its series waited, %d of these go now", lab, asked, going)
+        return taken.faults
 
     def retry(self) -> None:
         """A person says that what was wrong is mended."""
@@ -216,7 +249,10 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     files = spool.files
     plugins = load_plugins(config, files)
     outlets = Outlets(spool, wake, config.delivery.tell_after)
-    configured, planner = outlets_of(config, plugins), planner_of(config, plugins)
+    lab_files = LabFiles(LabRecords(spool.labs, files))
+    lab_files.load(config.labs)
+    lab_files.give(plugins)
+    configured, planner = outlets_of(config, plugins), planner_of(config, plugins, lab_files.in_force)
     rules = FilingRules(plugins, config.senders)
     engine = LocalEngine(config.engine.jobs, spool.scratch, files, wake=wake)
     workshop = Workshop(spool, engine, lambda product: _settings(pipeline, product))
@@ -253,7 +289,7 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     outlets.configure(configured)
     pipeline.studies.expected = expected_of(config)
     pipeline.alarms.configure(daily_of(config), awaited_of(config))
-    return Parts(spool, pipeline, rules, config, commitments)
+    return Parts(spool, pipeline, rules, config, commitments, lab_files)
 
 
 def _commits(config: Config) -> bool:

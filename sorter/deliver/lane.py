@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sorter.deliver.target import Checked, Done, Later, Put, Refused, Removed, Result, Verified, Wanted
+from sorter.deliver.target import Checked, Done, LabSeen, Later, Put, Refused, Removed, Result, Verified, Wanted
 from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError, close_all
 from sorter.errors import Held, SorterError
 from sorter.model import Receipt, build, plain
@@ -107,6 +107,10 @@ class Lane:
     def check(self, tell: Callable[[Checked | Later | Refused], None], *, prepare: bool = False) -> None:
         """Could a delivery be made now? `prepare` as in `Target.check`."""
         self._add(("check",), _Task({"do": "check", "prepare": prepare}, Checked, tell))
+
+    def look_at_lab(self, known: str, errors: str, tell: Callable[[LabSeen | Later | Refused], None]) -> None:
+        """Look at the lab's own file, as `LabFolder.look_at_lab`."""
+        self._add(("lab",), _Task({"do": "lab", "known": known, "errors": errors}, LabSeen, tell))
 
     def take_back(self) -> list[Put]:
         """The puts that wait, which are not delivered now."""

@@ -125,6 +125,18 @@ class Checked:
     remarks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class LabSeen:
+    """What a look at the lab's own file found: "new" (`text` is its bytes in hex), "same" as what was known, "none"
+    (there is no such file) or "refused", with a sentence that says what to do. `beside` is a sentence on what else lies
+    there and should not."""
+
+    state: str
+    text: str = ""
+    why: str = ""
+    beside: str = ""
+
+
 Result: TypeAlias = Done | Later | Refused
 
 
@@ -137,6 +149,15 @@ class Source(Protocol):
 
     def will_need(self, indices: Sequence[int]) -> None:
         """These will be asked for, in this order: they may be fetched many at a time. Never has to be called."""
+        ...
+
+
+class LabFolder(Protocol):
+    """What the target of a lab's own root has besides: a corner where the lab says what it wants."""
+
+    def look_at_lab(self, known: str, errors: str) -> LabSeen:
+        """Look at the lab's file; `known` is the SHA-256 of what is known of it, `errors` what the lab should read of
+        it, "" for nothing. TryLater, Held."""
         ...
 
 

@@ -7,7 +7,7 @@ It is given everything over that socket: first the target's name, code and setti
 looks at the target first and asks only for the files that are really needed; they come as read-only descriptors. It
 stays small (neither pydantic nor pydicom is imported) and ends when the other side has gone.
 
-Frames to it:     {target, code, settings} · {do: put|verify|remove|check, job} · {files: [n …]} · {cannot, held}
+Frames to it:     {target, code, settings} · {do: put|verify|remove|check|lab, job} · {files: [n …]} · {cannot, held}
 Frames from it:   {ready} · {need: [n …]} · {alive} · {done} · {later, away} · {refused}
 """
 
@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from sorter.deliver.target import Put, Target
+from sorter.deliver.target import LabFolder, Put, Target
 from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError
 from sorter.durable import Buffer, Files
 from sorter.errors import Away, Held, SorterError, TryLater
@@ -154,6 +154,8 @@ def _do(target: Target, message: Mapping[str, Any], channel: Channel) -> Any:
         return target.remove(build(Receipt, job))
     if what == "check":
         return target.check(prepare=message.get("prepare") is True)
+    if what == "lab":
+        return cast(LabFolder, target).look_at_lab(str(message.get("known", "")), str(message.get("errors", "")))
     raise WireError(f"{what!r} is no job")
 
 

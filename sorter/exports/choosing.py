@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.exports.finding import Found
+from sorter.matching import fits_series
 
 _LONGEST_LIST = 16 << 20  # bytes of a list of subjects
 _TITLES = ("subject", "subjects", "id", "patientid", "patient")
@@ -98,22 +99,5 @@ class Choice:
             and (not self.modality or self.modality.casefold() == found.text("Modality").casefold())
             and (not self.since or day >= self.since)
             and (not self.lab or self.lab == found.identity.lab)
-            and (not self.series or self._is_series(found))
+            and (not self.series or fits_series(self.series, found.number, found.description))
         )
-
-    def _is_series(self, found: Found) -> bool:
-        numbers = _numbers(self.series)
-        if numbers is None:
-            return fnmatchcase(found.description.casefold(), self.series.casefold())
-        return found.number.isdigit() and any(first <= int(found.number) <= last for first, last in numbers)
-
-
-def _numbers(text: str) -> list[tuple[int, int]] | None:
-    """[(3, 3), (5, 7)] of "3,5-7"; None where it is no list of numbers."""
-    found: list[tuple[int, int]] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            return None
-        found.append((int(first), int(last or first)))
-    return found

@@ -674,6 +674,19 @@ class Pipeline:
                 self.resume(live)
                 self._sum_up(live)
 
+    def ask_again_for(self, lab: str, planner: Planner) -> tuple[int, int]:
+        """A lab changed its own rules: ask for what waits of it; (how many were asked, how many go now)."""
+        self.planner = planner
+        asked = [
+            key for key in sorted(self._waiting) if (known := Unit(self.spool, key).summary()) and known.lab == lab
+        ]
+        for key in asked:
+            with self._apart(key):
+                live = self.live(key)
+                self.resume(live)
+                self._sum_up(live)
+        return len(asked), sum(key not in self._waiting for key in asked)
+
     def complete(self, key: str) -> None:
         """An operator says that this unit is whole as it is."""
         self.settling.note(self.live(key), Told(), self.now)

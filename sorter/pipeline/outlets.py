@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from sorter.deliver.backoff import backoff
 from sorter.deliver.lane import Lane
-from sorter.deliver.target import Checked, Done, Later, Put, Refused, Removed, Result, Wanted
+from sorter.deliver.target import Checked, Done, LabSeen, Later, Put, Refused, Removed, Result, Wanted
 from sorter.model import DICOM, Receipt
 from sorter.pipeline.outages import Outages
 from sorter.spool import Spool
@@ -134,6 +134,19 @@ class Outlets:
 
         self._removing.add((errand, receipt.revision))
         self._lanes[receipt.target][1].remove(receipt, tell)
+        return True
+
+    def look_at_lab(self, lab: str, known: str, errors: str, tell: Callable[[LabSeen | Later | Refused], None]) -> bool:
+        """Have the worker of a lab look at the lab's own file; `tell` is called in its lane's thread. False where
+        nothing can be asked of it now."""
+        if lab not in self._lanes or lab in self.outages:
+            return False
+
+        def told(seen: LabSeen | Later | Refused) -> None:
+            tell(seen)
+            self._wake()
+
+        self._lanes[lab][1].look_at_lab(known, errors, told)
         return True
 
     def removals(self, now: float) -> list[tuple[Receipt, Removed | Later | Refused]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeAlias
 
+from sorter.config.lab import LabFile
 from sorter.errors import PluginError, SorterError
 from sorter.model import (
     DICOM,
@@ -48,6 +50,9 @@ class NoPlan:
     identity: Identity = NOBODY
 
 
+_EMPTY = LabFile()
+
+
 class _Held(Exception):
     """Inside planning: stop, and hold with this reason."""
 
@@ -55,9 +60,19 @@ class _Held(Exception):
 class Planner:
     """Asks the plugins and writes down what they say. Touches no file."""
 
-    def __init__(self, plugins: Plugins, targets: Mapping[str, object], wanted: Mapping[str, Sequence[str]]) -> None:
-        """`targets` are the configured ones by name, `wanted` the products of those that do not want all."""
-        self._plugins, self._targets, self._wanted = plugins, targets, wanted
+    def __init__(
+        self,
+        plugins: Plugins,
+        targets: Mapping[str, object],
+        wanted: Mapping[str, Sequence[str]],
+        labs: Mapping[str, LabFile | None] = MappingProxyType({}),
+    ) -> None:
+        """`targets` are the configured ones by name, `wanted` the products of those that do not want all.
+
+        `labs` are the labs' own files, which go first for a lab's series at its own root; None: what it says is not
+        known, so that nothing of it can be planned.
+        """
+        self._plugins, self._targets, self._wanted, self._labs = plugins, targets, wanted, labs
         asked = plugins.products()
         self.products: dict[str, Product] = {answer.value.name: answer.value for answer in asked.answers}
         self.makers = {answer.value.name: answer.plugin for answer in asked.answers}
@@ -76,6 +91,8 @@ class Planner:
                 return self._grow(unit, revision, previous)
             identity = self._identify(series, recovered if previous is None else NOTHING)
             series = view(unit, revision, identity)
+            if series.lab is not None and self._labs.get(series.lab, _EMPTY) is None:
+                raise _Held(f"what lab {series.lab} says in its lab.toml is damaged in the spool; save that file again")
             targets = self._route(series, identity)
             if isinstance(targets, NoPlan):
                 return targets
@@ -84,6 +101,9 @@ class Planner:
                 for target in targets
                 for product in self._products(series, target)
             ]
+            if not deliveries:
+                why = f"lab {identity.lab} wants nothing of it; it stays in the store until its rules say otherwise"
+                return NoPlan("kept", why, identity)
             if previous is not None:
                 deliveries = [self._in_place(unit, identity, each, previous) for each in deliveries]
             else:
@@ -131,7 +151,9 @@ class Planner:
         return tuple(dict.fromkeys(route.targets))
 
     def _products(self, series: Series, target: str) -> list[str]:
-        wanted = self._wanted.get(target)
+        own = self._labs.get(target) if target == series.lab else None
+        wanted: Sequence[str] | None = own.products(series) if own is not None else None
+        wanted = self._wanted.get(target) if wanted is None else wanted
         fitting = [name for name, product in self.products.items() if fits(product, series)]
         if wanted is None:
             return [DICOM, *fitting]

@@ -224,6 +224,15 @@ class Plugins:
         """A plugin's settings as plain values, for a `Work`. KeyError where there is no such plugin."""
         return self._settings[plugin].plain()
 
+    def give(self, plugin: str, more: Mapping[str, Any]) -> None:
+        """Settings that sorter itself fills in of one of its built-ins, anew. ConfigError, and nothing is changed."""
+        settings = self._settings[plugin]
+        before, settings.raw = settings.raw, {**settings.raw, **more}
+        if not settings.read():
+            faults = [f"plugins.{plugin}.{'.'.join(key)}: {said}" for key, said in settings.faults]
+            settings.raw = before
+            raise ConfigError(faults)
+
     def refresh(self) -> tuple[str, ...]:
         """Read changed tables again; the names of the plugins whose settings are new now.
 
