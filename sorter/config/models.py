@@ -324,6 +324,9 @@ class LabConfig(Section):
     """Rules `"KEYWORD=GLOB"`; a series that any of them fits is the lab's, and the first lab in the file that fits
     has it. KEYWORD is a DICOM keyword, CallingAE, CalledAE or PeerAddress. GLOB has `*`, `?` and `[abc]`; capital and
     small letters are the same."""
+    projects: Annotated[tuple[Annotated[str, AfterValidator(checked_glob)], ...] | None, Field(strict=False)] = None
+    """Globs of what `extract` of `[plugins.identity]` reads: of a group, of a project, or of both as `GROUP/PROJECT`.
+    Default: the lab's own name."""
     root: Folder | None = None
     """The lab's folder. Default: `labs/NAME` below `[sorter] root`."""
     group: str | int | None = None

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sorter.completion import Habits, Timing, Tracker
-from sorter.config import Config, Node, Sender
+from sorter.config import Config, LabConfig, Node, Sender
 from sorter.config.lab import LabFile
 from sorter.daemon.lab_files import LabFiles
 from sorter.daemon.lab_folders import LabFolders
@@ -88,10 +88,14 @@ def load_plugins(config: Config, files: Files) -> Plugins:
     targets = config.all_targets()
     labs = {name: _targets_of(config, name) for name in config.labs}
     builtin: dict[str, dict[str, Any]] = {
-        "identity": {"labs": [{"name": name, "match": lab.match} for name, lab in config.labs.items()]},
+        "identity": {"labs": [_owner(name, lab) for name, lab in config.labs.items()]},
         "routing": {"labs": labs, "default": UNASSIGNED if UNASSIGNED in targets else None},
     }
     return Plugins.load(config.plugins, config.plugins_folder, files, builtin, config.locate)
+
+
+def _owner(name: str, lab: LabConfig) -> dict[str, Any]:
+    return {"name": name, "match": lab.match, "projects": lab.projects}
 
 
 def _targets_of(config: Config, lab: str) -> list[str]:

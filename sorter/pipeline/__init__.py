@@ -147,6 +147,7 @@ class Pipeline:
     def problems(self) -> list[str]:
         """Sentences on what keeps files from being taken, or series from being worked on; [] while nothing does."""
         said = [*self.intake.problems(), *self.outlets.problems(), *([self._beyond] if self._beyond else [])]
+        said += self.plugins.table_faults()
         for key, why in self.studies.troubles.items():
             said.append(f"study {key[:8]} has settled, which cannot be written down: {why}")
         for why in dict.fromkeys(why for _, why in self._failed.values() if why):
@@ -349,6 +350,16 @@ class Pipeline:
         self.settling.witness.learn_counts(live)
         self.studies.published(live, self.now)
         self._plan(live)
+        if number == 1:
+            self._placed(live)
+
+    def _placed(self, live: Live) -> None:
+        """What belongs to no lab is counted, once; what is held may belong to one."""
+        plan, without = live.plan, live.no_plan
+        if plan is not None:
+            self.alarms.placed(live, owned=plan.identity.lab is not None)
+        elif without is not None and (without.state == "kept" or without.identity.lab is not None):
+            self.alarms.placed(live, owned=without.identity.lab is not None)
 
     # --- where to? ----------------------------------------------------------------------------------------------
 
@@ -366,6 +377,8 @@ class Pipeline:
         live.unit.write_plan(answer)
         live.plan, live.no_plan = answer, None
         self._waiting.discard(live.key)
+        if answer.identity.lab is not None:
+            self.alarms.owned(live)
         self._deliver(live)
 
     def _deliver(self, live: Live) -> None:

@@ -1,4 +1,5 @@
-"""What should have come and did not: `expect_daily` of labs, and senders that are silent for too long.
+"""What should have come and did not: `expect_daily` of labs, and senders that are silent for too long. And what comes
+and belongs to no lab, from a sender whose series usually do.
 
 Whatever is decided is written down together with the event that tells of it, before anybody is told (`untold`), so a
 crash neither loses an alarm nor raises it anew. What came is noted before the revision that shows it is published.
@@ -16,12 +17,17 @@ from sorter.model import Event, Identity, Source
 from sorter.pipeline.units import Live
 from sorter.spool.alarms import AlarmFile, AlarmState, Raised
 from sorter.spool.layout import now as wall_clock
+from sorter.spool.studies import study_key
+from sorter.strays import Strays
 
 LOOK_EVERY = 5.0
 """Seconds between two looks at what is due."""
 
 KEEP_EVERY = 1800.0
 """Seconds of silence that a restart may forget."""
+
+MOST_SENDERS = 1000
+"""Of which it is known how many of their series belong to nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,11 @@ class Alarms:
         else:  # nobody knows how long the machine was off: a time that is past already is not judged
             daily = {lab: Daily(wall, each.came, each.told) for lab, each in kept.daily.items()} if kept else {}
             fresh = AlarmState(self.clocks.boot_id, wall - boot, wall, daily)
-            self.state = replace(fresh, silent=kept.silent, raised=kept.raised, untold=kept.untold) if kept else fresh
+            self.state = (
+                fresh
+                if kept is None
+                else replace(fresh, silent=kept.silent, strays=kept.strays, raised=kept.raised, untold=kept.untold)
+            )
         self._wall = Wall(self.state.offset)
 
     def configure(self, daily: Mapping[str, ExpectedDaily], awaited: Sequence[Awaited]) -> None:
@@ -91,7 +101,7 @@ class Alarms:
             self.state,
             daily={lab: self.state.daily.get(lab, Daily(since)) for lab in daily},
             silent={name: self.state.silent.get(name, 0.0) for name in names},
-            raised={each: raised for each, raised in self.state.raised.items() if each in ids},
+            raised={each: raised for each, raised in self.state.raised.items() if each in ids or _is_stray(each)},
         )
         if new != self.state:
             self._write(new)
@@ -144,6 +154,44 @@ class Alarms:
             if raised is not None:
                 new = _cleared(new, _daily(lab), Event("daily_came", at=wall_clock(), details={"lab": lab}))
             self._write(new)
+
+    # --- what belongs to nobody ---------------------------------------------------------------------------------
+
+    def placed(self, live: Live, *, owned: bool) -> None:
+        """A series was published for the first time, and a lab owns it, or none does."""
+        for sender in live.senders:
+            known = self.state.strays.get(sender, Strays())
+            if sender not in self.state.strays and len(self.state.strays) >= MOST_SENDERS:
+                continue
+            if owned and known.row:
+                self._over(sender, known.with_owned())
+            elif owned:  # how many there are is worth no write of its own
+                self.state = replace(self.state, strays={**self.state.strays, sender: known.with_owned()})
+            else:
+                self._strayed(sender, known.with_stray(study_key(live.unit.study_uid), wall_clock()))
+
+    def owned(self, live: Live) -> None:
+        """By now a lab owns a series that may have belonged to nobody."""
+        for sender in live.senders:
+            known = self.state.strays.get(sender)
+            if known is not None and known.row:
+                self._over(sender, known.ended())
+
+    def _strayed(self, sender: str, known: Strays) -> None:
+        new, which = replace(self.state, strays={**self.state.strays, sender: known}), _stray(sender)
+        says = f"{sender}: {known}"
+        if which in new.raised:
+            new = replace(new, raised={**new.raised, which: replace(new.raised[which], says=says)})
+        elif known.is_unusual:
+            details = {"sender": sender, "since": known.since, "series": str(known.row), "says": says}
+            new = _raised(new, which, says, Event("sender_unassigned", at=wall_clock(), details=details))
+        self._write(new)
+
+    def _over(self, sender: str, known: Strays) -> None:
+        new, which = replace(self.state, strays={**self.state.strays, sender: known}), _stray(sender)
+        if which in new.raised:
+            new = _cleared(new, which, Event("sender_assigned", at=wall_clock(), details={"sender": sender}))
+        self._write(new)
 
     # --- what did not -------------------------------------------------------------------------------------------
 
@@ -200,7 +248,7 @@ class Alarms:
 
     def _keep(self, now: float) -> None:
         """Now and then how long each has been silent, and that the clock was believed."""
-        if now - self._kept >= KEEP_EVERY and (self.daily or self.awaited):
+        if now - self._kept >= KEEP_EVERY and (self.daily or self.awaited or self.state.strays):
             self._kept = now
             self._write(replace(self.state, silent={name: now - at for name, at in self._last.items()}))
 
@@ -217,6 +265,14 @@ def _daily(lab: str) -> str:
 
 def _silent(name: str) -> str:
     return f"silent {name}"
+
+
+def _stray(sender: str) -> str:
+    return f"strays {sender}"
+
+
+def _is_stray(which: str) -> bool:
+    return which.startswith("strays ")
 
 
 def _is_it(identity: Identity, lab: str, expected: ExpectedDaily) -> bool:

@@ -243,7 +243,7 @@ class Plugins:
     def table_faults(self) -> tuple[str, ...]:
         """What is wrong with tables that changed since the start, until they are mended."""
         return tuple(
-            f"plugins.{name}.{'.'.join(key)}: {said}"
+            f"{'.'.join(('plugins', name, *key))}: {said}"
             for name, settings in self._settings.items()
             for key, said in settings.faults
         )

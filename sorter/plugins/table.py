@@ -24,6 +24,13 @@ from pydantic import BeforeValidator, ValidationInfo
 
 from sorter.durable import Files
 
+
+class Row(dict[str, str]):
+    """One row by column name. `where` is its file and line, as "/etc/sorter/subjects.csv:7"."""
+
+    where = ""
+
+
 Rows: TypeAlias = tuple[dict[str, str], ...]
 Stamp: TypeAlias = tuple[int, int, int]
 
@@ -101,7 +108,8 @@ def parse_table(data: bytes, path: Path) -> Rows:
             if any(stripped[len(columns) :]):
                 raise ValueError(f"{path}:{reader.line_num}: {len(stripped)} cells for {len(columns)} columns")
             stripped += [""] * (len(columns) - len(stripped))
-            rows.append(dict(zip(columns, stripped, strict=False)))
+            rows.append(row := Row(zip(columns, stripped, strict=False)))
+            row.where = f"{path}:{reader.line_num}"
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num}: {error}") from None
     if not columns:
@@ -127,7 +135,8 @@ def _columns(names: list[str], where: str) -> list[str]:
     return names
 
 
-def _read(value: Any, info: ValidationInfo) -> Any:
+def read_table(value: Any, info: ValidationInfo) -> Any:
+    """The rows of the file that a setting names: what a model calls that checks them itself, line by line."""
     if not isinstance(value, str | os.PathLike):
         return value  # rows already: a job's settings come back so
     context = info.context if isinstance(info.context, Mapping) else {}
@@ -135,5 +144,5 @@ def _read(value: Any, info: ValidationInfo) -> Any:
     return reader.read(os.fspath(value))
 
 
-Table: TypeAlias = Annotated[tuple[dict[str, str], ...], BeforeValidator(_read)]
+Table: TypeAlias = Annotated[tuple[dict[str, str], ...], BeforeValidator(read_table)]
 """The type of a setting that is a table: a path in the configuration, rows in the plugin."""

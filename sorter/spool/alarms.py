@@ -1,4 +1,7 @@
-"""What should have come and did not, as it is kept in `alarms.json` of a spool: truth, a few lines, written whole."""
+"""What should have come and did not, and what came and is nobody's, as it is kept in `alarms.json` of a spool.
+
+It is truth, a few lines, written whole.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from sorter.durable import Files
 from sorter.expected import Daily
 from sorter.model import Event, build, plain
 from sorter.spool.lines import line
+from sorter.strays import Strays
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,13 @@ class AlarmState:
     seen: float
     daily: Mapping[str, Daily] = field(default_factory=dict)  # by lab
     silent: Mapping[str, float] = field(default_factory=dict)  # seconds without an image, by sender
+    strays: Mapping[str, Strays] = field(default_factory=dict)  # by sender
     raised: Mapping[str, Raised] = field(default_factory=dict)
     untold: tuple[Event, ...] = ()
 
 
 class AlarmFile:
-    """The file in a spool. A spool where nothing is expected has none."""
+    """The file in a spool. A spool where nothing is expected, and nothing came for long, has none."""
 
     def __init__(self, path: Path, files: Files) -> None:
         self._path, self._files = path, files

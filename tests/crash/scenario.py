@@ -71,9 +71,12 @@ def data_set(
 
 
 class Idle:
-    """An engine that is never asked for anything: no products are made here."""
+    """An engine that makes nothing, for ever: the labs here want no products."""
 
     def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def submit(self, *_: object) -> None:
         pass
 
     def finished(self) -> list[Outcome]:

@@ -91,7 +91,7 @@ def test_the_subject_by_default(header: dict[str, str], subject: str) -> None:
 def test_the_subject_by_a_pattern_of_the_configuration() -> None:
     plugins = Plugins.load({"identity": {"subject": "OtherPatientIDs ?? 'x'"}}, None, Files(), {})
     assert plugins.identify(series(OtherPatientIDs=("A", "B"))).identity.subject == "A"
-    with pytest.raises(ConfigError, match="PatientIdd is no DICOM keyword, did you mean PatientID"):
+    with pytest.raises(ConfigError, match='PatientIdd is no DICOM keyword, did you mean "PatientID"'):
         Plugins.load({"identity": {"subject": "PatientIdd"}}, None, Files(), {})
     with pytest.raises(ConfigError, match="write DICOM keywords joined by"):
         Plugins.load({"identity": {"subject": "{PatientID}"}}, None, Files(), {})
