@@ -449,6 +449,7 @@ class Receipt:
     files: tuple[Delivered, ...]
     verified: str  # day and time of the last comparison
     note: str = ""
+    moved: str = ""  # once a correction replaced it: what is to be said where something of it has to stay
 
 
 # --- to JSON and back -----------------------------------------------------------------------------------------------

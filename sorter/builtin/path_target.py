@@ -16,6 +16,7 @@ import datetime
 import errno
 import functools
 import grp
+import hashlib
 import json
 import os
 import stat
@@ -49,6 +50,9 @@ from sorter.errors import Held
 from sorter.model import DICOM, Delivered, Receipt, build, plain
 
 _MANIFEST = ".json"
+MOVED = "MOVED.txt"
+"""What is left where a correction took a series away from, and something of the lab's stays."""
+
 _MOST_MANIFEST = 64 << 20  # bytes read of one
 _FAMILIAR = 16  # files by which a folder is known again that has lost its manifest
 _SEARCH_FOLDERS = 20_000  # looked into for a folder that the lab moved,
@@ -171,6 +175,8 @@ class PathTarget:
                     self._clear_above(visit, receipt.folder, _stage_name(receipt.key, receipt.product))
                 return Removed(folder, note="its folder is not there any more")
             removed, left = self._unlink(fd, [*receipt.files, *self._under_other_names(fd, receipt)])
+            if receipt.moved and (left or self._has_more(fd, receipt)):
+                self._say_moved(visit, fd, receipt)
             name = self._manifest_name(fd, receipt.key, receipt.product)
             if self._files.exists(name, at=fd):
                 self._files.unlink(name, at=fd)
@@ -180,6 +186,34 @@ class PathTarget:
             self._prune(visit, folder)
             said = f"{len(left)} files were left: they are not as they were delivered" if left else ""
             return Removed(folder, tuple(removed), tuple(left), said)
+
+    def _has_more(self, fd: int, receipt: Receipt) -> bool:
+        """Does something lie beside our files that no other delivery brought: work of the lab?"""
+        others = list(self._others(fd, receipt.key, receipt.product))
+        claimed = {name for other in others for each in _manifest_files(other) for name in (each.name, each.beside)}
+        ours = {each.beside or each.name for each in receipt.files}
+        for name, info in self._files.scan(fd):
+            if name.startswith(MARKER) or name in claimed or name in ours:
+                continue
+            if not stat.S_ISDIR(info.st_mode) or not others:
+                return True
+        return False
+
+    def _say_moved(self, visit: Visit, fd: int, receipt: Receipt) -> None:
+        """Leave a file that says why what is here was not taken along, under a name that is free."""
+        text = f"{receipt.moved}\n".encode()
+        for suffix in suffixes(receipt.key):
+            name = with_suffix(MOVED, suffix)
+            if not self._files.exists(name, at=fd):
+                stage = Stage(visit, fd, _stage_name(receipt.key, receipt.product), self._threads)
+                with stage.opened():
+                    stage.put_bytes(name, text)
+                    stage.move_new(name, fd, name)
+                    stage.end()
+                return
+            seen = look(self._files, name, fd)
+            if seen is not None and seen.sha256 == hashlib.sha256(text).hexdigest():  # an earlier attempt's
+                return
 
     def look_at_lab(self, known: str, errors: str) -> LabSeen:
         with self._visit(alone=False) as visit:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import pwd
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +79,14 @@ def open_spool(config: Config) -> Spool:
     except PermissionError:
         raise SorterError(f"you may not read the spool {spool.root}; ask its owner, or run as that user") from None
     return spool
+
+
+def account() -> str:
+    """Who gives this command, for the record."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def printable(text: str) -> str:

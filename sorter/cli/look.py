@@ -88,6 +88,7 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "space": space.told(spool.received, spool.files, keep_of(config), time.time()),
         "series": {state: states[state] for state in WORDS},
         "unassigned": sum(1 for unit in units if unit.lab is None and unit.state != "open"),
+        "claims": len(spool.claims.all()),
         "quarantined": spool.aside.count(),
         "not_removable": list(islice(still_there(spool.left / "incoming", spool.incoming, spool.files), MOST_SHOWN)),
         "commitments": [_asked(each) for each in Commitments(spool.commitments, spool.files).open()],
@@ -213,6 +214,8 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
             console.print(f"{status['series'][state]:6} series {words}")
     if not units:
         console.print("     0 series so far")
+    if claims := status["claims"]:
+        console.print(f"{claims:6} {'claim waits' if claims == 1 else 'claims wait'} for an answer: see `sorter claim`")
     if status["quarantined"]:
         console.print(f"{status['quarantined']:6} files set aside: see `sorter quarantine`")
     if left := status["not_removable"]:

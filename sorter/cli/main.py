@@ -27,6 +27,8 @@ COMMANDS = {
     "complete": "mend",
     "ask": "ask",
     "verify": "verify",
+    "claim": "claim",
+    "fix": "fix",
     "hold": "withdraw",
     "withdraw": "withdraw",
     "quarantine": "quarantine",

@@ -40,6 +40,7 @@ def sentences(unit: Unit, summary: UnitSummary) -> Iterator[str]:
         yield f"It is still open. {counted}{_sentence(summary.why[:1].upper() + summary.why[1:])}"
     elif summary.state in ("held", "kept"):
         yield f"It is {summary.state}: {_sentence(summary.why)}"
+    yield from _decided(unit)
     yield from _went(summary)
 
 
@@ -90,6 +91,18 @@ def _verdict(revision: Revision) -> str:
     made, count = revision.made[:19].replace("T", " "), _images(len(revision.deliverable))
     why = f"{_MEANS[revision.verdict]} ({'; '.join(revision.reasons)})"
     return f"Revision {revision.revision} of {made} has {count} and is {why}.{missing}"
+
+
+def _decided(unit: Unit) -> Iterator[str]:
+    said = unit.decided
+    if said is None:
+        return
+    parts = [f"its subject is {said.subject}"] * bool(said.subject)
+    parts += [f"it belongs to lab {said.lab}"] * bool(said.lab)
+    yield (
+        f"{said.by or 'A person'} said on {said.at[:10]} that {' and that '.join(parts)}; inside the images it stands "
+        "as it was sent. `sorter fix … --undo` takes that back."
+    )
 
 
 def _went(summary: UnitSummary) -> Iterator[str]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import pwd
 from collections.abc import Iterator, Sequence
 
 import click
 
-from sorter.cli.common import console, open_spool, with_config
+from sorter.cli.common import account, console, open_spool, with_config
 from sorter.cli.find import find_units, summaries
 from sorter.config import Config
 from sorter.daemon.requests import request
@@ -58,7 +56,7 @@ def withdraw_command(config: Config, what: str, why: str, confirm: str | None, a
     if confirm != plan.code:
         raise SorterError(f"{confirm} is not the code of what is here now; run `sorter withdraw {what}` and look again")
     asked = {"do": "withdraw", "keys": [each.summary.key for each in plan.parts], "studies": plan.studies}
-    request(spool, f"withdraw-{plan.code}", {**asked, "why": why, "by": _who()})
+    request(spool, f"withdraw-{plan.code}", {**asked, "why": why, "by": account()})
     left = [path for part in plan.parts for each in part.exports for path in each.remove()]
     _tell(plan, left, as_json)
 
@@ -104,13 +102,6 @@ def _part(spool: Spool, summary: UnitSummary) -> _Part:
     stored = sum(spool.files.exists(unit.images / each) for each in unit.instances)
     receipts = tuple(receipt for receipt in unit.receipts().values() if receipt.files)
     return _Part(summary, stored, receipts, tuple(exported(unit)))
-
-
-def _who() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
 
 
 # --- telling --------------------------------------------------------------------------------------------------------

@@ -327,6 +327,9 @@ class LabConfig(Section):
     projects: Annotated[tuple[Annotated[str, AfterValidator(checked_glob)], ...] | None, Field(strict=False)] = None
     """Globs of what `extract` of `[plugins.identity]` reads: of a group, of a project, or of both as `GROUP/PROJECT`.
     Default: the lab's own name."""
+    may_claim: Annotated[tuple[Annotated[str, AfterValidator(_rule)], ...], Field(strict=False)] = ()
+    """Rules as those of `match`: a series that belongs to no lab, and that any of them fits, is the lab's as soon as
+    one of its people claims it. Default: every claim is granted by a person, with `sorter claim CODE --grant`."""
     root: Folder | None = None
     """The lab's folder. Default: `labs/NAME` below `[sorter] root`."""
     group: str | int | None = None

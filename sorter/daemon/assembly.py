@@ -25,6 +25,7 @@ from sorter.pipeline import Pipeline
 from sorter.pipeline.alarms import Awaited, Clocks
 from sorter.pipeline.archives import Archives
 from sorter.pipeline.commitments import CommitmentProvider, Peer, Terms
+from sorter.pipeline.deciding import Trust, trusting
 from sorter.pipeline.evidence import Witness
 from sorter.pipeline.intake import Intake
 from sorter.pipeline.outlets import Outlet, Outlets
@@ -164,6 +165,7 @@ class Parts:
         self.pipeline.studies.expected = expected_of(config)
         self.pipeline.outlets.outages.tell_after = config.delivery.tell_after
         self.pipeline.alarms.configure(daily_of(config), awaited_of(config))
+        self.pipeline.deciding.trust = trust_of(config)
         self.pipeline.outlets.configure(outlets)
         self.pipeline.intake.watch(watched_of(config))
         self.pipeline.ask_again(planner, plugins)
@@ -233,6 +235,11 @@ def awaited_of(config: Config) -> list[Awaited]:
     ]
 
 
+def trust_of(config: Config) -> dict[str, Trust]:
+    """What each lab may claim without asking anybody."""
+    return {name: trusting(lab.may_claim) for name, lab in config.labs.items() if lab.may_claim}
+
+
 def clocks_of(files: Files) -> Clocks:
     """Those of this machine."""
     try:
@@ -293,6 +300,7 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     outlets.configure(configured)
     pipeline.studies.expected = expected_of(config)
     pipeline.alarms.configure(daily_of(config), awaited_of(config))
+    pipeline.deciding.trust = trust_of(config)
     return Parts(spool, pipeline, rules, config, commitments, lab_files)
 
 

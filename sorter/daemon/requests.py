@@ -13,7 +13,9 @@ from typing import Any
 
 from sorter.daemon.assembly import Parts
 from sorter.errors import SorterError
+from sorter.model import build
 from sorter.spool import Spool
+from sorter.spool.decisions import Decision
 
 log = logging.getLogger("sorter.sort")
 
@@ -56,6 +58,14 @@ def _do(asked: Mapping[str, Any], parts: Parts) -> None:
         case "withdraw":
             keys, studies = ([str(each) for each in asked[name]] for name in ("keys", "studies"))
             pipeline.withdraw(keys, studies, str(asked["why"]), str(asked["by"]))
+        case "decide":
+            keys, studies = ([str(each) for each in asked[name]] for name in ("keys", "studies"))
+            pipeline.deciding.decide(keys, studies, build(Decision, asked["decision"]))
+        case "claim":
+            keys = [str(each) for each in asked["keys"]]
+            pipeline.deciding.claim(keys, str(asked["lab"]), str(asked["by"]), granted=bool(asked["granted"]))
+        case "answer claim":
+            pipeline.deciding.answer(str(asked["code"]), granted=bool(asked["granted"]))
         case "mend":
             where = str(asked["product"]), str(asked["target"])
             pipeline.mend(str(asked["key"]), where, [str(each) for each in asked["names"]])

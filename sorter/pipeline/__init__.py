@@ -11,6 +11,7 @@ taken up again from its folder (`_apart`). Neither does one that cannot be read 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from sorter.engine.work import Outcome
 from sorter.model import DICOM, Delivered, Delivery, Event, Identity, Instance, Plan, Receipt, Revision, plain
 from sorter.pipeline.alarms import Alarms, Clocks
 from sorter.pipeline.archives import Read
+from sorter.pipeline.deciding import Deciding, Reasking, decision, moved
 from sorter.pipeline.evidence import Witness
 from sorter.pipeline.intake import Intake, Whole
 from sorter.pipeline.outlets import Outlets
@@ -42,6 +44,8 @@ from sorter.spool.studies import StudyRecord, StudyRecords
 from sorter.spool.unit import Asked
 from sorter.take.filing import Filed
 from sorter.take.received import Ended
+
+log = logging.getLogger("sorter.sort")
 
 STORE = "store"
 """In place of a target, where a person wants mended what is damaged in the store itself."""
@@ -76,6 +80,8 @@ class Pipeline:
     studies: Studies = field(init=False)
     withdrawing: Withdrawing = field(init=False)
     alarms: Alarms = field(init=False)
+    deciding: Deciding = field(init=False)
+    reasking: Reasking = field(init=False)
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
     _news: deque[Filed | Ended | Whole | Read] = field(default_factory=deque)  # taken, and not noted yet
     _ends: Counter[str] = field(default_factory=Counter)  # associations whose end is among it
@@ -92,6 +98,8 @@ class Pipeline:
         records = StudyRecords(self.spool.studies, self.spool.files)
         self.studies = Studies(records, self.units.timing, self.units.at_work, self._summary, self._study_settled)
         self.withdrawing = Withdrawing(self.spool, self.outlets, self.workshop, self._happened)
+        self.deciding = Deciding(self.spool, self.live, self.again, self._whose, self._happened)
+        self.reasking = Reasking(self._tell_reasked)
         file = AlarmFile(self.spool.alarms, self.spool.files)
         self.alarms = Alarms(file, self.clocks, self._whose, self._tell_alarm)
         self._walk = self.spool.keys()
@@ -121,6 +129,7 @@ class Pipeline:
         self._query()
         self._try_again()
         self._look_around()
+        self._ask_about_unassigned()
         while self._touched:
             with self._apart(key := self._touched.pop()):
                 self._sum_up(self.live(key))
@@ -157,7 +166,7 @@ class Pipeline:
         return said
 
     def _next(self) -> float:
-        if self._walk is not None:
+        if self._walk is not None or not self.reasking.is_over:
             return self.now
         times: list[float | None] = [*self.settling.due(self.units)]
         times += [self.outlets.next, self.intake.next(self.now), self.settling.witness.tracker.next, self.studies.next]
@@ -365,6 +374,7 @@ class Pipeline:
 
     def _plan(self, live: Live) -> None:
         assert live.revision is not None
+        self.deciding.take_up(live)
         lost = self.spool.recoveries.of(live.key) if live.plan is None else NOTHING
         answer = self.planner.plan(live.unit, live.revision, live.plan, lost)
         if isinstance(answer, NoPlan):
@@ -377,6 +387,7 @@ class Pipeline:
         live.unit.write_plan(answer)
         live.plan, live.no_plan = answer, None
         self._waiting.discard(live.key)
+        self.reasking.planned(live)
         if answer.identity.lab is not None:
             self.alarms.owned(live)
         self._deliver(live)
@@ -547,7 +558,8 @@ class Pipeline:
                 there = before
             files = dict.fromkeys((*(there.files if there else ()), *_images_of(live.unit, was)))
             folder, verified = (there.folder, there.verified) if there else (was.folder, "")  # asked again: the same
-            places[was.folder] = Receipt(live.key, *where, plan.revision, folder, tuple(files), verified)
+            places[was.folder] = Receipt(live.key, *where, plan.revision, folder, tuple(files), verified,
+                                         moved=moved(now_there.folder))  # fmt: skip
         return [receipt for receipt in places.values() if receipt.files]
 
     def _retire(self, live: Live) -> None:
@@ -557,7 +569,7 @@ class Pipeline:
         owed = {product for product, _ in live.owed}
         planned = {(each.product, each.target) for each in live.plan.deliveries} if live.plan else set()
         for where in [where for where in live.receipts if planned and where not in planned and where[0] not in owed]:
-            receipt = live.receipts.pop(where)
+            receipt = replace(live.receipts.pop(where), moved=moved(None))
             live.unit.retire(receipt)
             live.unit.withdraw_receipt(receipt)
             live.retiring.append(receipt)
@@ -623,6 +635,7 @@ class Pipeline:
             if key is None:
                 self._walk = None
                 self.settling.witness.replay()
+                self.reasking.begin()  # the rules may be others than those of the last life
                 break
             with self._apart(key):
                 self._look_at(key)
@@ -638,6 +651,8 @@ class Pipeline:
         summary = summary or summarise(self.live(key))
         self.settling.witness.remember(summary)
         self.studies.remember(summary, self.now)
+        if summary.lab is None and summary.state in ("owed", "delivered"):
+            self.reasking.unassigned.add(key)
 
     @property
     def looked_around(self) -> bool:
@@ -654,6 +669,7 @@ class Pipeline:
             or summary.asking
             or summary.watched
             or summary.evidence != unit.evidence_size()
+            or self.spool.decisions.waiting(key) is not None
         ):
             return None
         return summary
@@ -666,11 +682,15 @@ class Pipeline:
     def resume(self, live: Live) -> None:
         """Go on where the last life, or the last rule, left it."""
         if live.unit.withdrawn:
+            self.deciding.take_up(live)
             self.withdrawing.go_on(live)
             return
+        self.deciding.take_up(live)
         if live.revision is None or live.state.pending:
             return
-        if live.unplanned:
+        if live.outdated:
+            self._publish(live, Publish(live.revision.verdict, live.revision.reasons, live.revision.missing))
+        elif live.unplanned:
             self._plan(live)
         else:
             self._deliver(live)
@@ -681,11 +701,29 @@ class Pipeline:
         self.planner, self.plugins = planner or self.planner, plugins or self.plugins
         self.workshop.try_all_again()
         self.outlets.try_all_now()
-        for key in sorted(self._waiting | {live.key for live in self.units}):
+        waited = frozenset(self._waiting)
+        for key in sorted(waited | {live.key for live in self.units}):
+            self.again(key)
+        self.reasking.begin(moved=len(waited - self._waiting), stayed=len(waited & self._waiting))
+
+    def again(self, key: str) -> None:
+        """Go on with a unit from where it stands."""
+        with self._apart(key):
+            live = self.live(key)
+            self.resume(live)
+            self._sum_up(live)
+
+    def _ask_about_unassigned(self) -> None:
+        """What was delivered although it belongs to nobody moves as soon as a rule says whose it is."""
+        for key in self.reasking.take():
             with self._apart(key):
                 live = self.live(key)
-                self.resume(live)
-                self._sum_up(live)
+                lab = self._whose(live).lab
+                if lab is not None and self.deciding.is_unassigned(live):
+                    self.deciding.decide([key], [], decision(None, None, "a rule"))
+                self.reasking.asked(lab)
+                self._touched.add(key)
+        self.reasking.tell()
 
     def ask_again_for(self, lab: str, planner: Planner) -> tuple[int, int]:
         """A lab changed its own rules: ask for what waits of it; (how many were asked, how many go now)."""
@@ -782,6 +820,10 @@ class Pipeline:
     def _tell_alarm(self, event: Event) -> None:
         self.spool.note(event.kind, **event.details)
         self._tell(event)
+
+    def _tell_reasked(self, says: str) -> None:
+        log.info("%s", says)
+        self.spool.note("asked again", says=says)
 
     def _whose(self, live: Live) -> Identity:
         return self.plugins.identify(view(live.unit, live.revision)).identity

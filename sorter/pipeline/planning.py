@@ -89,7 +89,7 @@ class Planner:
         try:
             if previous is not None and not _corrected(unit, previous):
                 return self._grow(unit, revision, previous)
-            identity = self._identify(series, recovered if previous is None else NOTHING)
+            identity = self._identify(unit, series, recovered if previous is None else NOTHING)
             series = view(unit, revision, identity)
             if series.lab is not None and self._labs.get(series.lab, _EMPTY) is None:
                 raise _Held(f"what lab {series.lab} says in its lab.toml is damaged in the spool; save that file again")
@@ -112,14 +112,12 @@ class Planner:
             return NoPlan("held", str(held), identity)
         return Plan(unit.key, revision.revision, now(), identity, tuple(deliveries))
 
-    def _identify(self, series: Series, recovered: Recoveries) -> Identity:
-        """Whose it was, where its records were lost; else whose the plugins say it is."""
+    def _identify(self, unit: Unit, series: Series, recovered: Recoveries) -> Identity:
+        """Whose it was, where its records were lost; else whose the plugins say it is. What people said goes first."""
         known = [each.identity for each in recovered.values() if each.identity.lab is not None]
-        if known:
-            return known[0]
-        identity, failures = self._plugins.identify(series)
+        identity, failures = (known[0], ()) if known else self._plugins.identify(series)
         _hold_on(failures)
-        return identity
+        return unit.decided.over(identity) if unit.decided else identity
 
     def _as_it_was(self, unit: Unit, identity: Identity, new: Delivery, recovered: Recoveries) -> Delivery:
         """A delivery whose records were lost: the folder where it lies, and the names that the images have there."""
@@ -170,7 +168,7 @@ class Planner:
             raise _Held(f"the names for {product} at {target} cannot be made: {error}") from None
 
     def _named(self, unit: Unit, identity: Identity, product: str, target: str, name: Name) -> Delivery:
-        values = values_of(unit.face, identity)
+        values = values_of({**unit.face, **_instead(unit)}, identity)
         folder = folder_name(Pattern(name.folder), values)
         if product == DICOM:
             names = instance_names(Pattern(name.file, file=True), _whole(unit), values_of({}, identity), {})
@@ -182,9 +180,9 @@ class Planner:
         before = next((each for each in previous.deliveries if _place(each) == _place(new)), None)
         if before is None:
             return new
-        names = new.names
-        if new.product == DICOM:
-            pattern = Pattern(new.pattern.file, file=True)
+        names, pattern = new.names, Pattern(new.pattern.file, file=True)
+        anew = identity != previous.identity and _OF_A_SUBJECT.intersection(pattern.fields)
+        if new.product == DICOM and not anew:
             names = instance_names(pattern, _whole(unit), values_of({}, identity), _names(unit, before))
         return replace(new, names=names, since=before.since)
 
@@ -216,10 +214,13 @@ def _place(delivery: Delivery) -> tuple[str, str, str]:
 
 
 def _corrected(unit: Unit, previous: Plan) -> bool:
-    """Has the image whose header spoke for the unit been superseded since? Then all of them say something else now.
+    """Is what was said of the unit no longer so? Somebody decided since; or the image whose header spoke for it was
+    superseded, and all of them say something else now.
 
     While only some were sent again, one that was not speaks for the unit, and all stay together where they are.
     """
+    if previous.revision <= unit.outdated:
+        return True
     before = unit.revision(previous.revision).instances
     face = next((each.file for each in before if each.standing is Standing.CURRENT), None)
     return face is not None and unit.instances[face].standing is not Standing.CURRENT
@@ -238,8 +239,18 @@ def fits(product: Product, series: Series) -> bool:
 
 
 def _whole(unit: Unit) -> list[Instance]:
-    """The instances to deliver, each with all its header values."""
-    return [replace(each, header=unit.header(each)) for each in unit.deliverable]
+    """The instances to deliver, each with all the header values that names are made of."""
+    instead = _instead(unit)
+    return [replace(each, header={**unit.header(each), **instead}) for each in unit.deliverable]
+
+
+def _instead(unit: Unit) -> dict[str, Value]:
+    """What names are made of in place of header values, where a person said what the subject is called."""
+    return unit.decided.instead if unit.decided else {}
+
+
+_OF_A_SUBJECT = {"subject", "session", "lab", "PatientID", "PatientName"}
+"""Fields of patterns that another subject changes."""
 
 
 def _sources(unit: Unit) -> Iterator[Source]:

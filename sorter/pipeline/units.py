@@ -61,10 +61,17 @@ class Live:
         return self.revision is not None and (self.plan is None or self.plan.revision < self.revision.revision)
 
     @property
+    def outdated(self) -> bool:
+        """Did somebody decide something since it was planned, and does no later revision take it up?"""
+        plan, revision = self.plan, self.revision
+        return plan is not None and plan.revision <= self.unit.outdated and plan.revision == (revision or plan).revision
+
+    @property
     def done(self) -> bool:
         if self.unit.withdrawn:
             return self.gone
-        return not self.state.pending and self.no_plan is None and not self.owed and not self.retiring
+        settled = not self.state.pending and not self.outdated
+        return settled and self.no_plan is None and not self.owed and not self.retiring
 
 
 def content(instances: Iterable[Instance]) -> frozenset[tuple[str, str]]:
@@ -195,6 +202,8 @@ def _standing(live: Live, awaited: str) -> tuple[str, str]:
         return "held", f"a person holds it: {live.unit.held}"
     if live.plan is None or live.unplanned:
         return "kept", "the plugins have not been asked yet"
+    if live.outdated:
+        return "owed", "what a person decided is being taken up"
     owed = live.owed
     if owed:
         return "owed", live.troubles.get(owed[0], "on its way")

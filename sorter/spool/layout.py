@@ -11,6 +11,7 @@ from typing import Any
 
 from sorter.durable import PART, Files
 from sorter.errors import SorterError
+from sorter.spool.decisions import Claims, Decisions
 from sorter.spool.lines import line as line
 from sorter.spool.lines import now as now
 from sorter.spool.quarantine import Quarantine
@@ -41,6 +42,8 @@ class Spool:
         self.imports = root / "imports"  # what `sorter import` remembers
         self.aside = Quarantine(self.quarantine, files)
         self.withdrawals = Withdrawals(root / "withdrawn", files)
+        self.decisions = Decisions(root / "decided", files)
+        self.claims = Claims(root / "claims", files)
         self.recoveries = Recoveries(root / "recovered", files)
         self.groups = root / "groups"  # which series were put together, made with the first
         self.studies = root / "studies"  # what was told of each study; see `sorter.spool.studies`

@@ -3,7 +3,8 @@
 images/<hex>/…       the images, 4,096 a folder, named by a hash of their SOP Instance UID
 evidence.jsonl       truth: every instance taken, associations ended, drops known to be whole, senders' lists, which of
                      them were asked and how they answered, verdicts that later evidence changed, what the unit taught
-                     of its sender, what people decided (held, withdrawn, to be mended), which images left the store
+                     of its sender, what people decided (held, withdrawn, to be mended, whose it is and what its
+                     subject is called), which images left the store
 rev-0001.json …      truth: immutable manifests           plan-0001.json …   truth: lab, targets, names of each
 receipts/…           truth: proof of each delivery; retiring/ and retired/ hold those that a correction replaced
 exports.jsonl        truth: what people copied out of it, and whereto
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sorter.model import Header, Instance, Plan, Receipt, Revision, Source, Standing, UnitKind, Verdict, build, plain
+from sorter.spool.decisions import Decision
 from sorter.spool.layout import Spool, line, now
 from sorter.trust import Like, Outcome
 
@@ -115,6 +117,9 @@ class Unit:
     held: str = ""  # why a person holds it: nothing is delivered, nothing removed
     withdrawn: str = ""  # why a person withdrew it: nothing is kept
     mending: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)  # (product, target) -> names there
+    decided: Decision | None = None  # what people said of it, in place of its header and the rules
+    last_decision: str = ""  # the id of the last one
+    outdated: int = 0  # plans up to this revision are asked for again: somebody decided since
     left: dict[str, str] = field(default_factory=dict)  # files that left the store -> because
     unmentioned: list[str] = field(default_factory=list)  # image files that evidence does not know: a crash in between
 
@@ -221,6 +226,9 @@ class Unit:
             self.mending[product, target] = tuple(names)
             if not names:
                 del self.mending[product, target]
+        elif "decided" in entry:
+            self.outdated = max(self.outdated, entry["outdated"])
+            self._decide(build(Decision, entry["decided"]))
         elif "left" in entry:
             self.left.update(dict.fromkeys(entry["left"], entry["because"]))
 
@@ -381,6 +389,9 @@ class Unit:
         name = sop_hash(sop_uid)
         return f"{shard}/{name}-{dataset[:32]}.dcm" if sop_uid in self.by_sop else f"{shard}/{name}.dcm"
 
+    def _decide(self, decision: Decision) -> None:
+        self.last_decision, self.decided = decision.id, decision.after(self.decided)
+
     # --- writing ------------------------------------------------------------------------------------------------
 
     def add_evidence(self, entries: Sequence[Mapping[str, Any]], *, durable: bool = True) -> None:
@@ -429,6 +440,12 @@ class Unit:
         if not names:
             del self.mending[where]
         self.add_evidence([{"mend": [*where, list(names)]}])
+
+    def decide(self, decision: Decision, outdated: int) -> None:
+        """A person says whose it is, or that the rules are to be asked again: plans up to `outdated` hold no more."""
+        self.add_evidence([{"decided": plain(decision), "outdated": outdated}])
+        self.outdated = max(self.outdated, outdated)
+        self._decide(decision)
 
     def withdraw(self, why: str) -> None:
         """A person withdrew it; there is no way back."""

@@ -1,0 +1,248 @@
+"""`fix` and `claim`: what a person says goes first, moves what was delivered, and outlives resends and caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sorter.config import load
+from sorter.daemon import assembly
+from sorter.daemon.assembly import assemble
+from sorter.daemon.sort import mark_defaults
+from sorter.durable import Files
+from sorter.model import UnitKind, unit_key
+from sorter.pipeline import outlets
+from sorter.spool import Spool, Unit
+from tests.crash.scenario import Idle, Near, data_set
+from tests.unit.test_withdraw import FIRST, SECOND, Site
+
+CONFIG = """
+[labs.memory]
+match = ["PatientID=P*"]
+products = ["dicom"]
+
+[labs.vision]
+match = ["PatientID=V*"]
+products = ["dicom"]
+may_claim = ["SeriesDescription=T2*"]
+"""
+
+
+def started(root: Path) -> Site:
+    config = load(root / "sorter.toml", root)
+    spool = Spool(config.spool, Files())
+    spool.create()
+    parts = assemble(config, spool, lambda: None)
+    mark_defaults(config, spool.files)
+    made = Site(spool.files, parts)  # type: ignore[arg-type]
+    made.root = root
+    return made
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Two series of one study, delivered: two images and one."""
+    monkeypatch.setattr(assembly, "LocalEngine", Idle)
+    monkeypatch.setattr(outlets, "Lane", Near)
+    (tmp_path / "sorter.toml").write_text(CONFIG)
+    made = started(tmp_path)
+    made.receive(data_set(1), data_set(2), data_set(1, series=2))
+    made.turns(80)
+    return made
+
+
+def tree(site: Site) -> list[str]:
+    """What there is for people below the labs' roots."""
+    found = (path.relative_to(site.root / "labs") for path in (site.root / "labs").rglob("*") if path.is_file())
+    return sorted(str(each) for each in found if not any(part.startswith(".") for part in each.parts))
+
+
+def of(place: str, first: str = "001_T1") -> list[str]:
+    names = [f"{first}/000-0001-000001.dcm", f"{first}/000-0001-000002.dcm", "002_T1/000-0002-000001.dcm"]
+    return [f"{place}/20260102_1011/{name}" for name in names]
+
+
+def test_a_subject_is_called_otherwise_everywhere_but_inside_the_images(site: Site) -> None:
+    before = {path.name: path.read_bytes() for path in site.stored()}
+    assert tree(site) == of("memory/P1")
+    done = site.command("fix", "P1", "--as", "P07")
+    assert done.exit_code == 0, done.output
+    assert "2 series of P1 of memory are called P07" in done.output
+    assert "The images are unchanged" in done.output
+    site.turns(20)
+    assert tree(site) == of("memory/P07")
+    assert {path.name: path.read_bytes() for path in site.stored()} == before
+    assert site.command("list", "P07").exit_code == 0
+    told = site.command("why", "P07").output
+    assert "says that its subject is P07; the images are unchanged" in told
+    assert "that its subject is P07; inside the images it stands as it was sent" in told
+    assert site.command("fix", "P07", "--as", "P07").exit_code == 1  # it is so already
+
+
+def test_it_holds_for_resends_late_images_later_series_and_without_caches(site: Site) -> None:
+    site.command("fix", "P1", "--as", "P07")
+    site.turns(20)
+    site.receive(data_set(1), data_set(3), data_set(1, series=3))
+    site.turns(200)
+    late = [
+        "memory/P07/20260102_1011/001_T1/000-0001-000003.dcm",
+        "memory/P07/20260102_1011/003_T1/000-0003-000001.dcm",
+    ]
+    assert tree(site) == sorted([*of("memory/P07"), *late])
+    for cache in [*site.spool.store.rglob("series.json"), *site.spool.owed.iterdir()]:
+        cache.unlink()
+    again = started(site.root)
+    again.turns(200)
+    assert tree(again) == sorted([*of("memory/P07"), *late])
+    assert {Unit.load(again.spool, key).decided.subject for key in (FIRST, SECOND)} == {"P07"}  # type: ignore[union-attr]
+
+
+def test_it_goes_first_before_a_header_that_is_corrected_later(site: Site) -> None:
+    site.command("fix", "P1", "--as", "P07")
+    site.turns(20)
+    site.receive(data_set(1, subject="P2"), data_set(2, subject="P2"), data_set(1, series=2, subject="P2"))
+    site.turns(200)
+    assert tree(site) == of("memory/P07")
+    site.command("fix", "P07", "--undo")
+    site.turns(20)
+    assert tree(site) == of("memory/P2")
+
+
+def test_one_series_goes_to_another_lab(site: Site) -> None:
+    assert site.command("fix", "1.2.3.2", "--lab", "vision").exit_code == 0
+    site.turns(20)
+    assert tree(site) == [*of("memory/P1")[:2], *of("vision/P1")[2:]]
+    site.receive(data_set(1, series=3))
+    site.turns(80)
+    assert tree(site)[2] == "memory/P1/20260102_1011/003_T1/000-0003-000001.dcm"  # of its study nothing was said
+
+
+def test_what_the_lab_changed_or_added_stays_and_a_file_says_so(site: Site) -> None:
+    edited, other = site.delivered()[0], site.delivered()[2]
+    edited.write_bytes(b"the lab's own work")
+    (other.parent / "notes.txt").write_text("of the lab")
+    site.command("fix", "P1", "--as", "P07")
+    site.turns(20)
+    left = [f"{of('memory/P1')[0]}", "memory/P1/20260102_1011/001_T1/MOVED.txt"]
+    left += ["memory/P1/20260102_1011/002_T1/MOVED.txt", "memory/P1/20260102_1011/002_T1/notes.txt"]
+    assert tree(site) == sorted([*of("memory/P07"), *left])
+    said = (edited.parent / "MOVED.txt").read_text()
+    assert "it lies in P07/20260102_1011/001_T1 now" in said
+    site.command("fix", "P07", "--lab", "vision")
+    site.turns(20)
+    assert tree(site) == sorted([*left, *of("vision/P07")])
+
+
+def test_names_of_files_follow_where_the_folder_stays(site: Site) -> None:
+    (site.root / "sorter.toml").write_text(
+        f'{CONFIG}[plugins.naming]\nfolder = "all"\nfile = "{{subject}}_{{SeriesNumber}}_{{InstanceNumber}}.dcm"\n'
+    )
+    again = started(site.root)
+    again.receive(data_set(1, study="1.2.4", subject="P5"), data_set(1, study="1.2.5", subject="P6"))
+    again.turns(80)
+    (again.root / "labs/memory/all/notes.txt").write_text("of the lab")
+    again.command("fix", "P5", "--as", "P07")
+    again.turns(20)
+    assert [each for each in tree(again) if "/all" in each] == [
+        "memory/all/P07_1_1.dcm", "memory/all/notes.txt",
+        f"memory/all_{unit_key(UnitKind.SERIES, '1.2.5', '1.2.5.1')[:6]}/P6_1_1.dcm",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["P1"], "say what is right"),
+        (["P1", "--undo", "--as", "x"], "give it alone"),
+        (["P1", "--lab", "visoin"], 'did you mean "vision"'),
+        (["P9", "--as", "x"], "no series of P9 is here"),
+        (["P1", "--as", "../.."], "with a letter or digit"),
+        (["P1", "--as", "a\nb"], "characters that can be printed"),
+        (["*", "--as", "P07"], "more than one: P1 of memory, V1 of vision"),
+    ],
+)
+def test_what_cannot_be_fixed(site: Site, arguments: list[str], says: str) -> None:
+    site.receive(data_set(1, study="1.2.4", subject="V1"))
+    site.turns(80)
+    before = tree(site)
+    done = site.command("fix", *arguments)
+    assert done.exit_code == 1
+    assert says in str(done.exception)
+    site.turns(20)
+    assert tree(site) == before
+
+
+# --- claims ---------------------------------------------------------------------------------------------------------
+
+STRAY = "1.2.9"
+
+
+@pytest.fixture
+def stray(site: Site) -> Site:
+    """A series of nobody, that --root delivers to labs/unassigned."""
+    site.receive(data_set(1, study=STRAY, subject="X1"))
+    site.turns(80)
+    assert "unassigned/X1/20260102_1011/001_T1/000-0001-000001.dcm" in tree(site)
+    return site
+
+
+def test_a_claim_waits_for_a_person_who_grants_it(stray: Site) -> None:
+    assert "claimed for lab vision" in stray.command("claim", STRAY, "--lab", "vision").output
+    stray.turns(20)
+    assert "unassigned/X1/20260102_1011/001_T1/000-0001-000001.dcm" in tree(stray)
+    [waiting] = stray.said("claim")
+    assert "1 claim waits" in stray.command("status").output
+    assert stray.command("claim", waiting["code"]).exit_code == 1  # grant or refuse?
+    stray = started(stray.root)
+    assert stray.command("claim", waiting["code"], "--grant").exit_code == 0
+    stray.turns(20)
+    assert [each for each in tree(stray) if "X1" in each] == ["vision/X1/20260102_1011/001_T1/000-0001-000001.dcm"]
+    assert stray.said("claim") == []
+
+
+def test_a_claim_that_is_refused_changes_nothing(stray: Site) -> None:
+    before = tree(stray)
+    stray.command("claim", "X1", "--lab", "vision")
+    stray.turns(5)
+    [waiting] = stray.said("claim")
+    assert stray.command("claim", waiting["code"], "--refuse").exit_code == 0
+    stray.turns(5)
+    assert (tree(stray), stray.said("claim")) == (before, [])
+
+
+def test_configured_trust_and_an_admin_grant_at_once(stray: Site) -> None:
+    stray.receive(data_set(1, study="1.2.10", subject="X2", description="T2 axial"))
+    stray.turns(80)
+    stray.command("claim", "X2", "--lab", "vision")
+    stray.command("claim", "X1", "--lab", "memory", "--grant")
+    stray.turns(20)
+    assert [each.split("/")[:2] for each in tree(stray) if "X" in each] == [["memory", "X1"], ["vision", "X2"]]
+
+
+def test_nobody_claims_what_belongs_to_a_lab(stray: Site) -> None:
+    done = stray.command("claim", "P1", "--lab", "vision")
+    assert "it belongs to a lab already, and `sorter fix --lab` moves it" in str(done.exception)
+    stray.parts.pipeline.deciding.claim([FIRST], "vision", "somebody")
+    stray.turns(5)
+    assert stray.said("claim") == []
+    assert "more: 'visoin'" not in str(stray.command("claim", "X1", "--lab", "visoin").exception)
+
+
+# --- rules that change ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_nobodys_moves_when_a_rule_says_whose_it_is_and_what_is_delivered_stays(stray: Site) -> None:
+    (stray.root / "sorter.toml").write_text(CONFIG.replace("PatientID=P*", "PatientID=X*"))
+    stray.parts.reload(load(stray.root / "sorter.toml", stray.root), stray.disk)
+    stray.turns(20)
+    assert tree(stray) == sorted([*of("memory/P1"), "memory/X1/20260102_1011/001_T1/000-0001-000001.dcm"])
+    journal = "".join(path.read_text() for path in stray.spool.journal.iterdir())
+    assert "the rules were asked again for 1 series: 1 go to lab memory" in journal
+
+
+def test_it_moves_after_a_restart_too(stray: Site) -> None:
+    (stray.root / "sorter.toml").write_text(CONFIG.replace("PatientID=P*", "PatientID=X*"))
+    again = started(stray.root)
+    again.turns(40)
+    assert tree(again) == sorted([*of("memory/P1"), "memory/X1/20260102_1011/001_T1/000-0001-000001.dcm"])
