@@ -6,7 +6,9 @@ DCMTK or the sample images fails where it would be skipped, so that a green run 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pwd
@@ -178,20 +180,34 @@ def _as(uid: int) -> tuple[str, ...]:
     )
 
 
-@pytest.fixture
-def account() -> Iterator[Account]:
-    """One that is made for the test: root reads and removes whatever it likes."""
+@functools.cache
+def _another_may_run_python() -> bool:
+    """Asked once, as nobody: what holds for one account that is made here holds for the next."""
+    done = subprocess.run([*_as(65534), sys.executable, "-c", "import sorter"], cwd="/")
+    return done.returncode == 0
+
+
+@contextlib.contextmanager
+def made_account(name: str, *groups: str) -> Iterator[Account]:
+    """An account that exists for a while, in these groups of Unix besides its own."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("useradd", "userdel", "setpriv", "unshare"))):
         pytest.skip("to make an account needs root, useradd and setpriv")
-    name = f"sorter-{os.getpid()}"
-    subprocess.run(["useradd", "--system", "--user-group", "--no-create-home", name], check=True)  # noqa: S607
+    more = ["--groups", ",".join(groups)] if groups else []
+    subprocess.run(["useradd", "--system", "--user-group", "--no-create-home", *more, name], check=True)  # noqa: S607
     try:
         made = Account(pwd.getpwnam(name).pw_uid, _as(pwd.getpwnam(name).pw_uid))
-        if subprocess.run([*made.prefix, sys.executable, "-c", "import sorter"], cwd="/").returncode:
+        if not _another_may_run_python():
             pytest.skip("an account that is made for a test cannot run this Python")
         yield made
     finally:
         subprocess.run(["userdel", name], check=True)  # noqa: S607
+
+
+@pytest.fixture
+def account() -> Iterator[Account]:
+    """One that is made for the test: root reads and removes whatever it likes."""
+    with made_account(f"sorter-{os.getpid()}") as made:
+        yield made
 
 
 @pytest.fixture

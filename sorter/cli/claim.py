@@ -8,13 +8,13 @@ import time
 import click
 
 from sorter.cli.common import account, console, open_spool, with_config
-from sorter.cli.find import find_units
 from sorter.cli.look import title_of
 from sorter.config import Config
 from sorter.daemon.requests import request
 from sorter.errors import SorterError, did_you_mean
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.decisions import Claim
+from sorter.summaries import find_units
 
 
 @click.command("claim")

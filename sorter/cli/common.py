@@ -15,13 +15,20 @@ import click
 from rich.console import Console
 
 from sorter.config import Config, load
+from sorter.door import Door
 from sorter.durable import Files
-from sorter.errors import SorterError
+from sorter.errors import ConfigError, SorterError
+from sorter.exports import Store
 from sorter.spool import Spool
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 console = Console(highlight=False)
+
+SOCKET = "SORTER_SOCKET"
+"""The variable that names the door's socket, where no configuration that one may read does."""
+
+SYSTEM_SOCKET = Path("/run/sorter/sock")
 
 
 def with_config(command: F) -> F:
@@ -68,6 +75,10 @@ class Where:
         return found + (["--root", str(self.root)] if self.root else [])
 
 
+class NotYours(SorterError):
+    """The spool is another account's."""
+
+
 def open_spool(config: Config) -> Spool:
     """The spool of a sorter that was started at least once. SorterError where there is none, or no right to it."""
     spool = Spool(config.spool, Files())
@@ -77,7 +88,7 @@ def open_spool(config: Config) -> Spool:
         spool.check_version()
         spool.files.names(spool.store)
     except PermissionError:
-        raise SorterError(f"you may not read the spool {spool.root}; ask its owner, or run as that user") from None
+        raise NotYours(f"you may not read the spool {spool.root}; ask its owner, or run as that user") from None
     return spool
 
 
@@ -87,6 +98,27 @@ def account() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
+
+
+def open_source(where: Where) -> Store | Door:
+    """The series that one may see: of the spool itself where one may read it, else by the door of the sorter that runs.
+
+    SorterError: neither is there.
+    """
+    given = os.environ.get(SOCKET)
+    if given and where.path is None and where.root is None:
+        return Door(Path(given), Files())
+    try:
+        config = where.load()
+    except ConfigError:
+        found = Path(given) if given else SYSTEM_SOCKET
+        if not found.exists():
+            raise
+        return Door(found, Files())
+    try:
+        return Store(open_spool(config))
+    except NotYours:
+        return Door(Path(given) if given else config.socket, Files())
 
 
 def printable(text: str) -> str:

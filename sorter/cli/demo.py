@@ -11,11 +11,11 @@ import click
 from rich.tree import Tree
 
 from sorter.cli.common import console
-from sorter.cli.find import summaries
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.scu import send
 from sorter.spool import Spool
+from sorter.summaries import summaries
 from sorter.testing.synthetic import write_session
 
 PATIENCE = 120.0

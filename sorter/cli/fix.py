@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import click
 
 from sorter.cli.common import account, console, open_spool, with_config
-from sorter.cli.find import find_units, summaries
 from sorter.config import Config
 from sorter.daemon.requests import request
 from sorter.errors import SorterError, did_you_mean
@@ -16,6 +15,7 @@ from sorter.model import plain
 from sorter.naming import safe_component
 from sorter.pipeline.deciding import decision
 from sorter.spool import Spool, UnitSummary
+from sorter.summaries import find_units, summaries
 
 LONGEST = 64
 """Characters of a subject's new name: as many as a PatientID may have (PS3.5 6.2, LO)."""

@@ -14,22 +14,24 @@ import click
 from rich.table import Table
 
 from sorter.cli import door
-from sorter.cli.common import console, literal, open_spool, with_config
-from sorter.cli.find import find_units, in_order, summaries
-from sorter.cli.story import lacks, of_study, sentences
+from sorter.cli.common import Where, console, literal, open_source, with_where
 from sorter.config import Config
 from sorter.daemon.receive import keep_of
+from sorter.door import Door
 from sorter.errors import SorterError
-from sorter.model import plain
+from sorter.exports import Source
+from sorter.model import build, plain
 from sorter.pipeline.outages import Outage, outages
 from sorter.receive import space
 from sorter.receive.refusals import told
 from sorter.sessions import Split, split_sessions
-from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool import Spool, UnitSummary
 from sorter.spool.alarms import AlarmFile
 from sorter.spool.commitments import Commitment, Commitments
 from sorter.spool.labs import LabRecords
-from sorter.spool.studies import StudyRecord, StudyRecords, study_key
+from sorter.spool.studies import StudyRecord, StudyRecords
+from sorter.story import lacks
+from sorter.summaries import in_order, summaries
 from sorter.watch.taken import still_there
 
 WORDS = {
@@ -58,10 +60,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="For programs
 
 @click.command("status")
 @json_option
-@with_config
-def status_command(config: Config, as_json: bool) -> None:
+@with_where
+def status_command(where: Where, as_json: bool) -> None:
     """What arrives, what waits, and why."""
-    spool = open_spool(config)
+    source = open_source(where)
+    if isinstance(source, Door):
+        status_by_the_door(source, as_json)
+        return
+    config, spool = where.load(), source.spool
     units = in_order(summaries(spool))
     status = _status(config, units, spool)
     at_the_door = told(spool.received, spool.files)
@@ -77,7 +83,7 @@ def status_command(config: Config, as_json: bool) -> None:
 
 
 def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str, Any]:
-    states, running = Counter(unit.state for unit in units), spool.is_sorting()
+    running = spool.is_sorting()
     studies = StudyRecords(spool.studies, spool.files).overview()
     alarms = AlarmFile(spool.alarms, spool.files).read()
     kept = LabRecords(spool.labs, spool.files)
@@ -86,7 +92,7 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "problems": spool.problems() if running else [],
         "spool": str(config.spool),
         "space": space.told(spool.received, spool.files, keep_of(config), time.time()),
-        "series": {state: states[state] for state in WORDS},
+        **_of_units(units),
         "unassigned": sum(1 for unit in units if unit.lab is None and unit.state != "open"),
         "claims": len(spool.claims.all()),
         "quarantined": spool.aside.count(),
@@ -96,15 +102,54 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "lab_files": [_of_lab(config, lab, faults) for lab in config.labs if (faults := kept.faults(lab))],
         "studies_waiting": len(studies.waiting),
         "studies_lacking": [plain(each) for each in studies.lacking if _is_recent(each)],
+        "targets": [_out(each, units) for each in outages(spool)] if running else [],
+    }
+
+
+def _of_units(units: list[UnitSummary]) -> dict[str, Any]:
+    """What the series themselves say."""
+    states = Counter(unit.state for unit in units)
+    return {
+        "series": {state: states[state] for state in WORDS},
         "split_sessions": [plain(each) for each in split_sessions(units)],
         "missing": [
             {"key": unit.key[:8], "images": unit.images, "missing": unit.missing, "series": unit.series_uids}
             for unit in units
             if unit.missing
         ],
-        "targets": [_out(each, units) for each in outages(spool)] if running else [],
         "waiting": [_brief(unit) for unit in units if unit.state not in OVER],
     }
+
+
+def status_by_the_door(source: Door, as_json: bool) -> None:
+    """The part of it that is the asker's: of his labs' series, and of what no lab has."""
+    units, answer = in_order(list(source.units())), source.status()
+    lacking = (build(StudyRecord, each) for each in answer["lacking"])
+    status = {
+        "labs": answer["labs"],
+        **_of_units(units),
+        "running": answer["running"],
+        "unassigned": answer["unassigned"],
+        "studies_waiting": 0,
+        "studies_lacking": [plain(each) for each in lacking if _is_recent(each)],
+        "targets": [_out(build(Outage, each), units) for each in answer["targets"]] if answer["running"] else [],
+    }
+    if as_json:
+        _print_json(status)
+        return
+    running = "is running" if status["running"] else "is not running"
+    console.print(f"sorter {running}; your labs: {', '.join(status['labs'])}", soft_wrap=True, markup=False)
+    _print_targets(status)
+    _print_counts(status, units)
+    _print_studies(status)
+    _print_waiting(units)
+    if status["unassigned"]:
+        console.print("       of no lab:")
+    for each in status["unassigned"][:MOST_SHOWN]:
+        text = f"{each['count']:6} series of {each['date']}, scanner {each['scanner']}: {each['protocol']}"
+        console.print(text, soft_wrap=True, markup=False)
+    if len(status["unassigned"]) > MOST_SHOWN:
+        console.print("       … and more; `sorter status --json` has them all")
 
 
 def _out(outage: Outage, units: list[UnitSummary]) -> dict[str, Any]:
@@ -192,14 +237,7 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
     console.print(f"sorter {running}; spool {status['spool']}", soft_wrap=True, markup=False)
     for problem in status["problems"]:
         console.print(f"now: {problem}", soft_wrap=True, markup=False)
-    for each in status["targets"]:
-        since = each["since"][:16].replace("T", " ")
-        console.print(
-            f"now: nothing can be delivered to {each['target']} since {since}: {each['why']}. "
-            f"{each['waiting']} deliveries wait; it is asked again in {each['next']} s",
-            soft_wrap=True,
-            markup=False,
-        )
+    _print_targets(status)
     for alarm in status["alarms"]:
         console.print(f"now: {alarm['says']}", soft_wrap=True, markup=False)
     for each in status["lab_files"]:
@@ -209,11 +247,7 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
             soft_wrap=True,
             markup=False,
         )
-    for state, words in WORDS.items():
-        if status["series"][state]:
-            console.print(f"{status['series'][state]:6} series {words}")
-    if not units:
-        console.print("     0 series so far")
+    _print_counts(status, units)
     if claims := status["claims"]:
         console.print(f"{claims:6} {'claim waits' if claims == 1 else 'claims wait'} for an answer: see `sorter claim`")
     if status["quarantined"]:
@@ -224,6 +258,29 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
         for path in left[:5]:
             console.print(f"          {path}", soft_wrap=True, markup=False)
     _print_studies(status)
+    _print_waiting(units)
+
+
+def _print_targets(status: dict[str, Any]) -> None:
+    for each in status["targets"]:
+        since = each["since"][:16].replace("T", " ")
+        console.print(
+            f"now: nothing can be delivered to {each['target']} since {since}: {each['why']}. "
+            f"{each['waiting']} deliveries wait; it is asked again in {each['next']} s",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _print_counts(status: dict[str, Any], units: list[UnitSummary]) -> None:
+    for state, words in WORDS.items():
+        if status["series"][state]:
+            console.print(f"{status['series'][state]:6} series {words}")
+    if not units:
+        console.print("     0 series so far")
+
+
+def _print_waiting(units: list[UnitSummary]) -> None:
     _print_splits(split_sessions(units))
     waiting = [unit for unit in units if unit.state not in OVER]
     for unit in waiting[:MOST_SHOWN]:
@@ -260,11 +317,10 @@ def title_of(unit: UnitSummary) -> str:
 @click.argument("subject", required=False)
 @click.option("--since", help="Studies of this day or later: YYYY-MM-DD, today or yesterday.")
 @json_option
-@with_config
-def list_command(config: Config, subject: str | None, since: str | None, as_json: bool) -> None:
+@with_where
+def list_command(where: Where, subject: str | None, since: str | None, as_json: bool) -> None:
     """The series of SUBJECT (an ID, a glob, a UID), or of all subjects."""
-    spool = open_spool(config)
-    found = find_units(spool, subject) if subject else in_order(summaries(spool))
+    found = in_order(list(open_source(where).units(subject or "")))
     if since:
         day = day_of(since)
         found = [unit for unit in found if unit.study_date >= day]
@@ -308,48 +364,45 @@ def _table(found: list[UnitSummary]) -> Table:
 @click.command("why")
 @click.argument("subject")
 @json_option
-@with_config
-def why_command(config: Config, subject: str, as_json: bool) -> None:
+@with_where
+def why_command(where: Where, subject: str, as_json: bool) -> None:
     """Where is my scan? The story of every series of SUBJECT (an ID, a glob, a UID, a key)."""
-    spool = open_spool(config)
-    found = find_units(spool, subject)
+    source = open_source(where)
+    found = in_order(list(source.units(subject)))
+    if not found and isinstance(source, Door):
+        raise SorterError(
+            f"nothing of {subject} is here that you may see. It may still be arriving, or lie among what no lab has: "
+            "`sorter status` shows on which days there is such"
+        )
     if not found:
         raise SorterError(
             f"nothing of {subject} has arrived here. Was it sent to this sorter? `sorter list` shows who is here, "
             "`sorter quarantine` what could not be read"
         )
     if as_json:
-        _print_json([_as_json(spool, unit) for unit in found])
+        _print_json([_as_json(source, unit) for unit in found])
         return
     for unit in found:
-        _tell(spool, unit)
+        _tell(source, unit)
 
 
-def _as_json(spool: Spool, unit: UnitSummary) -> dict[str, Any]:
-    records = Unit.load(spool, unit.key)
-    study = StudyRecords(spool.studies, spool.files).read(study_key(unit.study_uid))
-    return {
-        **plain(unit),
-        "study": plain(study) if study else None,
-        "says": [*sentences(records, unit), *of_study(study, unit)],
-        "story": records.story(),
-    }
+def _as_json(source: Source, unit: UnitSummary) -> dict[str, Any]:
+    told = source.tell(unit)
+    return {**plain(unit), "study": told.study or None, "says": list(told.says), "story": list(told.story)}
 
 
-def _tell(spool: Spool, unit: UnitSummary) -> None:
+def _tell(source: Source, unit: UnitSummary) -> None:
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False)
 
-    records = Unit.load(spool, unit.key)
+    told = source.tell(unit)
     say(f"{title_of(unit)} ({unit.key[:8]}): {WORDS[unit.state]}")
-    study = StudyRecords(spool.studies, spool.files).read(study_key(unit.study_uid))
-    for sentence in (*sentences(records, unit), *of_study(study, unit)):
+    for sentence in told.says:
         say(f"    {sentence}")
-    events = records.story()
-    for event in events[-MOST_EVENTS:]:
+    for event in told.story[-MOST_EVENTS:]:
         say(f"        {event['at'][:19].replace('T', ' ')}  {event['says']}")
-    if len(events) > MOST_EVENTS:
-        say(f"        ({len(events) - MOST_EVENTS} earlier events; --json has them all)")
+    if len(told.story) > MOST_EVENTS:
+        say(f"        ({len(told.story) - MOST_EVENTS} earlier events; --json has them all)")
 
 
 def _print_json(value: Any) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from sorter.cli.common import console, open_spool, with_config
-from sorter.cli.find import find_units
 from sorter.config import Config
 from sorter.daemon.requests import request
 from sorter.errors import SorterError
+from sorter.summaries import find_units
 
 
 @click.command("retry")

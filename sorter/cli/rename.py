@@ -13,27 +13,42 @@ from click.shell_completion import CompletionItem
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sorter.cli.common import console, literal, open_spool, with_config
-from sorter.cli.find import in_order, summaries
+from sorter.cli.common import Where, console, literal, open_source, with_where
 from sorter.cli.look import day_of
-from sorter.config import Config, load
 from sorter.durable import Files
 from sorter.errors import SorterError
-from sorter.exports import Choice, Copy, Found, Left, Report, copy_all, in_folder, in_store, naming, plan_copies
+from sorter.exports import (
+    Choice,
+    Copy,
+    Disk,
+    Found,
+    Giver,
+    Left,
+    Made,
+    Naming,
+    Report,
+    Source,
+    copy_all,
+    in_folder,
+    naming,
+    plan_copies,
+    plan_products,
+)  # fmt: skip
 from sorter.exports.choosing import Subject, subjects
-from sorter.exports.remembered import note_exports
-from sorter.spool import UnitSummary
+from sorter.summaries import in_order
+
+NIFTI = "nifti"
+"""The product that `--nifti` copies."""
 
 _MOST_SAID = 20  # lines of each kind of trouble
 
 
 def _complete(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Subjects, or the series of the subject that is there already, from the store of this configuration."""
+    """Subjects, or the series of the subject that is there already, from the store or by the door."""
     try:
-        spool = open_spool(load(_path(context, "path"), _path(context, "root")))
+        units = list(open_source(Where(_path(context, "path"), _path(context, "root"))).units())
     except SorterError:
         return []
-    units = list(summaries(spool))
     if parameter.name == "subject":
         found = {unit.subject or "": unit.study_date for unit in units}
         return [CompletionItem(each, help=day) for each, day in sorted(found.items()) if each.startswith(typed)]
@@ -62,14 +77,15 @@ def _path(context: click.Context, name: str) -> Path | None:
               "'{subject}/{SeriesNumber:03d}/{InstanceNumber:05d}.dcm' or '%i/%s_%p/%4r.dcm'.")  # fmt: skip
 @click.option("--as", "new_name", default="", help="Call the subject so in folders and file names.")
 @click.option("--from", "folder", type=click.Path(path_type=Path), help="Take a plain folder of DICOM, not the store.")
+@click.option("--nifti", is_flag=True, help="Copy the NIfTI that was made of the series, in place of their images.")
 @click.option("--list", "as_list", is_flag=True, help="Only list the series: number, description, images, verdict.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--force", is_flag=True, help="Overwrite what is there with other content.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@with_config
+@with_where
 def rename_command(
-    config: Config, subject: str, dest: Path | None, folder: Path | None, pattern: str, new_name: str,
-    as_list: bool, dry_run: bool, force: bool, as_json: bool, **flags: str,
+    where: Where, subject: str, dest: Path | None, folder: Path | None, pattern: str, new_name: str,
+    nifti: bool, as_list: bool, dry_run: bool, force: bool, as_json: bool, **flags: str,
 ) -> None:  # fmt: skip
     """It copies; the originals stay. The series of SUBJECT go to the folder DEST, under names a person can read.
 
@@ -79,14 +95,21 @@ def rename_command(
     """
     if dest is None and not as_list:
         raise SorterError("say where to: sorter rename SUBJECT DEST; or --list to see what there is")
+    if dest is not None and str(dest).startswith("target:"):
+        raise SorterError(f"{dest}: copies go to folders; what a target gets is said by targets in [labs.NAME]")
+    if nifti and folder:
+        raise SorterError("NIfTI is made of what is in the store: give --nifti or --from, not both")
     choice = Choice(**{**flags, "since": day_of(flags["since"]) if flags["since"] else ""})
     wanted = subjects(subject)
-    every = _in_folder(folder, quiet=as_json) if folder else list(in_store(open_spool(config), _of(config, wanted)))
+    source = None if folder else open_source(where)
+    every = _in_source(source, wanted) if source else _in_folder(folder or Path(), quiet=as_json)
     found, new_names, missing = _chosen(every, wanted, choice)
     if not found:
         narrowed = "".join(f" --{name} {value}" for name, value in flags.items() if value)
-        where = f"in {folder}" if folder else "here"
-        raise SorterError(f"no series {where} fits: {subject}{narrowed}; `sorter list` shows what there is")
+        place = f"in {folder}" if folder else "here"
+        raise SorterError(f"no series {place} fits: {subject}{narrowed}; `sorter list` shows what there is")
+    if source is not None:
+        found = source.complete(found)
     if as_list or dest is None:
         _list(found, as_json)
         return
@@ -94,30 +117,58 @@ def rename_command(
         if len({each.subject for each in found}) > 1:
             raise SorterError(f"--as {new_name} is for one subject, and {subject} fits several; a list names each")
         new_names = {each.key: new_name for each in found}
-    copies = plan_copies(found, naming(pattern), new_names)
+    copies, lacking = _planned(source if nifti else None, found, (naming(pattern), new_names), quiet=as_json)
+    what = "files" if nifti else "images"
     if dry_run:
-        _show(copies, found, dest, as_json)
+        _show(copies, f"{what} of {len(found)} series", dest, as_json)
     else:
-        report = _run(copies, dest, quiet=as_json, force=force)
-        if not folder:
-            note_exports(open_spool(config), copies, dest, report)
-        _tell(report, dest, as_json)
+        report = _run(source or Disk(Files()), copies, dest, quiet=as_json, force=force)
+        _tell(report, what, dest, as_json)
         if new_names and not as_json:
             console.print("The files themselves are unchanged: inside them the subject is called as before.")
         if report.failed or report.taken:
             sys.exit(1)
     for each in missing:
         console.print(f"not found: {literal(each.text)}", soft_wrap=True)
-    if missing:
+    if missing or lacking:
         sys.exit(1)
 
 
-def _of(config: Config, wanted: Sequence[Subject]) -> list[UnitSummary]:
-    """Summaries of what may be meant: by ID where that is enough, so that not all of the store has to be read."""
-    every = in_order([unit for unit in summaries(open_spool(config)) if unit.state != "withdrawn"])
+def _planned(
+    source: Source | None, found: Sequence[Found], names: tuple[Naming, Mapping[str, str]], *, quiet: bool
+) -> tuple[list[Copy], list[Found]]:
+    """What is copied: of each series its images, or the NIfTI that `source` has. And those of which there is none."""
+    if source is None:
+        return plan_copies(found, *names), []
+    made, lacking = _made(source, found, quiet=quiet)
+    return plan_products(made, *names), lacking
+
+
+def _in_source(source: Source, wanted: Sequence[Subject]) -> list[Found]:
+    """What may be meant: by ID where that is enough, so that not all that there is has to be read."""
+    every = in_order([unit for unit in source.units() if unit.state != "withdrawn"])
     ids = {each.text.casefold() for each in wanted if not each.is_glob}
     by_id = [unit for unit in every if (unit.subject or "").casefold() in ids]
-    return by_id if {(unit.subject or "").casefold() for unit in by_id} == ids and by_id else every
+    enough = by_id and {(unit.subject or "").casefold() for unit in by_id} == ids
+    return list(source.candidates(by_id if enough else every))
+
+
+def _made(source: Source, found: Sequence[Found], *, quiet: bool) -> tuple[list[tuple[Found, Made]], list[Found]]:
+    """The NIfTI of each series; and those of which there is none, though there might be."""
+    made, lacking = [], []
+    for series in found:
+        there, title = source.made(series, NIFTI), f"{series.subject} {series.number} {series.description}".strip()
+        if there is None:
+            lacking.append(series)
+            says = "there is none (yet): it is made when the series is published, if the lab has a plugin that makes it"
+        elif not there.product.files:
+            says = f"there was nothing to make ({there.product.nothing})"
+        else:
+            made.append((series, there))
+            continue
+        if not quiet:
+            console.print(f"no NIfTI of {title}: {says}", soft_wrap=True, markup=False)
+    return made, lacking
 
 
 def _in_folder(folder: Path, *, quiet: bool) -> list[Found]:
@@ -179,14 +230,12 @@ def _shown(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _show(copies: Sequence[Copy], found: Sequence[Found], dest: Path, as_json: bool) -> None:
+def _show(copies: Sequence[Copy], what: str, dest: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"dest": str(dest), "copies": [copy.name for copy in copies]}, indent=1))
         return
     megabytes = sum(copy.size for copy in copies) / 1e6
-    console.print(
-        f"{len(copies)} images of {len(found)} series, {megabytes:.1f} MB, would be copied to {dest}:", soft_wrap=True
-    )
+    console.print(f"{len(copies)} {what}, {megabytes:.1f} MB, would be copied to {dest}:", soft_wrap=True)
     folders: dict[str, int] = {}
     for copy in copies:
         folder = str(Path(copy.name).parent)
@@ -195,21 +244,21 @@ def _show(copies: Sequence[Copy], found: Sequence[Found], dest: Path, as_json: b
         console.print(f"{count:6}  {folder}/", soft_wrap=True, markup=False)
 
 
-def _run(copies: Sequence[Copy], dest: Path, *, quiet: bool, force: bool) -> Report:
+def _run(giver: Giver, copies: Sequence[Copy], dest: Path, *, quiet: bool, force: bool) -> Report:
     columns = (TextColumn("copying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("copying", total=sum(copy.size for copy in copies))
-        return copy_all(Files(), copies, dest, lambda size: progress.advance(task, size), force=force)
+        return copy_all(giver, copies, dest, lambda size: progress.advance(task, size), force=force)
 
 
-def _tell(report: Report, dest: Path, as_json: bool) -> None:
+def _tell(report: Report, what: str, dest: Path, as_json: bool) -> None:
     if as_json:
         failed = [{"name": name, "why": why} for name, why in report.failed]
         found = {"written": report.written, "same": report.same, "taken": report.taken, "failed": failed}
         click.echo(json.dumps({"dest": str(dest), **found}, indent=1))
         return
     console.print(
-        f"{len(report.written)} images were copied to {dest}; {len(report.same)} were there already.", soft_wrap=True
+        f"{len(report.written)} {what} were copied to {dest}; {len(report.same)} were there already.", soft_wrap=True
     )
     _some([f"not overwritten: {name} is there with other content" for name in report.taken])
     if report.taken:

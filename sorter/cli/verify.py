@@ -15,7 +15,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from sorter import verifying
 from sorter.cli.common import console, open_spool, with_config
-from sorter.cli.find import in_order, is_called, summaries
 from sorter.cli.look import day_of
 from sorter.config import Config
 from sorter.daemon.assembly import load_plugins, outlets_of
@@ -24,6 +23,7 @@ from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.model import Receipt
 from sorter.spool import Spool, Unit, UnitSummary
+from sorter.summaries import in_order, is_called, summaries
 from sorter.verifying import STORE, Finding, Standing, Tally, Targets
 
 _CHUNK = 200  # series compared together: their receipts are in memory

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 import click
 
 from sorter.cli.common import account, console, open_spool, with_config
-from sorter.cli.find import find_units, summaries
 from sorter.config import Config
 from sorter.daemon.requests import request
 from sorter.errors import SorterError
 from sorter.exports.remembered import Exported, exported
 from sorter.model import Receipt
 from sorter.spool import Spool, Unit, UnitSummary
+from sorter.summaries import find_units, summaries
 
 
 @click.command("hold")

@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr
 from sorter.config.models import (
     Completion,
     Delivery,
+    DoorConfig,
     Engine,
     LabConfig,
     PathSettings,
@@ -40,6 +41,7 @@ class Config(Section):
     delivery: Delivery = Delivery()
     store: Store = Store()
     engine: Engine = Engine()
+    door: DoorConfig = DoorConfig()
     labs: dict[str, LabConfig] = Field(default_factory=dict)
     targets: dict[str, TargetConfig] = Field(default_factory=dict)
     plugins: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -62,6 +64,11 @@ class Config(Section):
         if self.sorter.root is None:
             raise SorterError("no spool is configured; set root or spool in [sorter], or give --root DIR")
         return self.sorter.root / "spool"
+
+    @property
+    def socket(self) -> Path:
+        """Where accounts that may not read the spool are answered."""
+        return self.door.socket or self.spool / "run" / "sock"
 
     @property
     def plugins_folder(self) -> Path | None:

@@ -317,6 +317,16 @@ class Engine(Section):
     """How many at a time. Default: as many as the machine has processors, less one."""
 
 
+class DoorConfig(Section):
+    """`[door]`: the socket at which accounts of this machine that may not read the spool are answered."""
+
+    socket: File | None = None
+    """The socket. Default: `run/sock` in the spool."""
+    admins: Annotated[tuple[str | int, ...], Field(strict=False)] = ()
+    """Unix groups whose members see the series of all labs, and those of none. root, and the account that sorter runs
+    as, always do."""
+
+
 class LabConfig(Section):
     """`[labs.NAME]`: a lab, which series are its own, and where they go. Its root is a target of the same name."""
 
@@ -339,6 +349,10 @@ class LabConfig(Section):
     `"027"`."""
     user: str | None = None
     """The Unix account that the lab's files belong to. Kept for the worker of this lab; not used so far."""
+    groups: Annotated[tuple[str | int, ...], Field(strict=False)] = ()
+    """Unix groups, besides `group`, whose members may see what the lab has, by `sorter list`, `why` and `rename`."""
+    users: Annotated[tuple[str | int, ...], Field(strict=False)] = ()
+    """Unix accounts that may see it without being in such a group."""
     targets: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Targets that this lab's series go to besides its root."""
     products: Annotated[tuple[str, ...], Field(strict=False)] | None = None

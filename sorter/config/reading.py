@@ -18,6 +18,7 @@ from sorter.config.config import Config
 from sorter.config.models import (
     Completion,
     Delivery,
+    DoorConfig,
     Engine,
     LabConfig,
     NodeSettings,
@@ -281,6 +282,7 @@ class _Reader(Tables):
             delivery=self.section(Delivery, "delivery"),
             store=self.section(Store, "store"),
             engine=self.section(Engine, "engine"),
+            door=self.section(DoorConfig, "door"),
             labs=self._named("labs", LabConfig),
             targets=self._targets(),
             plugins=self._plugins(),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from sorter.builtin.path_target import mark
 from sorter.config import Config
 from sorter.daemon.assembly import assemble
+from sorter.daemon.doorkeeper import Doorkeeper
 from sorter.daemon.requests import answer_requests
 from sorter.durable import Files
 from sorter.errors import ConfigError, SorterError
@@ -64,6 +65,9 @@ class Sort:
         self._spool.clear_temporary()
         self._parts = assemble(config, self._spool, self._wake.set)
         mark_defaults(config, self._files)
+        self._door: Doorkeeper | None = None
+        self._socket = config.socket
+        self._open_door(config)
 
     def on_signals(self) -> None:
         """SIGTERM and SIGINT end the loop, SIGHUP reloads; call from the main thread."""
@@ -107,6 +111,7 @@ class Sort:
                     self._stop.wait(min(rest, BREATH))
                     self._wake.wait(max(0.0, rest - BREATH))
         finally:
+            self._close_door()
             hints.stop()
             self._parts.pipeline.stop(10.0)
             self._files.close(self._lock)
@@ -144,10 +149,28 @@ class Sort:
             log.error("the new configuration is not used, the old one stays in force:\n%s", error)
             return
         log.info("configuration reloaded")
+        self._open_door(config)
         try:
             mark_defaults(config, self._files)
         except (SorterError, OSError) as error:  # what goes there waits; all else goes on
             log.error("a lab's folder cannot be made ready: %s", error)
+
+    def _open_door(self, config: Config) -> None:
+        """Or answer by other terms there. Without a socket all else goes on."""
+        if self._door is not None and config.socket == self._socket:
+            self._door.configure(config)
+            return
+        self._close_door()
+        self._socket = config.socket
+        try:
+            self._door = Doorkeeper(config, self._spool)
+        except SorterError as error:
+            log.error("labs' users cannot ask: %s", error)
+
+    def _close_door(self) -> None:
+        if self._door is not None:
+            self._door.stop()
+            self._door = None
 
     def _look_at_tables(self) -> None:
         changed = self._parts.rules.plugins.refresh()

@@ -1,20 +1,23 @@
 """What a person pulls: `sorter rename` copies chosen series under names a person can read. The originals stay.
 
-    found = in_store(spool, summaries)          # or in_folder(path): the same of any folder of DICOM
-    found = [each for each in found if Choice(series="3,5-7").fits(each)]
+    source = Store(spool)                       # or a `sorter.door.Door`: the same for who may not read the store
+    found = source.candidates(list(source.units()))
+    found = source.complete([each for each in found if Choice(series="3,5-7").fits(each)])
     copies = plan_copies(found, naming("pretty"))
-    report = copy_all(Files(), copies, dest, progress)
+    report = copy_all(source, copies, dest, progress)
 
-What is there and equal is left, so a rerun changes nothing, and an interrupted run goes on where it stopped. That
-something was copied out of a store is remembered there (`remembered`), for the day that it is withdrawn.
+Of any folder of DICOM: `found = in_folder(path)`, and `Disk(Files())` gives the files. What is there and equal is left,
+so a rerun changes nothing, and an interrupted run goes on where it stopped. What is copied out of a store is remembered
+there first (`remembered`), for the day that it is withdrawn.
 """
 
 from sorter.exports.choosing import Choice
-from sorter.exports.copying import Copy, Report, copy_all
-from sorter.exports.finding import Found, Left, in_folder, in_store
-from sorter.exports.naming import PRESETS, Naming, naming, plan_copies
+from sorter.exports.copying import Copy, Giver, Report, copy_all
+from sorter.exports.finding import Found, Left, Made, in_folder, in_store
+from sorter.exports.naming import PRESETS, Naming, naming, plan_copies, plan_products
+from sorter.exports.source import Disk, Source, Store, Told
 
 __all__ = [
-    "PRESETS", "Choice", "Copy", "Found", "Left", "Naming", "Report", "copy_all", "in_folder", "in_store", "naming",
-    "plan_copies",
+    "PRESETS", "Choice", "Copy", "Disk", "Found", "Giver", "Left", "Made", "Naming", "Report", "Source", "Store",
+    "Told", "copy_all", "in_folder", "in_store", "naming", "plan_copies", "plan_products",
 ]  # fmt: skip

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 from sorter.durable import PART, Files
 from sorter.errors import SorterError
@@ -24,12 +26,22 @@ _NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One image to copy: from where it is kept, to a path relative to the destination. `sha256`: of the whole file."""
+    """One image to copy: from where its giver has it, to a path relative to the destination. `sha256`: of the file."""
 
     source: Path
     name: str
     sha256: str
     size: int
+
+
+class Giver(Protocol):
+    """Who has what is copied; see `sorter.exports.source`."""
+
+    def opened(self, copies: Sequence[Copy]) -> AbstractContextManager[Mapping[str, int | str]]:
+        """Read-only descriptors of what is copied, by the copies' names; a sentence for each that cannot be had."""
+
+    def remember(self, copies: Sequence[Copy], dest: str) -> None:
+        """These are about to be written below `dest`."""
 
 
 @dataclass(slots=True)
@@ -43,17 +55,18 @@ class Report:
 
 
 def copy_all(
-    files: Files, copies: Sequence[Copy], dest: Path, progress: Callable[[int], None], *, force: bool = False
-) -> Report:
+    giver: Giver, copies: Sequence[Copy], dest: Path, progress: Callable[[int], None], *, force: bool = False,
+    files: Files | None = None,
+) -> Report:  # fmt: skip
     """Copy to `dest`. A file that is there with other content is overwritten only with `force`.
 
     An interrupted run goes on where it stopped: what is there and equal is left. One bad file never stops the others.
-    `progress` is called with the bytes of each copy when it is through.
+    `progress` is called with the bytes of each copy when it is through; `files` are the effects on `dest`.
     """
     report, rest = Report(), iter(copies)
     with ThreadPoolExecutor(_THREADS, "copy") as pool:
         while batch := list(islice(rest, BATCH)):
-            _Batch(files, dest, report, force).run(pool, batch)
+            _Batch(files or Files(), Path(os.path.abspath(dest)), report, force).run(pool, giver, batch)
             for copy in batch:
                 progress(copy.size)
     return report
@@ -75,20 +88,29 @@ class _Batch:
         self._files, self._dest, self._report, self._force = files, str(dest), report, force
         self._folders: set[str] = set()
 
-    def run(self, pool: ThreadPoolExecutor, batch: Sequence[Copy]) -> None:
-        items = list(self._items(batch))
-        written = [item for item, went in self._through(pool, self._write, items) if went]
+    def run(self, pool: ThreadPoolExecutor, giver: Giver, batch: Sequence[Copy]) -> None:
+        items = [item for item, absent in self._through(pool, self._is_absent, list(self._items(batch))) if absent]
+        if not items:
+            return
+        try:
+            giver.remember([item.copy for item in items], self._dest)
+        except (OSError, SorterError) as error:
+            self._fail(items, f"where it is copied to cannot be remembered: {_sentence(error)}")
+            return
+        with giver.opened([item.copy for item in items]) as given:
+            written = [item for item, went in self._through(pool, lambda item: self._write(item, given), items) if went]
         try:
             self._files.fsync_all([item.part for item in written])
         except OSError as error:
-            self._report.failed += [
-                (each.copy.name, f"the disk does not keep it: {error.strerror}") for each in written
-            ]
+            self._fail(written, f"the disk does not keep it: {error.strerror}")
             return
         for item, placed in self._through(pool, self._place, written):
             if placed:
                 self._report.written.append(item.copy.name)
         self._files.fsync_folders(self._folders)
+
+    def _fail(self, items: Sequence[_Item], why: str) -> None:
+        self._report.failed += [(each.copy.name, why) for each in items]
 
     def _items(self, batch: Sequence[Copy]) -> Iterator[_Item]:
         """With their folders made."""
@@ -120,8 +142,8 @@ class _Batch:
             else:
                 yield item, went
 
-    def _write(self, item: _Item) -> bool:
-        """Under its temporary name; False where it is there already, or something else is."""
+    def _is_absent(self, item: _Item) -> bool:
+        """False where it is there already, or something else is."""
         if self._files.exists(item.target):
             if self._digest(item.target) == item.copy.sha256:
                 self._report.same.append(item.copy.name)
@@ -129,9 +151,16 @@ class _Batch:
             if not self._force:
                 self._report.taken.append(item.copy.name)
                 return False
+        return True
+
+    def _write(self, item: _Item, given: Mapping[str, int | str]) -> bool:
+        """Under its temporary name."""
+        source = given.get(item.copy.name, "it was not given")
+        if isinstance(source, str):
+            raise SorterError(source)
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with self._files.opened(item.copy.source) as reading, self._files.opened(item.part, flags, 0o666) as writing:
-            self._files.copy(reading, writing)
+        with self._files.opened(item.part, flags, 0o666) as writing:
+            self._files.copy(source, writing)
         return True
 
     def _place(self, item: _Item) -> bool:

@@ -11,6 +11,7 @@ from sorter.durable import Files
 from sorter.errors import Quarantine, SorterError, TryLater
 from sorter.model import Header, Identity, Instance, Standing, UnitKind, unit_key
 from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.unit import Product
 from sorter.take.header import Parsed, examine, instance_of
 
 NOT_YET = "not published"
@@ -44,6 +45,14 @@ class Found:
     @property
     def description(self) -> str:
         return self.text("SeriesDescription", "ProtocolName", "SequenceName")
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made of a series, whose files are relative to `folder`; or why there was nothing to make."""
+
+    folder: Path
+    product: Product
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sorter.errors import SorterError
 from sorter.exports.copying import Copy
-from sorter.exports.finding import Found
+from sorter.exports.finding import Found, Made
 from sorter.model import Value
-from sorter.naming import DEFAULT_FILE, DEFAULT_FOLDER, Pattern, folder_name, instance_names, values_of
+from sorter.naming import DEFAULT_FILE, DEFAULT_FOLDER, Pattern, folder_name, instance_names, safe_component, values_of
 
 PRESETS: Mapping[str, str] = {
     "pretty": f"{DEFAULT_FOLDER}/{DEFAULT_FILE}",
@@ -91,6 +92,33 @@ def plan_copies(found: Sequence[Found], how: Naming, new_names: Mapping[str, str
     for series in found:
         copies += _of_series(series, how, (new_names or {}).get(series.key, ""), (owners, taken))
     return copies
+
+
+def plan_products(
+    found: Sequence[tuple[Found, Made]], how: Naming, new_names: Mapping[str, str] | None = None
+) -> list[Copy]:
+    """What was made of these series, beside the folder that its images would have, in one called `nifti`:
+    "DEV01/20260105_1011/nifti/003_T1w.nii.gz". Where all lie in one folder, under the name of the first image."""
+    images = plan_copies([series for series, _ in found], how, new_names)
+    first: dict[Path, str] = {}
+    for copy in images:
+        first.setdefault(copy.source, copy.name)
+    copies = []
+    for series, made in found:
+        name = min(first[series.folder / each.file] for each in series.images if series.folder / each.file in first)
+        folder, file = os.path.split(name)
+        above, last = os.path.split(folder)
+        stem = os.path.join(above, "nifti", last) if folder else file.removesuffix(how.file.extension)
+        copies += [
+            Copy(made.folder / each, _of_product(stem, each), sha256, size) for each, sha256, size in made.product.files
+        ]
+    return copies
+
+
+def _of_product(stem: str, name: str) -> str:
+    """Makers call their files "out…", and what follows is kept, as ".nii.gz" or "_e2.json"."""
+    more = name.removeprefix("out") if name.startswith("out") else f"_{name}"
+    return stem + safe_component(f"x{more}")[1:]  # behind something: a leading dot or "_" stays
 
 
 def _of_series(

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sorter.durable import Files
-from sorter.exports.copying import Copy, Report
 from sorter.naming import contained
-from sorter.spool import Spool, Unit
-
-
-def note_exports(spool: Spool, copies: Sequence[Copy], dest: Path, report: Report) -> None:
-    """Remember what was written out of this store, and where."""
-    written = set(report.written)
-    found: dict[str, list[tuple[str, str]]] = {}
-    for copy in copies:
-        if copy.name in written and copy.source.is_relative_to(spool.store):
-            key = copy.source.relative_to(spool.store).parts[1]
-            found.setdefault(key, []).append((copy.name, copy.sha256))
-    for key, files in found.items():
-        Unit(spool, key).note_export(os.path.abspath(dest), os.getuid(), files)
+from sorter.spool import Unit
 
 
 @dataclass(frozen=True, slots=True)

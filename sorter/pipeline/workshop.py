@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,11 +52,8 @@ class Workshop:
     def made(self, live: Live, product: str) -> Made | None:
         """What there is of a product of the unit's latest revision."""
         assert live.plan is not None
-        try:
-            data = json.loads(self.spool.files.read_file(self._record(self._folder(live, product))))
-        except (FileNotFoundError, ValueError):
-            return None
-        return Made(tuple((name, sha256, size) for name, sha256, size in data["files"]), data["nothing"])
+        found = live.unit.product(product, live.plan.revision)
+        return None if found is None else Made(found.files, found.nothing)
 
     def making(self, live: Live, product: str) -> bool:
         return self._id(live, product) in self._tasks
@@ -131,7 +127,7 @@ class Workshop:
 
     def _folder(self, live: Live, product: str) -> Path:
         assert live.plan is not None
-        return live.unit.folder / "products" / f"{product}-{live.plan.revision}"
+        return live.unit.product_folder(product, live.plan.revision)
 
     def _record(self, folder: Path) -> Path:
         return folder.with_name(f"{folder.name}.json")

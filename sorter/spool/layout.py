@@ -48,6 +48,8 @@ class Spool:
         self.groups = root / "groups"  # which series were put together, made with the first
         self.studies = root / "studies"  # what was told of each study; see `sorter.spool.studies`
         self.alarms = root / "alarms.json"  # what should have come and did not; see `sorter.spool.alarms`
+        self.run = root / "run"  # where those knock who may not read all this
+        self.access = root / "access"  # what they read
         self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
 
     # --- a life on it -------------------------------------------------------------------------------------------
@@ -71,8 +73,12 @@ class Spool:
             self.left,
             self.requests,
             self.imports,
+            self.access,
         ):
             files.make_folders(folder, 0o700)
+        if not files.exists(self.run):
+            files.make_folders(self.run)
+            files.chmod(self.run, 0o711)  # whatever the umask is
         for folder in (self.taking, self.scratch):  # scratch/ is the engine's, which empties it itself
             files.make_folders(folder, 0o700)
         if not files.exists(self.incoming):

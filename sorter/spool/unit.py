@@ -65,6 +65,14 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """What was made of one revision: (file name, SHA-256, size) of each file, or why there was nothing to make."""
+
+    files: tuple[tuple[str, str, int], ...] = ()
+    nothing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class UnitSummary:
     """The cache `series.json`: what `status` and `list` show, without reading a manifest or an image."""
 
@@ -200,7 +208,7 @@ class Unit:
 
     def _apply(self, entry: Mapping[str, Any]) -> None:
         if "took" in entry:
-            self.admit(_instance(entry["took"]))
+            self.admit(instance_from(entry["took"]))
         elif "unit" in entry:
             self.study_uid, self.group = entry["study"], entry.get("group")
         elif "stands" in entry:
@@ -245,8 +253,15 @@ class Unit:
         return digest.hexdigest()
 
     def evidence_size(self) -> int:
+        return self._size("evidence.jsonl")
+
+    def exports_size(self) -> int:
+        return self._size("exports.jsonl")
+
+    def _size(self, name: str) -> int:
+        """In bytes; 0 where there is no such record yet."""
         try:
-            return self.spool.files.stat(self.evidence).st_size
+            return self.spool.files.stat(self.folder / name).st_size
         except FileNotFoundError:
             return 0
 
@@ -307,12 +322,23 @@ class Unit:
         return [self._record(Receipt, f"receipts/{RETIRING}/{name}")
                 for name in self.spool.files.names(folder) if name.endswith(".json")]  # fmt: skip
 
+    def product_folder(self, product: str, revision: int) -> Path:
+        """Where its files are; the record lies beside it."""
+        return self.folder / "products" / f"{product}-{revision}"
+
+    def product(self, product: str, revision: int) -> Product | None:
+        """What was made of a revision; None where that was not done (yet)."""
+        try:
+            return product_from(self._read(f"products/{product}-{revision}.json"))
+        except (FileNotFoundError, ValueError):
+            return None
+
     def exports(self) -> list[dict[str, Any]]:
         """What was copied out of it by `rename`: {at, by, dest, files: [[path below dest, SHA-256] …]}."""
         return list(self._lines("exports.jsonl"))
 
     def note_export(self, dest: str, by: int, files: Sequence[tuple[str, str]]) -> None:
-        """Durable: so that a withdrawal knows of it."""
+        """The account `by` writes copies below `dest`. Durable: so that a withdrawal knows of it."""
         entry = {"at": now(), "by": by, "dest": dest, "files": [list(each) for each in files]}
         disk, path, owner = self.spool.files, self.folder / "exports.jsonl", self.spool.files.stat(self.folder)
         disk.append(path, line(entry))
@@ -513,8 +539,14 @@ def took(instance: Instance) -> dict[str, Any]:
     return {"took": plain(instance)}
 
 
-def _instance(data: dict[str, Any]) -> Instance:
-    """By hand, because it runs once for each image of every open unit at the start; the lines are sorter's own."""
+def product_from(data: Mapping[str, Any]) -> Product:
+    """What was written of a product."""
+    return Product(tuple((name, sha256, size) for name, sha256, size in data["files"]), data["nothing"])
+
+
+def instance_from(data: dict[str, Any]) -> Instance:
+    """What `plain` made of an instance. By hand, because it runs once for each image of every open unit at the start;
+    the lines are sorter's own."""
     data["source"] = Source(**data.get("source", {}))
     header = data.get("header", {})
     data["header"] = {name: tuple(value) if isinstance(value, list) else value for name, value in header.items()}

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from sorter.cli.find import summaries
 from sorter.durable import Files
 from sorter.spool import Spool, UnitSummary
+from sorter.summaries import summaries
 from sorter.testing.waiting import wait_until
 
 

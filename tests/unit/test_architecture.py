@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"config", "hookspecs"},
     {"spool", "plugins"},
     {"receive", "watch", "take", "completion", "deliver", "engine", "labs", "builtin"},
-    {"pipeline", "exports", "scu", "sessions", "importing", "verifying"},
+    {"pipeline", "exports", "scu", "sessions", "importing", "verifying", "summaries", "story", "door"},
     {"daemon"},
     {"cli", "testing", "__main__"},
 ]

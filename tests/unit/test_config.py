@@ -511,7 +511,7 @@ HEADINGS = {
     "senders": "[[senders]]", "watch": "[[watch]]",
     "completion": "[completion]",
     "delivery": "[delivery]",
-    "store": "[store]", "engine": "[engine]", "labs": "[labs.NAME]", "targets": "[targets.NAME]",
+    "store": "[store]", "engine": "[engine]", "door": "[door]", "labs": "[labs.NAME]", "targets": "[targets.NAME]",
     "plugins": "[plugins.NAME]",
 }  # fmt: skip
 

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from sorter.cli.main import sorter
-from sorter.cli.story import sentences
 from sorter.durable import Files
 from sorter.model import Instance, Revision, Source, Standing, UnitKind, Verdict, unit_key
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.unit import DeliveryState, took
+from sorter.story import sentences
 
 KEY = unit_key(UnitKind.SERIES, "1.2", "1.2.3")
 

@@ -13,16 +13,21 @@ from sorter.spool import Spool, Unit, UnitSummary
 def summaries(spool: Spool) -> Iterator[UnitSummary]:
     """Of every unit, in no order; read from its records where the cached summary is gone."""
     for key in spool.keys():  # noqa: SIM118  (a spool is no mapping)
-        unit = Unit(spool, key)
-        found = unit.summary()
-        if found is not None and found.evidence == unit.evidence_size():
+        found = summary_of(spool, key)
+        if found is not None:
             yield found
-        elif found is not None:  # the sorter has not looked at it since more came
-            yield replace(found, state="open", why="more has come than is counted here")
-        else:
-            live = revive(Unit.load(spool, key), 0.0)
-            if live.unit.instances:
-                yield summarise(live)
+
+
+def summary_of(spool: Spool, key: str) -> UnitSummary | None:
+    """Of one unit; None where nothing of it is here."""
+    unit = Unit(spool, key)
+    found = unit.summary()
+    if found is not None and found.evidence == unit.evidence_size():
+        return found
+    if found is not None:  # the sorter has not looked at it since more came
+        return replace(found, state="open", why="more has come than is counted here")
+    live = revive(Unit.load(spool, key), 0.0)
+    return summarise(live) if live.unit.instances else None
 
 
 def in_order(found: Iterator[UnitSummary] | list[UnitSummary]) -> list[UnitSummary]:

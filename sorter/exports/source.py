@@ -1,0 +1,144 @@
+"""Where series come from: the store itself where one may read it, sorter's door otherwise, or any folder of DICOM."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from sorter.durable import Files
+from sorter.exports.copying import Copy
+from sorter.exports.finding import Found, Made, in_store
+from sorter.model import Study, plain
+from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.studies import StudyRecord, StudyRecords, study_key
+from sorter.story import of_study, sentences
+from sorter.summaries import is_called, summaries
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The story of one series: sentences of how it stands, its events, and the table of its study if that settled."""
+
+    says: tuple[str, ...] = ()
+    story: tuple[Mapping[str, Any], ...] = ()
+    study: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """The series that whoever asks may see. `sorter.door.client.Door` is the other one."""
+
+    def units(self, called: str = "") -> Iterable[UnitSummary]:
+        """Of every series, or of those that are called so; in no order."""
+
+    def tell(self, unit: UnitSummary) -> Told:
+        """Where it is, and why."""
+
+    def candidates(self, units: Sequence[UnitSummary]) -> Iterator[Found]:
+        """These series, to choose from; their images may be left out."""
+
+    def complete(self, found: Sequence[Found]) -> list[Found]:
+        """Those that were chosen, with all their images."""
+
+    def made(self, found: Found, product: str) -> Made | None:
+        """What was made of the series as it is now; None where that was not done (yet)."""
+
+    def opened(self, copies: Sequence[Copy]) -> AbstractContextManager[Mapping[str, int | str]]:
+        """Read-only descriptors of what is copied, by the copies' names; a sentence for each that cannot be had."""
+
+    def remember(self, copies: Sequence[Copy], dest: str) -> None:
+        """These are about to be written below `dest`: a withdrawal has to know of it."""
+
+
+class Disk:
+    """Files that lie where their copies' `source` says: any folder."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+
+    @contextlib.contextmanager
+    def opened(self, copies: Sequence[Copy]) -> Iterator[Mapping[str, int | str]]:
+        found: dict[str, int | str] = {}
+        try:
+            for copy in copies:
+                try:
+                    found[copy.name] = self.files.open(copy.source)
+                except OSError as error:
+                    found[copy.name] = error.strerror or str(error)
+            yield found
+        finally:
+            for each in found.values():
+                if isinstance(each, int):
+                    self.files.close(each)
+
+    def remember(self, copies: Sequence[Copy], dest: str) -> None:
+        """A folder is nobody's to withdraw from."""
+
+
+class Store(Disk):
+    """A spool that one may read."""
+
+    def __init__(self, spool: Spool) -> None:
+        super().__init__(spool.files)
+        self.spool = spool
+
+    def units(self, called: str = "") -> Iterator[UnitSummary]:
+        found = summaries(self.spool)
+        return (unit for unit in found if is_called(unit, called)) if called else found
+
+    def tell(self, unit: UnitSummary) -> Told:
+        return tell(self.spool, unit)
+
+    def candidates(self, units: Sequence[UnitSummary]) -> Iterator[Found]:
+        return in_store(self.spool, units)
+
+    def complete(self, found: Sequence[Found]) -> list[Found]:
+        return list(found)
+
+    def made(self, found: Found, product: str) -> Made | None:
+        return made(Unit(self.spool, found.key), product)
+
+    def remember(self, copies: Sequence[Copy], dest: str) -> None:
+        by_unit: dict[str, list[tuple[str, str]]] = {}
+        for copy in copies:
+            key = copy.source.relative_to(self.spool.store).parts[1]
+            by_unit.setdefault(key, []).append((copy.name, copy.sha256))
+        for key, files in by_unit.items():
+            Unit(self.spool, key).note_export(dest, os.getuid(), files)
+
+
+def made(unit: Unit, product: str) -> Made | None:
+    """What was made of the revision that was planned last."""
+    plan = unit.latest_plan()
+    found = unit.product(product, plan.revision) if plan is not None else None
+    return None if plan is None or found is None else Made(unit.product_folder(product, plan.revision), found)
+
+
+def _everything(_lab: str | None) -> bool:
+    return True
+
+
+def tell(spool: Spool, unit: UnitSummary, sees: Callable[[str | None], bool] = _everything) -> Told:
+    """The story of a series, for one who `sees` the series of some labs: what its study has of others is left out."""
+    records = Unit.load(spool, unit.key)
+    record = StudyRecords(spool.studies, spool.files).read(study_key(unit.study_uid))
+    seen = part_of(record, sees) if record is not None else None
+    return Told(
+        says=(*sentences(records, unit), *of_study(seen, unit)),
+        story=tuple(records.story()),
+        study=plain(seen) if seen is not None else {},
+    )
+
+
+def part_of(record: StudyRecord, sees: Callable[[str | None], bool]) -> StudyRecord:
+    """What of a study is of the labs that are seen."""
+    study: Study = replace(
+        record.study,
+        series=tuple(each for each in record.study.series if sees(each.lab)),
+        missing=tuple(each for each in record.study.missing if sees(each.lab)),
+    )
+    own = {each.key for each in study.series}
+    return replace(record, study=study, members={key: at for key, at in record.members.items() if key in own})
