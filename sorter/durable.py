@@ -102,17 +102,21 @@ class Files:
     def fsync(self, fd: int) -> None:
         os.fsync(fd)
 
-    def sync_file_system(self, path: PathLike) -> None:
-        """Everything written to the file system that holds `path` is on disk (syncfs; sync where there is none)."""
+    def sync_file_system(self, path: PathLike | int) -> None:
+        """Everything written to the file system that holds `path` is on disk (syncfs; sync where there is none).
+
+        Of a descriptor, errors of the disk since it was opened are raised.
+        """
         if not hasattr(_libc, "syncfs"):
             os.sync()
             return
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if _libc.syncfs(fd) != 0:
-                raise _libc_error(path)
+                raise _libc_error(str(path))
         finally:
-            os.close(fd)
+            if fd != path:
+                os.close(fd)
 
     def start_writeback(self, fd: int, offset: int, size: int) -> None:
         """Let the kernel begin to write these bytes, and wait for nothing. It promises nothing either: a sync does."""

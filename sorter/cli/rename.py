@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,11 +52,21 @@ def _complete(context: click.Context, parameter: click.Parameter, typed: str) ->
         return []
     if parameter.name == "subject":
         found = {unit.subject or "": unit.study_date for unit in units}
-        return [CompletionItem(each, help=day) for each, day in sorted(found.items()) if each.startswith(typed)]
+        return [_offered(each, day) for each, day in sorted(found.items()) if each.startswith(typed) if _typed(each)]
     wanted = Subject(str(context.params.get("subject") or "*"))
     fits = [unit for unit in units if wanted.text.casefold() == (unit.subject or "").casefold() or wanted.is_glob]
     numbers = {unit.number: unit.description for unit in in_order(fits) if unit.number.startswith(typed)}
-    return [CompletionItem(number, help=says) for number, says in numbers.items()]
+    return [_offered(number, says) for number, says in numbers.items() if _typed(number)]
+
+
+def _typed(text: str) -> bool:
+    """May a shell put it on its command line? It does so unquoted, and a header can say `$(anything)`."""
+    return re.fullmatch(r"\w[\w.+-]*", text) is not None
+
+
+def _offered(text: str, says: str) -> CompletionItem:
+    """With what is said beside it, on one line as the shells read it."""
+    return CompletionItem(text, help=re.sub(r"[^\w.+*/()-]+", " ", says).strip() or None)
 
 
 def _path(context: click.Context, name: str) -> Path | None:

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -64,12 +64,30 @@ def copy_all(
     `progress` is called with the bytes of each copy when it is through; `files` are the effects on `dest`.
     """
     report, rest = Report(), iter(copies)
-    with ThreadPoolExecutor(_THREADS, "copy") as pool:
-        while batch := list(islice(rest, BATCH)):
-            _Batch(files or Files(), Path(os.path.abspath(dest)), report, force).run(pool, giver, batch)
-            for copy in batch:
-                progress(copy.size)
+    disk, before = files or Files(), _Settling(progress)
+    with ThreadPoolExecutor(_THREADS, "copy") as pool, ThreadPoolExecutor(1, "sync") as beside:
+        while copying := list(islice(rest, BATCH)):
+            batch = _Batch(disk, Path(os.path.abspath(dest)), report, force)
+            batch.write(pool, giver, copying)
+            before.wait()
+            before = _Settling(progress, copying, beside.submit(batch.settle, pool))
+        before.wait()
     return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Settling:
+    """A batch that is synced and compared while the next one is written: the disk and the processor at once."""
+
+    progress: Callable[[int], None]
+    copies: Sequence[Copy] = ()
+    end: Future[None] | None = None
+
+    def wait(self) -> None:
+        if self.end is not None:
+            self.end.result()
+        for copy in self.copies:
+            self.progress(copy.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +105,11 @@ class _Batch:
     def __init__(self, files: Files, dest: Path, report: Report, force: bool) -> None:
         self._files, self._dest, self._report, self._force = files, str(dest), report, force
         self._folders: set[str] = set()
+        self._written: list[_Item] = []
+        self._mounts: dict[int, int] = {}  # by device: a folder of it, open since before the first byte
 
-    def run(self, pool: ThreadPoolExecutor, giver: Giver, batch: Sequence[Copy]) -> None:
+    def write(self, pool: ThreadPoolExecutor, giver: Giver, batch: Sequence[Copy]) -> None:
+        """What is not there yet, under temporary names."""
         items = [item for item, absent in self._through(pool, self._is_absent, list(self._items(batch))) if absent]
         if not items:
             return
@@ -98,16 +119,35 @@ class _Batch:
             self._fail(items, f"where it is copied to cannot be remembered: {_sentence(error)}")
             return
         with giver.opened([item.copy for item in items]) as given:
-            written = [item for item, went in self._through(pool, lambda item: self._write(item, given), items) if went]
+            went = self._through(pool, lambda item: self._write(item, given), items)
+            self._written = [item for item, written in went if written]
+
+    def settle(self, pool: ThreadPoolExecutor) -> None:
+        """On the disk, compared, and under their names."""
         try:
-            self._files.fsync_all([item.part for item in written])
+            self._sync(pool)
         except OSError as error:
-            self._fail(written, f"the disk does not keep it: {error.strerror}")
+            self._fail(self._written, f"the disk does not keep it: {error.strerror}")
             return
-        for item, placed in self._through(pool, self._place, written):
+        for item, placed in self._through(pool, self._place, self._written):
             if placed:
                 self._report.written.append(item.copy.name)
         self._files.fsync_folders(self._folders)
+
+    def _sync(self, pool: ThreadPoolExecutor) -> None:
+        """What was written is on the disk. An error of the disk is told to whoever had the file system open when it
+        came (syncfs(2)); on a mount of the network each file is asked for by itself."""
+        mounts = list(self._mounts.values())
+        try:
+            if not any(self._files.is_shared(each) for each in mounts):
+                for each in mounts:
+                    self._files.sync_file_system(each)
+                return
+        finally:
+            for each in mounts:
+                self._files.close(each)
+        for _ in pool.map(lambda item: self._files.fsync_all([item.part]), self._written):
+            pass
 
     def _fail(self, items: Sequence[_Item], why: str) -> None:
         self._report.failed += [(each.copy.name, why) for each in items]
@@ -119,11 +159,17 @@ class _Batch:
                 target = contained(self._dest, copy.name)
                 folder, name = os.path.split(target)
                 if folder not in self._folders:
-                    self._files.make_folders(folder, 0o777)
-                    self._folders.add(folder)
+                    self._make(folder)
                 yield _Item(copy, target, f"{folder}/.{name}{PART}")
             except (OSError, SorterError) as error:
                 self._report.failed.append((copy.name, _sentence(error)))
+
+    def _make(self, folder: str) -> None:
+        self._files.make_folders(folder, 0o777)
+        device = self._files.stat(folder).st_dev
+        if device not in self._mounts:
+            self._mounts[device] = self._files.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._folders.add(folder)
 
     def _through(
         self, pool: ThreadPoolExecutor, step: Callable[[_Item], bool], items: Sequence[_Item]
@@ -161,6 +207,7 @@ class _Batch:
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with self._files.opened(item.part, flags, 0o666) as writing:
             self._files.copy(source, writing)
+            self._files.start_writeback(writing, 0, item.copy.size)
         return True
 
     def _place(self, item: _Item) -> bool:

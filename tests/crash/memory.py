@@ -266,7 +266,7 @@ class Memory(Files):
             self.before()
             self._open[fd].node.sync()
 
-    def sync_file_system(self, path: PathLike) -> None:
+    def sync_file_system(self, path: PathLike | int) -> None:
         with self._lock:
             self.before()
             rest, seen = [self.root, *(each.node for each in self._open.values())], set[int]()

@@ -1,4 +1,7 @@
-"""The lab users' door, knocked at by real accounts of this machine, in real groups, of a sorter that is one itself."""
+"""The lab users' door, knocked at by real accounts of this machine, in real groups, of a sorter that is one itself.
+
+In the first tier this process takes on the accounts one after the other; in the second each has processes of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from conftest import Account, made_account
+from sorter.cli.main import sorter as cli
+from sorter.errors import SorterError
 from sorter.spool import Unit
 from sorter.testing.running import RunningSorter
 from sorter.testing.synthetic import Plan, localizer
@@ -45,6 +52,21 @@ def series(subject: str, seed: int) -> tuple[bytes, ...]:
     return localizer(Plan(seed=seed, size=8, patient_id=subject, patient_name=f"Secret^{subject}")).files
 
 
+@contextlib.contextmanager
+def acting(uid: int) -> Iterator[None]:
+    """This process is that account meanwhile: for the kernel, which tells the door, and for the files it makes."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(uid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
 @dataclass(frozen=True)
 class Site:
     """A sorter that runs as an account of its own, and people."""
@@ -59,17 +81,25 @@ class Site:
     def socket(self) -> Path:
         return self.sorter.spool.root / "run" / "sock"
 
-    def run(self, who: str, *words: object, code: int = 0, **environment: str) -> str:
+    def run(self, who: str, *words: object, code: int = 0) -> str:
         """What `sorter` says to one of them, who knows nothing but where sorter keeps things."""
-        done = subprocess.run(
+        with acting(self.people[who].uid if who in self.people else 0):
+            result = CliRunner().invoke(cli, [*map(str, words), "--root", str(self.sorter.root)])
+        if isinstance(result.exception, SorterError):
+            assert code == 1, result.exception
+            return result.output + str(result.exception)
+        assert result.exit_code == code, (result.output, result.exception)
+        return result.output
+
+    def told(self, who: str, *words: object) -> Any:
+        return json.loads(self.run(who, *words, "--json"))
+
+    def typed(self, who: str, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The same in a process of that account, which never was another's."""
+        return subprocess.run(
             [*self.people[who].prefix, sys.executable, "-m", "sorter", *map(str, words)],
             capture_output=True, text=True, cwd="/", timeout=100, env={**os.environ, **environment},
         )  # fmt: skip
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout if code == 0 else done.stdout + done.stderr
-
-    def told(self, who: str, *words: object) -> Any:
-        return json.loads(self.run(who, *words, "--json", "--root", self.sorter.root))
 
     def key(self, subject: str) -> str:
         return next(each.key for each in self.sorter.series() if each.subject == subject)
@@ -123,39 +153,41 @@ def site() -> Iterator[Site]:
         for subject, files in images.items():
             found.give(subject, files)
         sorter.wait_delivered(9)
+        wait_until(lambda: list(sorter.spool.studies.glob("??/*.json")), 60, "a study to settle")
+        for words in (["list"], ["status"], ["why", "MEM01"], ["rename", "MEM01", "--list"]):
+            found.run("root", *words)  # loads what an account may not: this Python may lie in a closed folder
         yield found
 
 
 @pytest.mark.parametrize(
     ("who", "subjects"),
     [
-        ("amy", ["MEM01"]), ("bob", ["VIS01"]), ("ben", ["MEM01", "VIS01"]), ("gus", ["VIS01"]),
+        ("amy", ["MEM01"]), ("bob", ["VIS01"]), ("ben", ["MEM01", "VIS01"]), ("gus", ["VIS01"]), ("lea", ["MEM01"]),
         ("ada", ["MEM01", "NOB01", "VIS01"]), ("sorter", ["MEM01", "NOB01", "VIS01"]),
     ],
 )  # fmt: skip
 def test_each_sees_exactly_its_own(site: Site, who: str, subjects: list[str]) -> None:
     assert [each["subject"] for each in site.told(who, "list")] == subjects
+    assert sorted({each["subject"] for each in site.told(who, "rename", "*", "--list")}) == subjects
 
 
 def test_a_stranger_is_told_nothing_but_that(site: Site) -> None:
-    for words in (["status"], ["rename", "*", site.home("eve")]):
-        assert "your account is in no lab's group" in site.run("eve", *words, "--root", site.sorter.root, code=1)
+    for words in (["status"], ["list"], ["why", "MEM01"], ["rename", "*", site.home("eve")]):
+        assert "your account is in no lab's group" in site.run("eve", *words, code=1)
     assert not list(site.home("eve").iterdir())
 
 
 def test_a_lab_copies_its_own_as_its_own_account(site: Site) -> None:
     dest = site.home("amy") / "pilot"
-    said = site.run("amy", "rename", "mem01", dest, "--root", site.sorter.root)
-    assert "3 images were copied" in said
+    said = site.typed("amy", "rename", "mem01", dest, SORTER_SOCKET=str(site.socket))
+    assert (said.returncode, "3 images were copied" in said.stdout) == (0, True), said.stderr
     copied = sorted(dest.rglob("*.dcm"))
     assert sorted(each.read_bytes() for each in copied) == sorted(site.images["MEM01"])
     assert {each.stat().st_uid for each in dest.rglob("*")} == {site.people["amy"].uid}
     assert {each["by"] for each in Unit(site.sorter.spool, site.key("MEM01")).exports()} == {site.people["amy"].uid}
-    assert "0 images were copied" in site.run("amy", "rename", "MEM*", dest, "--root", site.sorter.root)
-    assert "no series here fits" in site.run("amy", "rename", "VIS01", dest, "--root", site.sorter.root, code=1)
-    assert "no series here fits" in site.run(
-        "amy", "rename", site.key("VIS01"), dest, "--root", site.sorter.root, code=1
-    )
+    assert "0 images were copied" in site.run("amy", "rename", "MEM*", dest)
+    for other in ("VIS01", "NOB01", site.key("VIS01"), "Secret^VIS01"):
+        assert "no series here fits" in site.run("amy", "rename", other, dest, code=1)
     assert sorted(dest.rglob("*.dcm")) == copied
 
 
@@ -163,18 +195,14 @@ def test_a_lab_copies_what_was_made_of_its_own(site: Site) -> None:
     delivered = sorted(path.read_bytes() for path in (site.sorter.labs / "memory").rglob("nifti/*.nii.gz"))
     assert delivered
     dest = site.home("ben") / "nifti"
-    assert "files were copied" in site.run("ben", "rename", "MEM01", dest, "--nifti", "--root", site.sorter.root)
+    assert "files were copied" in site.run("ben", "rename", "MEM01", dest, "--nifti")
     assert sorted(path.read_bytes() for path in dest.rglob("*.nii.gz")) == delivered
     assert not list(dest.rglob("*.dcm"))
 
 
 def test_why_and_status_tell_a_lab_of_its_own_and_of_the_rest_how_many(site: Site) -> None:
-    wait_until(lambda: list(site.sorter.spool.studies.glob("??/*.json")), 60, "a study to settle")
-    said = site.run("amy", "why", "MEM01", "--root", site.sorter.root)
-    assert "dicom at memory: delivered to" in said
-    assert "nothing of VIS01 is here that you may see" in site.run(
-        "amy", "why", "VIS01", "--root", site.sorter.root, code=1
-    )
+    assert "dicom at memory: delivered to" in site.run("amy", "why", "MEM01")
+    assert "nothing of VIS01 is here that you may see" in site.run("amy", "why", "VIS01", code=1)
     status = site.told("amy", "status")
     assert status["labs"] == ["memory"]
     assert status["series"]["delivered"] == 1
@@ -183,20 +211,7 @@ def test_why_and_status_tell_a_lab_of_its_own_and_of_the_rest_how_many(site: Sit
     ]
     assert "NOB01" not in json.dumps(status)
     assert "VIS01" not in json.dumps(status)
-    assert "of no lab" in site.run("amy", "status", SORTER_SOCKET=str(site.socket))
-
-
-def test_completion_asks_at_the_door(site: Site) -> None:
-    def completed(who: str, line: str) -> list[str]:
-        words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")), "_SORTER_COMPLETE": "bash_complete"}
-        program = Path(sys.executable).with_name("sorter")
-        environment = {**os.environ, **words, "SORTER_SOCKET": str(site.socket)}
-        command = [*site.people[who].prefix, program]
-        return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment).stdout.split()
-
-    assert completed("ben", "sorter rename ") == ["plain,MEM01", "plain,VIS01"]
-    assert completed("amy", "sorter rename ") == ["plain,MEM01"]
-    assert completed("amy", "sorter rename MEM01 --series ") == ["plain,1"]
+    assert "of no lab" in site.run("amy", "status")
 
 
 def test_what_was_read_is_written_down_for_the_admin_alone(site: Site) -> None:
@@ -211,29 +226,35 @@ def test_what_was_read_is_written_down_for_the_admin_alone(site: Site) -> None:
 
 
 def test_who_leaves_a_group_is_a_stranger_at_once_also_on_an_open_connection(site: Site) -> None:
-    script = (
-        "import socket, sys\n"
-        "sock = socket.socket(socket.AF_UNIX)\n"
-        "sock.connect(sys.argv[1])\n"
-        "print('connected', flush=True)\n"
-        "sys.stdin.readline()\n"
-        'sock.sendall(b\'{"ask": "units"}\\n\')\n'
-        "print(sock.makefile().read(), flush=True)\n"
-    )
     assert [each["subject"] for each in site.told("lea", "list")] == ["MEM01"]
-    command = [*site.people["lea"].prefix, sys.executable, "-c", script, str(site.socket)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/") as waiting:
-        assert waiting.stdout is not None
-        assert waiting.stdout.readline() == "connected\n"
-        name = f"st{os.getpid()}lea"
-        subprocess.run(["gpasswd", "--delete", name, site.groups["memory"]], check=True, capture_output=True)
-        said, _ = waiting.communicate("go\n", timeout=60)
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as waiting:
+        with acting(site.people["lea"].uid):
+            waiting.connect(str(site.socket))
+        membership = (f"st{os.getpid()}lea", site.groups["memory"])
+        subprocess.run(["gpasswd", "--delete", *membership], check=True, capture_output=True)
+        waiting.settimeout(60)
+        waiting.sendall(b'{"ask": "units"}\n')
+        said = waiting.makefile().read()
     assert "your account is in no lab's group" in said
     assert "MEM01" not in said
-    assert "your account is in no lab's group" in site.run("lea", "list", "--root", site.sorter.root, code=1)
+    assert "your account is in no lab's group" in site.run("lea", "list", code=1)
 
 
-@pytest.mark.parametrize("who", ["amy", pytest.param("eve", marks=pytest.mark.peers)])
+# --- the second tier --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.peers
+def test_processes_of_those_accounts_see_the_same(site: Site) -> None:
+    for who, subjects in (("amy", ["MEM01"]), ("ben", ["MEM01", "VIS01"]), ("ada", ["MEM01", "NOB01", "VIS01"])):
+        for where in ({"SORTER_SOCKET": str(site.socket)}, {}):
+            words = ("list", "--json", *(() if where else ("--root", site.sorter.root)))
+            assert [each["subject"] for each in json.loads(site.typed(who, *words, **where).stdout)] == subjects
+    said = site.typed("eve", "rename", "*", site.home("eve"), SORTER_SOCKET=str(site.socket))
+    assert (said.returncode, "your account is in no lab's group" in said.stderr) == (1, True)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("who", ["amy", "eve"])
 def test_a_hostile_client_gets_nothing_and_harms_no_one(site: Site, who: str) -> None:
     """Of a lab, with all that it may; and a stranger. Others are answered meanwhile, and images are delivered."""
     before = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in site.sorter.spool.store.rglob("*.dcm")}
@@ -244,7 +265,7 @@ def test_a_hostile_client_gets_nothing_and_harms_no_one(site: Site, who: str) ->
         assert hostile.stdout is not None
         assert hostile.stdout.readline() == "all held open\n"
         assert [each["subject"] for each in site.told("bob", "list")] == ["VIS01"]
-        assert "3 images were" in site.run("bob", "rename", "VIS01", site.home("bob") / who, "--root", site.sorter.root)
+        assert "3 images were" in site.run("bob", "rename", "VIS01", site.home("bob") / who)
         more = f"MEM-{who}"
         site.give(more, series(more, 31 if who == "amy" else 32))
         wait_until(
@@ -259,12 +280,10 @@ def test_a_hostile_client_gets_nothing_and_harms_no_one(site: Site, who: str) ->
     assert "should not" not in site.sorter.log.read_text()
 
 
+@pytest.mark.peers
 def test_other_terms_hold_from_the_next_request_on(site: Site) -> None:
     site.sorter.reload("[labs.memory]\nmatch = ['PatientID=MEM*']\n")
     wait_until(
-        lambda: "in no lab's group" in subprocess.run(
-            [*site.people["amy"].prefix, sys.executable, "-m", "sorter", "list", "--root", str(site.sorter.root)],
-            capture_output=True, text=True, cwd="/",
-        ).stderr,
+        lambda: "in no lab's group" in site.typed("amy", "list", SORTER_SOCKET=str(site.socket)).stderr,
         60, "the new configuration",
     )  # fmt: skip
