@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from sorter.config.config import UNASSIGNED, Config
 from sorter.config.places import Key
+from sorter.config.real import leads_to
 from sorter.errors import did_you_mean
 
 Fault: TypeAlias = tuple[Key, str]
@@ -95,7 +96,7 @@ def _folders(config: Config) -> Iterator[Fault]:
             yield key, f"must be given, as there is no root in [sorter] (then it would be labs/{key[1]} below it)"
             continue
         for other, place in seen:
-            says = _overlap(folder, place)
+            says = _overlap(folder, place) or _really(leads_to(folder), leads_to(place))
             if says:
                 yield key, f"{folder} {says} {_called(config, other, place)}"
         seen.append((key, folder))
@@ -118,6 +119,13 @@ def _overlap(folder: Path, other: Path) -> str:
     if other in folder.parents:
         return "lies inside"
     return "holds" if folder in other.parents else ""
+
+
+def _really(folder: Path, other: Path) -> str:
+    """The same, of the folders that links lead to.
+    A link that is made later is not seen here; but no root without a marker is delivered to."""
+    says = _overlap(folder, other)
+    return f"leads to {folder}, which {says}" if says else ""
 
 
 def _called(config: Config, key: Key, folder: Path) -> str:

@@ -20,7 +20,11 @@ IN, OUT, TMP, OUTCOME = "in", "out", "tmp", "outcome.json"
 
 
 def lay_out(work: Work, folder: Path, files: Files) -> None:
-    """Make the folder with its copies. Nothing is synced: after a power cut it is thrown away."""
+    """Make the folder with its copies. Nothing is synced: after a power cut it is thrown away.
+
+    What is left of an earlier job of this id, because the disk failed when it was to be removed, goes first.
+    """
+    clear(folder, files)
     for path in (folder, folder / IN, folder / OUT, folder / TMP):
         files.mkdir(path, 0o700)
     for product, copies in work.inputs.items():

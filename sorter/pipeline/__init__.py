@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from sorter.completion import DropWhole, Publish, Told
@@ -83,6 +84,8 @@ class Pipeline:
     deciding: Deciding = field(init=False)
     reasking: Reasking = field(init=False)
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
+    _walk_at: float = 0.0  # not before
+    _unlisted: str = ""  # why some of it cannot be looked at, "" while it can
     _news: deque[Filed | Ended | Whole | Read] = field(default_factory=deque)  # taken, and not noted yet
     _ends: Counter[str] = field(default_factory=Counter)  # associations whose end is among it
     _touched: set[str] = field(default_factory=set)  # units to be summed up in this turn
@@ -155,7 +158,7 @@ class Pipeline:
 
     def problems(self) -> list[str]:
         """Sentences on what keeps files from being taken, or series from being worked on; [] while nothing does."""
-        said = [*self.intake.problems(), *self.outlets.problems(), *([self._beyond] if self._beyond else [])]
+        said = [*self.intake.problems(), *self.outlets.problems(), *filter(None, (self._unlisted, self._beyond))]
         said += self.plugins.table_faults()
         for key, why in self.studies.troubles.items():
             said.append(f"study {key[:8]} has settled, which cannot be written down: {why}")
@@ -166,9 +169,10 @@ class Pipeline:
         return said
 
     def _next(self) -> float:
-        if self._walk is not None or not self.reasking.is_over:
+        if (self._walk is not None and self._walk_at <= self.now) or not self.reasking.is_over:
             return self.now
         times: list[float | None] = [*self.settling.due(self.units)]
+        times += [self._walk_at] if self._walk is not None else []
         times += [self.outlets.next, self.intake.next(self.now), self.settling.witness.tracker.next, self.studies.next]
         times += [self._grown_said + SUM_UP_EVERY] if self._grown else []
         times += [due for due, _ in self._failed.values()]
@@ -275,10 +279,12 @@ class Pipeline:
         keys = {live.key for live in self.units} | self.settling.witness.tracker.keys
         if self.index is not None:
             keys = keys.union(*self.index.find(names).values())
-        self.settling.hear((self.live(key) for key in keys), kind, sender, names, self.now)
+        named = self.settling.hear(kind, sender, names)
         for key in keys:
-            self._judge(self.live(key))
-            self._sum_up(self.live(key))
+            with self._apart(key):
+                self.settling.heard(self.live(key), named, self.now)
+                self._judge(self.live(key))
+                self._sum_up(self.live(key))
 
     def _query(self) -> None:
         """Take up what senders answered of the images they have; ask those that have fallen silent."""
@@ -501,12 +507,15 @@ class Pipeline:
     def _look_beyond(self) -> None:
         """At studies, and at what did not come. What the disk does not allow is tried again, and holds up nothing."""
         ready = self.looked_around and not self.intake.behind and not self._news
-        try:
-            self.studies.turn(self.now, walked=ready)
-            self.alarms.turn(self.now, self.units, ready=ready)
-            self._beyond = ""
-        except OSError as error:
-            self._beyond = f"what is to be told of studies and alarms cannot be written down: {error.strerror}"
+        self._beyond = ""
+        for turn in (
+            partial(self.studies.turn, walked=ready),
+            partial(self.alarms.turn, lives=self.units, ready=ready),
+        ):
+            try:
+                turn(self.now)
+            except OSError as error:
+                self._beyond = f"what is to be told of studies and alarms cannot be written down: {error.strerror}"
 
     def _tell_outages(self) -> None:
         """An event once a target has been out for some time, and another when it is back."""
@@ -629,11 +638,17 @@ class Pipeline:
 
     def _look_around(self) -> None:
         """After the start: a few units a turn, until the whole store has been looked at."""
-        for _ in range(WALK_STEP if self._walk is not None else 0):
+        for _ in range(WALK_STEP if self._walk is not None and self.now >= self._walk_at else 0):
             assert self._walk is not None
-            key = next(self._walk, None)
+            try:
+                key = next(self._walk, None)
+            except OSError as error:
+                why = f"{self.spool.store} cannot be looked through ({error.strerror}), and is tried again"
+                self._unlisted = f"{why}: until then nobody is told of studies or alarms"
+                self._walk_at = self.now + PAUSE
+                break
             if key is None:
-                self._walk = None
+                self._walk, self._unlisted = None, ""
                 self.settling.witness.replay()
                 self.reasking.begin()  # the rules may be others than those of the last life
                 break

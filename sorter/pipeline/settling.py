@@ -63,12 +63,14 @@ class Settling:
         assert live.revision is not None
         self.note(live, Published(live.revision.revision, live.revision.verdict), now)
 
-    def hear(self, units: Iterable[Live], kind: str, sender: str, names: Iterable[str], now: float) -> None:
-        """A sender says which images it sent, or has; `units` are those that may be meant."""
-        heard = self.witness.hear(kind, sender, names)
-        for live in units:
-            if not heard.names.isdisjoint(live.unit.by_sop):
-                self._look(live, now)
+    def hear(self, kind: str, sender: str, names: Iterable[str]) -> frozenset[str]:
+        """A sender says which images it sent, or has. Every unit that may be meant is `heard` with the answer."""
+        return self.witness.hear(kind, sender, names).names
+
+    def heard(self, live: Live, named: frozenset[str], now: float) -> None:
+        """A list names, among others, images of this unit."""
+        if not named.isdisjoint(live.unit.by_sop):
+            self._look(live, now)
 
     def answered(self, live: Live, sender: str, names: Iterable[str], now: float) -> None:
         """Whoever sent this unit was asked which images it has of it."""

@@ -29,6 +29,15 @@ LACKING = 20
 MOST_WAITING = 20_000
 """Studies that wait at once; of more, those that wait longest are told as they are."""
 
+READ_STEP = 500
+"""Series whose summaries are read in one turn, for studies that have settled; each study counts as ten at least."""
+
+MOST_ROWS = 5_000
+"""Series in the table of a study. Whoever sends one of 100,000 gets a table of its first ones, which says so."""
+
+LARGE = 200
+"""Series of a study whose record is kept in memory during the walk, because each of them asks for it; eight such."""
+
 PAUSE = 5.0
 """Seconds until a study is tried again that could not be written down."""
 
@@ -45,6 +54,7 @@ class Waiting:
     state: StudyState
     record: StudyRecord | None  # of the last time it settled
     hurried: bool = False  # too many others wait
+    found: dict[str, UnitSummary | None] = field(default_factory=dict)  # of its series, while it settles
     queued: float = math.inf  # when it will be looked at; for ever while only open series keep it
 
 
@@ -67,6 +77,7 @@ class Studies:
     _untold: dict[str, StudyRecord] = field(default_factory=dict)  # written down, and to be told
     _lacking: dict[str, StudyRecord] = field(default_factory=dict)
     _replay: list[StudyRecord] = field(default_factory=list)  # what taught something, until all was looked at
+    _large: dict[str, tuple[StudyRecord, str]] = field(default_factory=dict)  # with the first of its series
     _walked: bool = False
     _ready: bool = False  # at the last turn
     _changed: bool = False  # since the overview was written
@@ -100,14 +111,14 @@ class Studies:
     def published(self, live: Live, now: float) -> None:
         """A revision of one of its series is durable."""
         key = study_key(live.unit.study_uid)
-        self._wait(key, live.unit.study_uid, live.key, now)
+        self._wait(key, live.unit.study_uid, live.key, now).found.pop(live.key, None)
         self._look_at(key)
 
     def remember(self, summary: UnitSummary, now: float) -> None:
         """A series of an earlier life: has what there is of it been told?"""
         key = study_key(summary.study_uid)
-        record = self.records.read(key)
-        if record is not None and summary.key == min(record.members, default=""):
+        record, first = self._record(key)
+        if record is not None and summary.key == first:
             self._recall(record)
         if not summary.images or summary.state == "withdrawn":
             return
@@ -123,6 +134,20 @@ class Studies:
             waiting.state = replace(waiting.state, unseen=True)
             self._look_at(key)
 
+    def _record(self, key: str) -> tuple[StudyRecord | None, str]:
+        """What is known of a study, and the first of its series."""
+        if key in self._large:
+            return self._large[key]
+        record = self.records.read(key)
+        if record is None:
+            return None, ""
+        first = min(record.members, default="")
+        if len(record.members) > LARGE:
+            while len(self._large) >= 8:
+                del self._large[next(iter(self._large))]
+            self._large[key] = record, first
+        return record, first
+
     def _recall(self, record: StudyRecord) -> None:
         if not record.told:
             self._untold[record.study.key] = record
@@ -133,6 +158,7 @@ class Studies:
     def _adopt(self, record: StudyRecord, summary: UnitSummary) -> None:
         """It was here before such records were kept: nobody is told of it now."""
         members = {**record.members, summary.key: summary.revision}
+        self._large.pop(record.study.key, None)
         self.records.write(replace(record, members=members), durable=False)
 
     @property
@@ -181,15 +207,20 @@ class Studies:
             return
         if not self._walked:
             self._begin()
-        while self._due and self._due[0][0] <= now:
+        left, unread = READ_STEP, list[str]()
+        while left > 0 and self._due and self._due[0][0] <= now:
             _, key = heapq.heappop(self._due)
             if key in self._waiting:
-                self._judge(key, self._waiting[key], now)
+                left -= self._judge(key, self._waiting[key], now, left)
+                if key in self._waiting and self._waiting[key].found:
+                    unread.append(key)
+        for key in unread:  # the rest of it in the next turn
+            heapq.heappush(self._due, (now, key))
         self._announce()
         if self._changed:
-            self._changed = False
             lacking = tuple(sorted(self._lacking.values(), key=lambda each: each.at, reverse=True))
             self.records.write_overview(Overview(tuple(self._waiting), lacking))
+            self._changed = False
 
     @property
     def next(self) -> float | None:
@@ -203,26 +234,36 @@ class Studies:
         for record in sorted(self._replay, key=lambda each: each.at):
             self.moves.learn(record.left, record.returned)
         self._replay.clear()
+        self._large.clear()
 
-    def _judge(self, key: str, waiting: Waiting, now: float) -> None:
-        """What the disk does not allow is this study's trouble alone."""
+    def _judge(self, key: str, waiting: Waiting, now: float, most: int) -> int:
+        """How many summaries were read for it, at most `most`. What the disk does not allow is its trouble alone."""
         waiting.queued = math.inf
         settled = self.settles(waiting)
-        if settled.due > now:
-            self._look_at(key)
-        elif not self._is_open(waiting):
-            try:
-                self._settle(key, waiting, settled.why)
+        if settled.due > now or self._is_open(waiting):
+            waiting.found.clear()
+            if settled.due > now:
+                self._look_at(key)
+            return 1
+        try:
+            unread = [each for each in waiting.members if each not in waiting.found]
+            waiting.found |= {each: self.summary(each) for each in unread[:most]}
+            if len(unread) <= most:
+                found, waiting.found = waiting.found, {}
+                self._settle(key, waiting, settled.why, [found[each] for each in sorted(found)])
                 self.troubles.pop(key, None)
-            except OSError as error:
-                self.troubles[key] = error.strerror or "error"
-                heapq.heappush(self._due, (now + PAUSE, key))
+            return max(10, min(len(unread), most))
+        except OSError as error:
+            waiting.found.clear()
+            self.troubles[key] = error.strerror or "error"
+            heapq.heappush(self._due, (now + PAUSE, key))
+            return 10
 
     def _is_open(self, waiting: Waiting) -> bool:
         return any((live := self.at_work(each)) is not None and live.state.pending for each in waiting.members)
 
-    def _settle(self, key: str, waiting: Waiting, why: str) -> None:
-        found = [each for each in map(self.summary, sorted(waiting.members)) if each is not None]
+    def _settle(self, key: str, waiting: Waiting, why: str, summaries: Sequence[UnitSummary | None]) -> None:
+        found = [each for each in summaries if each is not None]
         if any(each.state == "open" for each in found):
             return
         members = {each.key: each.revision for each in found}
@@ -230,6 +271,8 @@ class Studies:
         record = None
         if members and (last is None or members != last.members):  # else only another copy of what was there came
             imported = all(each.senders == IMPORTED for each in found)
+            if len(found) > MOST_ROWS:
+                why += f"; its table shows {MOST_ROWS:,} of its {len(found):,} series"
             record = StudyRecord(
                 self._table(key, waiting, found), members, wall_clock(), why, imported,
                 tuple(sorted(waiting.state.left)), tuple(sorted(waiting.state.returned)),
@@ -248,11 +291,15 @@ class Studies:
     def _announce(self) -> None:
         """Each once, and again only what a life before could not write down that it had told."""
         for key, record in list(self._untold.items()):
-            if not record.told:
-                self.tell(record)
-                record = self._untold[key] = replace(record, told=True)
-            self.records.write(record)
-            del self._untold[key]
+            try:
+                if not record.told:
+                    self.tell(record)
+                    record = self._untold[key] = replace(record, told=True)
+                self.records.write(record)
+                del self._untold[key]
+                self.troubles.pop(key, None)
+            except OSError as error:
+                self.troubles[key] = error.strerror or "error"
 
     def _table(self, key: str, waiting: Waiting, found: list[UnitSummary]) -> Study:
         series = tuple(_row(each) for each in sorted(found, key=lambda each: (_number(each.number), each.key)))
@@ -267,7 +314,7 @@ class Studies:
             date=face.study_date,
             time=face.study_time,
             scanner=face.scanner,
-            series=series,
+            series=series[:MOST_ROWS],
             missing=tuple(
                 missing
                 for lab in labs

@@ -79,10 +79,7 @@ class Workshop:
         for outcome in self.engine.finished():
             task = self._tasks.pop(outcome.id)
             count = (task.key, task.product, task.revision)
-            if outcome.state == "failed":
-                self.engine.drop(outcome.id)
-            else:
-                outcome = self._kept(task, outcome)
+            outcome = self._kept(task, outcome)
             if outcome.state == "failed" and not outcome.later:
                 self._tries[count] = self._tries.get(count, 0) + 1
             found.append((task.key, task.product, outcome))
@@ -91,8 +88,13 @@ class Workshop:
     def _kept(self, task: _Task, outcome: Outcome) -> Outcome:
         """The outcome once its files are in the store; a failure of ours if they cannot be put there."""
         try:
-            self._keep(task, outcome)
+            if outcome.state == "failed":
+                self.engine.drop(outcome.id)
+            else:
+                self._keep(task, outcome)
         except OSError as error:
+            if outcome.state == "failed":  # what cannot be removed of it now is removed at the next start
+                return outcome
             return replace(outcome, state="failed", why=f"it could not be kept: {error.strerror or error}", later=True)
         return outcome
 

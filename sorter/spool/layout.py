@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sorter.durable import PART, Files
+from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.spool.decisions import Claims, Decisions
+from sorter.spool.keys import Keys
 from sorter.spool.lines import line as line
 from sorter.spool.lines import now as now
 from sorter.spool.quarantine import Quarantine
@@ -126,11 +127,9 @@ class Spool:
     def unit_folder(self, key: str) -> Path:
         return self.store / key[:2] / key
 
-    def keys(self) -> Iterator[str]:
+    def keys(self) -> Keys:
         """Every unit in the store. A walk: for the start and for people, never for the daily work."""
-        for shard in self.files.names(self.store):
-            if len(shard) == 2:
-                yield from (name for name in self.files.names(self.store / shard) if not name.endswith(PART))
+        return Keys(self.store, self.files)
 
     # --- quarantine ---------------------------------------------------------------------------------------------
 

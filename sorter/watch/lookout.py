@@ -31,6 +31,7 @@ SHORTEST_LIFE = 10.0
 """Seconds; a worker that ends sooner is started again only after a pause that grows."""
 
 LONGEST_PAUSE = 60.0
+_LONGEST_LINE = 64 << 20  # bytes: no worker has as much to tell at once
 _END_WITHIN = 1.0  # seconds until a worker that hangs is left to the kernel, which ends it when the share answers
 
 
@@ -57,7 +58,7 @@ class Lookout:
         self._unsent = bytearray()
         self._copies: set[Path] = set()  # that it told of, and nobody answered for
         self._problems: list[str] = []
-        self._ended = ""
+        self._ended = self._why = ""  # what became of the last worker; what was wrong with it
         self._reader: threading.Thread | None = None
 
     # --- as Incoming --------------------------------------------------------------------------------------------
@@ -137,7 +138,8 @@ class Lookout:
 
     def _look_after(self, now: float) -> None:
         if self._process is not None and self._process.poll() is not None:
-            self._ended = f"{self.folder}: the process that follows it ended with {self._process.returncode}"
+            why = self._why or f"ended with {self._process.returncode}"
+            self._ended = f"{self.folder}: the process that follows it {why}"
             early = now - self._started < SHORTEST_LIFE
             self._pause = min(max(1.0, 2 * self._pause), LONGEST_PAUSE) if early else 0.0
             self._again_at = now + self._pause
@@ -158,7 +160,8 @@ class Lookout:
             [sys.executable, "-P", "-m", "sorter.watch.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", bufsize=0,
         )  # fmt: skip
-        self._process, self._started, self._heard, self._problems, self._ended = process, now, now, [], ""
+        self._process, self._started, self._heard, self._problems = process, now, now, []
+        self._ended = self._why = ""
         assert process.stdin is not None
         self._spool.files.set_blocking(process.stdin.fileno(), blocking=False)
         name = hashlib.sha256(str(self.folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -177,18 +180,30 @@ class Lookout:
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        with contextlib.suppress(ValueError), process.stdout as stdout:
+        with process.stdout as stdout:
             rest = b""
             while data := self._spool.files.read(stdout.fileno(), 1 << 20):
                 *lines, rest = (rest + data).split(b"\n")
                 self._heard = time.monotonic()
-                for line in lines:
-                    message = json.loads(line)
-                    if message:
-                        self._told.append(message)
-                        if any(message.get(each) for each in ("ready", "whole", "strange", "empty")):
-                            self._wake()
+                if len(rest) > _LONGEST_LINE or not all(map(self._take_note, lines)):
+                    self._why = "spoke nonsense and was ended; another one follows it"
+                    process.kill()
+                    break
         self._wake()
+
+    def _take_note(self, line: bytes) -> bool:
+        """Keep what the worker told in a line; False where it is nothing that a worker says."""
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            return False
+        if not isinstance(message, dict):
+            return False
+        if message:
+            self._told.append(message)
+            if any(message.get(each) for each in ("ready", "whole", "strange", "empty")):
+                self._wake()
+        return True
 
     def _ready(self, told: dict[str, Any]) -> Ready:
         told["drop"] = self._called(told["drop"])

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sorter.config import Config
 from sorter.model import UnitKind, unit_key
 from sorter.spool import Unit
+from sorter.spool.by_sop import BySop
 from tests.crash.memory import Memory
 from tests.crash.scenario import Life, as_file, begin, data_set, settings_of
 
@@ -48,9 +54,80 @@ def test_a_damaged_record_holds_up_its_own_series_alone(
     assert life.disk.exists("/site/labs/memory/P1/20260102_1011/001_T1/000-0001-000002.dcm")
 
 
+# --- a disk that fails for a while, or lost something ----------------------------------------------------------------
+
+
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     return settings_of(tmp_path, monkeypatch)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, primitive: str, pattern: str) -> Callable[[], None]:
+    """From now on this primitive fails wherever this pattern is found in a path; call what is returned to mend it."""
+    works, broken = getattr(Memory, primitive), [True]
+
+    def fails(self: Memory, path: Any, *rest: Any, **more: Any) -> Any:
+        if broken and re.search(pattern, str(path)):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return works(self, path, *rest, **more)
+
+    monkeypatch.setattr(Memory, primitive, fails)
+    return broken.clear
+
+
+@pytest.mark.parametrize("where", ["/site/spool/store", f"/store/{BAD[:2]}"])
+def test_a_store_that_cannot_be_listed_at_the_start_is_looked_through_later(
+    settings: Config, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    life = begin(Memory(), settings)
+    life.receive(data_set(1), data_set(1, series=2))
+    life.turns(5)
+    assert (state(life, BAD), state(life, GOOD)) == ("open", "open")
+    mend = failing(monkeypatch, "names", f"{where}$")
+    life = begin(life.disk, settings)
+    life.receive(data_set(1, series=3), worker="w2")
+    life.turns(100)
+    third = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.3")
+    found = [state(life, key) for key in (BAD, GOOD, third)]
+    assert found == ["open", "open" if where.endswith("store") else "delivered", "delivered"]
+    assert [each for each in life.parts.pipeline.problems() if "cannot be looked through (Input/output error)" in each]
+    assert not life.parts.pipeline.looked_around
+    mend()
+    life.turns(200)
+    assert life.parts.pipeline.problems() == []
+    assert [state(life, key) for key in (BAD, GOOD, third)] == ["delivered"] * 3
+    assert life.parts.pipeline.looked_around
+
+
+def test_an_index_is_not_called_whole_before_all_was_listed(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    life = begin(Memory(), settings)
+    life.receive(data_set(1), data_set(1, series=2))
+    life.turns(60)
+    index = BySop(life.spool)
+    index.begin()
+    mend = failing(monkeypatch, "names", f"/store/{BAD[:2]}$")
+    with pytest.raises(OSError, match="Input/output"):
+        index.go_on(10)
+    assert not index.whole
+    mend()
+    assert not index.go_on(10)
+    assert index.find(["1.2.3.1.1", "1.2.3.2.1"]) == {"1.2.3.1.1": {BAD}, "1.2.3.2.1": {GOOD}}
+
+
+def test_a_list_of_several_series_is_heard_where_one_of_them_cannot_be_read(
+    settings: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = begin(Memory(), settings)
+    life.receive(data_set(1), data_set(2), data_set(1, series=2))
+    life.turns(5)
+    failing(monkeypatch, "append", f"/{BAD}/")
+    failing(monkeypatch, "write_file", f"/{BAD}/")
+    life.parts.pipeline.hear("commitment", "SCANNER@127.0.0.1", ["1.2.3.1.1", "1.2.3.1.2", "1.2.3.2.1"])
+    life.turns(5)
+    assert state(life, GOOD) == "delivered"
+    unit = Unit.load(life.spool, GOOD)
+    assert unit.revision(1).verdict == "listed"
+    assert [each for each in life.parts.pipeline.problems() if BAD[:8] in each]
 
 
 def test_an_image_whose_evidence_and_bytes_are_lost_keeps_its_place_and_is_left_at_the_lab(settings: Config) -> None:

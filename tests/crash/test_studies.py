@@ -18,6 +18,7 @@ import pytest
 from sorter.config import Config, load
 from sorter.errors import PluginError
 from sorter.model import Event, Study, UnitKind, unit_key
+from sorter.pipeline.alarms import Alarms
 from sorter.plugins import Plugins
 from sorter.spool.studies import StudyRecord, StudyRecords, study_key
 from sorter.watch.names import is_import
@@ -456,3 +457,83 @@ def test_a_plugin_that_fails_is_noted_without_what_it_said(life: Life, monkeypat
     record = records(life).read(study_key(A))
     assert record is not None
     assert record.told
+
+
+def test_one_study_that_cannot_be_written_down_holds_up_no_other_and_no_alarm(
+    life: Life, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, full = Memory.append, [True]
+
+    def appends(self: Memory, path: Any, data: bytes, **more: Any) -> None:
+        if full and study_key(A)[:8].encode() in data:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, path, data, **more)
+
+    monkeypatch.setattr(Memory, "append", appends)
+    life.receive(*images(A), *images(B))
+    life.turns(1300)
+    assert told.names == [(B, 1)]
+    assert any(study_key(A)[:8] in each for each in life.parts.pipeline.problems())
+    full.clear()
+    life.turns(60)
+    assert told.names == [(B, 1), (A, 1)]
+    assert life.parts.pipeline.problems() == []
+
+
+def test_alarms_are_judged_where_studies_cannot_be_written_down(
+    life: Life, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[float] = []
+    turn = Alarms.turn
+    monkeypatch.setattr(Alarms, "turn", lambda self, now, **more: judged.append(now) or turn(self, now, **more))
+    write = Memory.write_file
+
+    def writes(self: Memory, path: Any, *rest: Any, **more: Any) -> None:
+        if str(path).endswith("/studies/overview.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, path, *rest, **more)
+
+    monkeypatch.setattr(Memory, "write_file", writes)
+    life.receive(*images(A))
+    life.turns(60)
+    assert any("cannot be written down" in each for each in life.parts.pipeline.problems())
+    assert len(judged) >= 10
+
+
+def test_a_study_of_more_series_than_one_turn_reads_settles_over_several(
+    life: Life, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sorter.pipeline.studies.READ_STEP", 2)
+    life.receive(*(image for series in range(1, 8) for image in images(A, series, 1)))
+    life.turns(1190)
+    read: list[str] = []
+    studies = life.parts.pipeline.studies
+    summary = studies.summary
+    studies.summary = lambda key: read.append(key) or summary(key)
+    counts = []
+    while not told.names:
+        before = len(read)
+        life.parts.pipeline.turn(life.now)
+        counts.append(len(read) - before)
+        life.now += 5
+    assert max(counts) == 2
+    assert [each for each in counts if each] == [2, 2, 2, 1]
+    (study,) = told.settled
+    assert [each.number for each in study.series] == [str(number) for number in range(1, 8)]
+
+
+def test_what_grows_while_its_study_settles_is_read_anew(
+    life: Life, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sorter.pipeline.studies.READ_STEP", 1)
+    life.receive(*images(A), *images(A, 2), *images(A, 3))
+    life.turns(1190)
+    studies = life.parts.pipeline.studies
+    while not any(each.found for each in studies._waiting.values()):
+        life.parts.pipeline.turn(life.now)
+        life.now += 1
+    life.receive(data_set(9, series=1), worker="w2")
+    life.turns(1500)
+    assert [sorted((each.number, each.images) for each in study.series) for study in told.settled] == [
+        [("1", 3), ("2", 2), ("3", 2)]
+    ]

@@ -180,7 +180,9 @@ class Player:
 
     def _hear(self, sender: str, names: Sequence[str]) -> None:
         keys = {*self._lives, *self._settling.witness.tracker.keys}
-        self._settling.hear((self._live(key) for key in keys), "commitment", sender, names, self.now)
+        named = self._settling.hear("commitment", sender, names)
+        for key in keys:
+            self._settling.heard(self._live(key), named, self.now)
 
     def _restart(self) -> None:
         """Everything is forgotten but the folders."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from sorter.config import Config, TargetConfig, load, reading
+from sorter.config import Config, TargetConfig, load, reading, real
 from sorter.config.models import NodeSettings, PathSettings
 from sorter.config.places import places
 from sorter.errors import ConfigError, SorterError
@@ -314,6 +315,54 @@ def test_roots_stay_apart(write: Write, labs: str, fault: str) -> None:
     assert len(found) == 1
     assert fault in found[0]
     assert "choose folders apart" in found[0]
+
+
+@pytest.mark.parametrize("place", ["site/spool/incoming", "site/spool", "site", "site/spool/incoming/deeper"])
+def test_a_root_that_leads_into_the_spool_by_a_link_is_refused(write: Write, tmp_path: Path, place: str) -> None:
+    (tmp_path / "site/spool/incoming").mkdir(parents=True)
+    (tmp_path / "first").symlink_to("second")
+    (tmp_path / "second").symlink_to(tmp_path / "third/../nowhere/../" / place)
+    (tmp_path / "third").mkdir()
+    (tmp_path / "nowhere").mkdir()
+    spool = tmp_path / "site/spool"
+    (fault,) = faults(write(f"[sorter]\nspool = '{spool}'\n[labs.a]\nroot = '{tmp_path}/first'\n"))
+    assert f"{tmp_path}/first leads to {tmp_path / place}, which " in fault
+    assert fault.endswith("choose folders apart from each other")
+
+
+def test_a_loop_of_links_leads_nowhere(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    config = load(write(f"[sorter]\nspool='{tmp_path}/spool'\n[labs.a]\nroot='{tmp_path}/a/x'\n"))
+    assert list(config.all_targets()) == ["a"]
+
+
+def test_no_share_is_touched_to_see_where_a_root_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share that hangs would hold up each command, and the sorter."""
+    share = tmp_path / "a share"
+    (share / "deep").mkdir(parents=True)
+    (share / "deep" / "lab").symlink_to("/somewhere")
+    (tmp_path / "link").symlink_to(share)
+    read, looked = os.readlink, list[str]()
+    monkeypatch.setattr(os, "readlink", lambda path: looked.append(str(path)) or read(path))
+    assert real.leads_to(tmp_path / "link/deep/lab") == Path("/somewhere")
+    looked.clear()
+    monkeypatch.setattr(real, "_shares", lambda: frozenset({str(share)}))
+    assert real.leads_to(tmp_path / "link/deep/lab") == share / "deep/lab"
+    assert not [each for each in looked if each.startswith(str(share))]
+
+
+def test_mounts_of_others_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {
+        "/proc/filesystems": "nodev\ttmpfs\nnodev\tnfs4\n\text4\n\tfuseblk\nnodev\tfuse\n",
+        "/proc/self/mountinfo": (
+            "22 1 254:0 / / rw - ext4 /dev/vda rw\n23 22 0:21 / /dev/shm rw shared:1 - tmpfs tmpfs rw\n"
+            "24 22 0:40 / /mnt/the\\040NAS rw - nfs4 nas:/x rw\n25 22 8:1 / /mnt/usb rw - fuseblk /dev/sda1 rw\n"
+            "26 22 0:41 / /auto rw - autofs auto rw\n27 22 0:42 / /home rw - fuse.sshfs host: rw\n"
+        ),
+    }
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: texts[str(self)])
+    assert real._shares() == {"/mnt/the NAS", "/mnt/usb", "/auto", "/home"}
 
 
 def test_roots_that_only_begin_alike_are_apart(write: Write) -> None:

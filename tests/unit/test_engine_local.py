@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -18,7 +19,10 @@ import pytest
 from sorter.durable import Files
 from sorter.engine.local import LocalEngine
 from sorter.engine.work import Limits, Outcome, Work
-from sorter.model import Product
+from sorter.model import Identity, Plan, Product, Revision, UnitKind, Verdict
+from sorter.pipeline.units import Live
+from sorter.pipeline.workshop import Workshop
+from sorter.spool import Spool, Unit
 from sorter.testing.waiting import wait_until
 
 MAKERS = """
@@ -425,7 +429,10 @@ import sys, pathlib
 from sorter.durable import Files
 from sorter.engine.local import LocalEngine
 from sorter.engine.work import Work
-from sorter.model import Product
+from sorter.model import Identity, Plan, Product, Revision, UnitKind, Verdict
+from sorter.pipeline.units import Live
+from sorter.pipeline.workshop import Workshop
+from sorter.spool import Spool, Unit
 root = pathlib.Path(sys.argv[1])
 engine = LocalEngine(2, root / "scratch", Files())
 for job, maker in (("a", "waits"), ("b", "daemon_waits")):
@@ -455,4 +462,41 @@ def test_a_dead_daemon_leaves_no_process_and_the_next_one_clears_its_scratch(
     wait_until(lambda: all(gone(int(pid)) for pid in pids), 10, "every process of it to go")
     assert sorted(os.listdir(tmp_path / "scratch")) == ["a", "b"]
     start()
+    assert os.listdir(tmp_path / "scratch") == []
+
+
+def test_scratch_that_cannot_be_removed_keeps_no_outcome_from_the_others(
+    makers: Path, start: Callable[..., LocalEngine], tmp_path: Path
+) -> None:
+    class Failing(Files):
+        broken = True
+
+        def rmdir(self, path: Any, *, at: int | None = None) -> None:
+            if self.broken and f"{'1' * 32}-" in str(path):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super().rmdir(path, at=at)
+
+    files = Failing()
+    spool = Spool(tmp_path / "spool", files)
+    spool.create()
+    engine = start(files=files)
+    workshop = Workshop(spool, engine, lambda _: {})
+    lives = []
+    for digit in "12":
+        unit = Unit(spool, digit * 32)
+        spool.files.make_folders(unit.folder)
+        revision = Revision(unit.key, UnitKind.SERIES, 1, "", Verdict.QUIET, (), ())
+        lives.append(Live(unit, revision=revision, plan=Plan(unit.key, 1, "", Identity(), ())))
+
+    def order() -> dict[str, str]:
+        for live in lives:
+            workshop.order(live, Product("text", f"{makers}:raises", timeout=20))
+        found: dict[str, str] = {}
+        wait_until(lambda: found.update({key: end.why for key, _, end in workshop.finished()}) or len(found) == 2, 30)
+        return found
+
+    assert all("ValueError" in why for why in order().values())
+    assert os.listdir(tmp_path / "scratch") == [f"{'1' * 32}-1-text"]
+    files.broken = False
+    assert all("ValueError" in why for why in order().values())  # what was left is in nobody's way
     assert os.listdir(tmp_path / "scratch") == []

@@ -20,6 +20,7 @@ from sorter.durable import Files
 from sorter.errors import ConfigError
 from sorter.expected import ExpectedSeries, missing_of
 from sorter.model import Event, Missing, Study, StudySeries, UnitKind, build, plain, unit_key
+from sorter.pipeline.studies import MOST_ROWS, READ_STEP, Studies
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.alarms import AlarmFile, AlarmState, Raised
 from sorter.spool.studies import Overview, StudyRecord, StudyRecords, study_key
@@ -230,3 +231,54 @@ def test_status_and_why_of_a_study(tmp_path: Path) -> None:
     assert status.count("P1 20260102: memory expected rest* twice, came once") == 1, "that of years ago is not told"
     assert "now: A has sent nothing for 8 h" in status
     assert json.loads(said("status", "--json"))["alarms"] == [{"says": "A has sent nothing for 8 h", "at": today}]
+
+
+# --- of any size ----------------------------------------------------------------------------------------------------
+
+
+class Counting(StudyRecords):
+    """Records that say how often one was read."""
+
+    reads = 0
+
+    def read(self, key: str) -> StudyRecord | None:
+        self.reads += 1
+        return super().read(key)
+
+
+def test_a_study_of_very_many_series_takes_many_short_turns_and_says_what_its_table_shows(tmp_path: Path) -> None:
+    many = 3 * MOST_ROWS
+    known = {
+        f"{number:032x}": UnitSummary(
+            f"{number:032x}", UnitKind.SERIES, "1.2.3", (f"1.2.3.{number}",), "delivered", number=str(number),
+            images=1, revision=1, lab="memory", senders=("SCANNER",),
+        )
+        for number in range(1, many + 1)
+    }  # fmt: skip
+
+    def life() -> tuple[Studies, Counting, list[str], list[StudyRecord]]:
+        records, read, told = Counting(tmp_path / "studies", Files()), list[str](), list[StudyRecord]()
+        made = Studies(records, Timing(), lambda _: None, lambda key: read.append(key) or known[key], told.append)
+        return made, records, read, told
+
+    StudyRecords(tmp_path / "studies", Files()).begin()
+    studies, records, read, told = life()
+    for summary in known.values():
+        studies.remember(summary, 0.0)
+    turns = 0
+    while not told:
+        before = len(read)
+        studies.turn(10_000.0, walked=True)
+        assert len(read) - before <= READ_STEP
+        turns += 1
+    assert turns == many // READ_STEP
+    (record,) = told
+    assert len(record.members) == many
+    assert [each.number for each in record.study.series] == [str(number) for number in range(1, MOST_ROWS + 1)]
+    assert f"its table shows {MOST_ROWS:,} of its {many:,} series" in record.why
+    studies, records, read, told = life()  # after a restart
+    for summary in known.values():
+        studies.remember(summary, 0.0)
+    assert records.reads == 1
+    studies.turn(10_000.0, walked=True)
+    assert (read, told) == ([], [])

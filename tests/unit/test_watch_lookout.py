@@ -151,6 +151,31 @@ def test_a_worker_that_is_killed_is_replaced_and_offers_anew(post: Post) -> None
     assert list(post.spool.taking.iterdir()) == []
 
 
+def test_a_worker_that_speaks_nonsense_is_replaced(post: Post) -> None:
+    lookout = post.follow()
+    (post.tree / "a").write_bytes(b"1")
+    [first] = wait_until(post.look, 20.0)
+    assert lookout._process is not None
+    spoke = lookout._process.pid
+    Path(f"/proc/{spoke}/fd/1").write_bytes(
+        b"Traceback (most recent call last):\n"
+    )  # into the pipe that it tells through
+    assert "spoke nonsense" in post.problem(str(post.tree))
+    [again] = wait_until(post.look, 20.0)
+    assert lookout._process is not None
+    assert lookout._process.pid != spoke
+    assert not lookout.problems()
+    lookout.gone(first)
+    lookout.gone(again)
+
+
+def test_what_is_nonsense(post: Post) -> None:
+    lookout = Lookout(Watched(post.tree), post.spool, threading.Event().set)
+    assert lookout._take_note(b"{}")
+    assert lookout._take_note(b'{"ready": []}')
+    assert not any(map(lookout._take_note, (b"", b"[1, 2]", b"\xff", b"[" * 99_999, b'{"ready": ')))
+
+
 def test_a_tree_that_leads_into_the_spool_is_not_looked_into(post: Post) -> None:
     """What lies in the store would be taken as a resend, and removed there."""
     (post.spool.store / "image").write_bytes(b"1")
