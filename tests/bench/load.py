@@ -18,6 +18,8 @@ from collections.abc import Iterator
 MR = b"1.2.840.10008.5.1.4.1.1.4"
 EXPLICIT = b"1.2.840.10008.1.2.1"
 UID = b"2.25.1%014d"  # of one length always, so that it can be written over
+SERIES_UID = b"2.25.2%014d"  # the same
+SERIES_NUMBER = b"\x20\x00\x11\x00IS\x04\x00%04d"  # the whole element
 LARGEST_PDU = 131072  # what a scanner offers; a receiver may take less
 _STATUS = b"\0\0\0\x09\x02\0\0\0"
 _PDU = struct.Struct(">BxI")
@@ -34,6 +36,7 @@ class Load:
     nagle: bool = False  # as packaged: no TCP_NODELAY
     stalled: int = 0  # of the senders, so many stop in the middle of their first image
     images: int = 0  # at most so many are sent; 0: as many as there is time for
+    series: int = 0  # images of each series, which has an association of its own; 0: one series, whoever sends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,11 @@ class Outcome:
 
 def first_uid() -> bytes:
     return UID % 0
+
+
+def first_series() -> tuple[bytes, bytes]:
+    """Its UID, and the element with its number: what changes where each association sends a series of its own."""
+    return SERIES_UID % 0, SERIES_NUMBER % 0
 
 
 def run(port: int, load: Load) -> Outcome:
@@ -105,6 +113,7 @@ class _Run:
         self.port, self.load = port, load
         self.selector = selectors.DefaultSelector()
         self.uids: Iterator[int] = itertools.count(random.SystemRandom().randrange(10**14))
+        self.series: Iterator[int] = itertools.count(1)
         self.messages: dict[int, tuple[bytes, list[int], list[int]]] = {}
         self.answers: list[float] = []
         self.refused = self.begun = 0
@@ -140,6 +149,7 @@ class _Sender:
         self.run, self.stalls = run, stalls
         self.sock: socket.socket | None = None
         self.longest = 0
+        self.left = 0  # images of this association's series that were not begun yet
         self.got = b""
 
     def connect(self) -> None:
@@ -175,10 +185,18 @@ class _Sender:
         longest = max_length(pdu)
         if longest != self.longest:
             self.longest = longest
-            whole, self.places, self.ends = self.run.message(longest)
-            self.buffer = bytearray(whole)
+            self.whole, self.places, self.ends = self.run.message(longest)
+            self.buffer = bytearray(self.whole)
             self.view = memoryview(self.buffer)
+        if self.run.load.series:
+            self._next_series()
         self._begin()
+
+    def _next_series(self) -> None:
+        self.left, number = self.run.load.series, next(self.run.series)
+        for old, new in zip(first_series(), (SERIES_UID % number, SERIES_NUMBER % (number % 10_000)), strict=True):
+            place = self.whole.index(old)
+            self.buffer[place : place + len(new)] = new
 
     def _begin(self) -> None:
         assert self.sock is not None
@@ -221,7 +239,8 @@ class _Sender:
             self.run.answers.append(time.perf_counter() - self.sent)
         else:
             self.run.refused += 1
-        if self.run.load.per_image:
+        self.left -= 1
+        if self.run.load.per_image or (self.run.load.series and not self.left):
             assert self.sock is not None
             self.sock.send(_PDU.pack(5, 4) + bytes(4))
             self.step = self._released
