@@ -1,4 +1,4 @@
-"""Which series are meant: `KEYWORD=GLOB` of the admin's and the labs' rules, and numbers as "3,5-7".
+"""Which series are meant: `KEYWORD=GLOB` of the admin's and the labs' rules, numbers as "3,5-7", days as "tuesday".
 
 KEYWORD is a DICOM keyword (PS3.6), as StudyDescription, or one of CallingAE, CalledAE and PeerAddress, which say who
 sent it. GLOB has `*`, `?` and `[abc]`; capital and small letters are the same.
@@ -6,8 +6,10 @@ sent it. GLOB has `*`, `?` and `[abc]`; capital and small letters are the same.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 
+from sorter.errors import SorterError
 from sorter.expected import fits
 from sorter.model import Series
 
@@ -52,3 +54,22 @@ def numbers(text: str) -> list[tuple[int, int]] | None:
             return None
         found.append((int(first), int(last or first)))
     return found
+
+
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+
+def day_of(text: str) -> str:
+    """YYYYMMDD of a day that a person wrote. SorterError says what can be written."""
+    today = datetime.date.today()
+    word = text.strip().casefold()
+    if word in ("today", "yesterday"):
+        return (today - datetime.timedelta(days=word == "yesterday")).strftime("%Y%m%d")
+    if word in _WEEKDAYS:
+        return (today - datetime.timedelta(days=(today.weekday() - _WEEKDAYS.index(word)) % 7)).strftime("%Y%m%d")
+    if word.endswith("d") and word[:-1].isdecimal() and len(word) < 7:
+        return (today - datetime.timedelta(days=min(int(word[:-1]), 700_000))).strftime("%Y%m%d")
+    try:
+        return datetime.date.fromisoformat(text).strftime("%Y%m%d")
+    except ValueError:
+        raise SorterError(f"{text!r} is no day; write YYYY-MM-DD, today, yesterday, tuesday or 30d") from None

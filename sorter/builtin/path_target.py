@@ -27,6 +27,7 @@ from typing import Any
 
 from sorter.builtin._path_check import made_remarks, probe
 from sorter.builtin._path_check import mark as mark
+from sorter.builtin._path_copies import copy_for_lab
 from sorter.builtin._path_decide import Action, decide, distinct, in_force, mended, suffixes, with_suffix
 from sorter.builtin._path_folders import (
     MARKER,
@@ -41,10 +42,22 @@ from sorter.builtin._path_folders import (
     spoken,
     unchanged,
 )
-from sorter.builtin._path_lab import look_at_lab
+from sorter.builtin._path_lab import Corner
 from sorter.builtin._path_stage import Item, Stage
 from sorter.builtin._path_sums import remove_sums, write_sums
-from sorter.deliver.target import Checked, Done, LabSeen, Put, Removed, Source, Verified, Wanted
+from sorter.deliver.target import (
+    Checked,
+    Copied,
+    Copies,
+    Done,
+    LabLook,
+    LabSeen,
+    Put,
+    Removed,
+    Source,
+    Verified,
+    Wanted,
+)
 from sorter.durable import PART, Files
 from sorter.errors import Held
 from sorter.model import DICOM, Delivered, Receipt, build, plain
@@ -118,6 +131,7 @@ class PathTarget:
             raise Held(f"a path target needs an absolute `root`, not {self._root!r}")
         self._access = _access(settings)
         self._threads = int(settings.get("threads") or 8)
+        self._corner = Corner()
 
     # --- the four methods of a target ---------------------------------------------------------------------------
 
@@ -187,6 +201,14 @@ class PathTarget:
             said = f"{len(left)} files were left: they are not as they were delivered" if left else ""
             return Removed(folder, tuple(removed), tuple(left), said)
 
+    def look_at_lab(self, job: LabLook, source: Source) -> LabSeen:
+        with self._visit(alone=False) as visit:
+            return self._corner.look(visit, job, source)
+
+    def copy_for_lab(self, job: Copies, source: Source) -> Copied:
+        with self._visit() as visit:
+            return copy_for_lab(visit, job, source, self._threads)
+
     def _has_more(self, fd: int, receipt: Receipt) -> bool:
         """Does something lie beside our files that no other delivery brought: work of the lab?"""
         others = list(self._others(fd, receipt.key, receipt.product))
@@ -214,10 +236,6 @@ class PathTarget:
             seen = look(self._files, name, fd)
             if seen is not None and seen.sha256 == hashlib.sha256(text).hexdigest():  # an earlier attempt's
                 return
-
-    def look_at_lab(self, known: str, errors: str) -> LabSeen:
-        with self._visit(alone=False) as visit:
-            return look_at_lab(visit, known, errors)
 
     def _under_other_names(self, fd: int, receipt: Receipt) -> list[Delivered]:
         """What our manifest says of the receipt's own files: a receipt lost in a crash may not know their names."""

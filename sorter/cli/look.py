@@ -20,6 +20,7 @@ from sorter.daemon.receive import keep_of
 from sorter.door import Door
 from sorter.errors import SorterError
 from sorter.exports import Source
+from sorter.matching import day_of
 from sorter.model import build, plain
 from sorter.pipeline.outages import Outage, outages
 from sorter.receive import space
@@ -330,25 +331,6 @@ def list_command(where: Where, subject: str | None, since: str | None, as_json: 
     if not found:
         raise SorterError(f"no series of {subject or 'anybody'} is here; `sorter status` shows what is")
     console.print(_table(found))
-
-
-def day_of(text: str) -> str:
-    """YYYYMMDD of a day that a person wrote. SorterError says what can be written."""
-    today = datetime.date.today()
-    word = text.strip().casefold()
-    if word in ("today", "yesterday"):
-        return (today - datetime.timedelta(days=word == "yesterday")).strftime("%Y%m%d")
-    if word in _WEEKDAYS:
-        return (today - datetime.timedelta(days=(today.weekday() - _WEEKDAYS.index(word)) % 7)).strftime("%Y%m%d")
-    if word.endswith("d") and word[:-1].isdecimal() and len(word) < 7:
-        return (today - datetime.timedelta(days=min(int(word[:-1]), 700_000))).strftime("%Y%m%d")
-    try:
-        return datetime.date.fromisoformat(text).strftime("%Y%m%d")
-    except ValueError:
-        raise SorterError(f"{text!r} is no day; write YYYY-MM-DD, today, yesterday, tuesday or 30d") from None
-
-
-_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
 def _table(found: list[UnitSummary]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from click.shell_completion import CompletionItem
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sorter.cli.by_letter import Corner, ask, corner_above
 from sorter.cli.common import Where, console, literal, open_source, with_where
-from sorter.cli.look import day_of
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.exports import (
@@ -25,21 +25,16 @@ from sorter.exports import (
     Found,
     Giver,
     Left,
-    Made,
-    Naming,
     Report,
     Source,
     copy_all,
     in_folder,
     naming,
-    plan_copies,
-    plan_products,
 )  # fmt: skip
+from sorter.exports.asking import NIFTI, Asked, choose, meant, plan, rows
 from sorter.exports.choosing import Subject, subjects
+from sorter.matching import day_of
 from sorter.summaries import in_order
-
-NIFTI = "nifti"
-"""The product that `--nifti` copies."""
 
 _MOST_SAID = 20  # lines of each kind of trouble
 
@@ -110,76 +105,68 @@ def rename_command(
         raise SorterError(f"{dest}: copies go to folders; what a target gets is said by targets in [labs.NAME]")
     if nifti and folder:
         raise SorterError("NIfTI is made of what is in the store: give --nifti or --from, not both")
-    choice = Choice(**{**flags, "since": day_of(flags["since"]) if flags["since"] else ""})
-    wanted = subjects(subject)
-    source = None if folder else open_source(where)
-    every = _in_source(source, wanted) if source else _in_folder(folder or Path(), quiet=as_json)
-    found, new_names, missing = _chosen(every, wanted, choice)
-    if not found:
+    asked = Asked(
+        subjects(subject),
+        Choice(**{**flags, "since": day_of(flags["since"]) if flags["since"] else ""}),
+        naming(pattern),
+        new_name,
+        NIFTI if nifti else "",
+    )
+    source = None if folder else _source(where, dest)
+    if isinstance(source, Corner):
+        more: dict[str, str | bool] = {
+            "name": pattern, "as": new_name, "nifti": nifti, "list": as_list, "dry_run": dry_run, "force": force
+        }  # fmt: skip
+        sys.exit(0 if ask(source, {"subject": _listed(asked.subjects), **flags, **more}, Files()) else 1)
+    every = _in_source(source, asked) if source else _in_folder(folder or Path(), quiet=as_json)
+    chosen = choose(every, asked)
+    if not chosen.found:
         narrowed = "".join(f" --{name} {value}" for name, value in flags.items() if value)
         place = f"in {folder}" if folder else "here"
         raise SorterError(f"no series {place} fits: {subject}{narrowed}; `sorter list` shows what there is")
     if source is not None:
-        found = source.complete(found)
+        chosen.found = source.complete(chosen.found)
     if as_list or dest is None:
-        _list(found, as_json)
+        _list(chosen.found, as_json)
         return
-    if new_name:
-        if len({each.subject for each in found}) > 1:
-            raise SorterError(f"--as {new_name} is for one subject, and {subject} fits several; a list names each")
-        new_names = {each.key: new_name for each in found}
-    copies, lacking = _planned(source if nifti else None, found, (naming(pattern), new_names), quiet=as_json)
+    copies, lacking = plan(source, chosen, asked)
     what = "files" if nifti else "images"
     if dry_run:
-        _show(copies, f"{what} of {len(found)} series", dest, as_json)
+        _show(copies, f"{what} of {len(chosen.found)} series", dest, as_json)
     else:
         report = _run(source or Disk(Files()), copies, dest, quiet=as_json, force=force)
         _tell(report, what, dest, as_json)
-        if new_names and not as_json:
+        if chosen.new_names and not as_json:
             console.print("The files themselves are unchanged: inside them the subject is called as before.")
         if report.failed or report.taken:
             sys.exit(1)
-    for each in missing:
-        console.print(f"not found: {literal(each.text)}", soft_wrap=True)
-    if missing or lacking:
+    for says in [*([] if as_json else lacking), *(f"not found: {each.text}" for each in chosen.missing)]:
+        console.print(says, soft_wrap=True, markup=False)
+    if chosen.missing or lacking:
         sys.exit(1)
 
 
-def _planned(
-    source: Source | None, found: Sequence[Found], names: tuple[Naming, Mapping[str, str]], *, quiet: bool
-) -> tuple[list[Copy], list[Found]]:
-    """What is copied: of each series its images, or the NIfTI that `source` has. And those of which there is none."""
-    if source is None:
-        return plan_copies(found, *names), []
-    made, lacking = _made(source, found, quiet=quiet)
-    return plan_products(made, *names), lacking
+def _source(where: Where, dest: Path | None) -> Source | Corner:
+    """Where the series come from; where neither the store nor the door is here, who is asked by a file: the lab whose
+    folder DEST lies in."""
+    try:
+        return open_source(where)
+    except SorterError:
+        corner = corner_above(dest, Files()) if dest is not None and not (where.path or where.root) else None
+        if corner is None:
+            raise
+        return corner
 
 
-def _in_source(source: Source, wanted: Sequence[Subject]) -> list[Found]:
-    """What may be meant: by ID where that is enough, so that not all that there is has to be read."""
-    every = in_order([unit for unit in source.units() if unit.state != "withdrawn"])
-    ids = {each.text.casefold() for each in wanted if not each.is_glob}
-    by_id = [unit for unit in every if (unit.subject or "").casefold() in ids]
-    enough = by_id and {(unit.subject or "").casefold() for unit in by_id} == ids
-    return list(source.candidates(by_id if enough else every))
+def _listed(wanted: Sequence[Subject]) -> str | tuple[str, ...]:
+    """The subjects as a request file has them."""
+    if len(wanted) == 1 and not wanted[0].new_name:
+        return wanted[0].text
+    return tuple(f"{each.text},{each.new_name}" if each.new_name else each.text for each in wanted)
 
 
-def _made(source: Source, found: Sequence[Found], *, quiet: bool) -> tuple[list[tuple[Found, Made]], list[Found]]:
-    """The NIfTI of each series; and those of which there is none, though there might be."""
-    made, lacking = [], []
-    for series in found:
-        there, title = source.made(series, NIFTI), f"{series.subject} {series.number} {series.description}".strip()
-        if there is None:
-            lacking.append(series)
-            says = "there is none (yet): it is made when the series is published, if the lab has a plugin that makes it"
-        elif not there.product.files:
-            says = f"there was nothing to make ({there.product.nothing})"
-        else:
-            made.append((series, there))
-            continue
-        if not quiet:
-            console.print(f"no NIfTI of {title}: {says}", soft_wrap=True, markup=False)
-    return made, lacking
+def _in_source(source: Source, asked: Asked) -> list[Found]:
+    return list(source.candidates(meant(list(source.units()), asked.subjects)))
 
 
 def _in_folder(folder: Path, *, quiet: bool) -> list[Found]:
@@ -195,44 +182,18 @@ def _in_folder(folder: Path, *, quiet: bool) -> list[Found]:
     return found
 
 
-def _chosen(
-    every: Sequence[Found], wanted: Sequence[Subject], choice: Choice
-) -> tuple[list[Found], Mapping[str, str], list[Subject]]:
-    """The series, each once; what the list calls their subjects; the lines of the list that fit nothing."""
-    found: dict[str, Found] = {}
-    names: dict[str, str] = {}
-    missing = []
-    narrowed = [each for each in every if choice.fits(each)]
-    for one in wanted:
-        fits = one.among(narrowed)
-        if not fits:
-            missing.append(one)
-        for each in fits:
-            found.setdefault(each.key, each)
-            if one.new_name:
-                names.setdefault(each.key, one.new_name)
-    return list(found.values()), names, missing
-
-
 # --- telling ----------------------------------------------------------------------------------------------------------
 
 
 def _list(found: Sequence[Found], as_json: bool) -> None:
-    rows = [
-        {
-            "subject": each.subject, "date": each.text("StudyDate"), "number": each.number,
-            "description": each.description, "images": len(each.images), "verdict": each.verdict,
-            "lab": each.identity.lab,
-        }
-        for each in found
-    ]  # fmt: skip
+    lines = rows(found)
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps(lines, indent=1))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("subject", "date", "no.", "description", "images", "verdict", "lab"):
         table.add_column(title, justify="right" if title in ("no.", "images") else "left")
-    for row in rows:
+    for row in lines:
         table.add_row(*(literal(_shown(value)) for value in row.values()))
     console.print(table)
 

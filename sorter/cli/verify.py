@@ -15,12 +15,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from sorter import verifying
 from sorter.cli.common import console, open_spool, with_config
-from sorter.cli.look import day_of
 from sorter.config import Config
 from sorter.daemon.assembly import load_plugins, outlets_of
 from sorter.daemon.requests import request
 from sorter.durable import Files
 from sorter.errors import SorterError
+from sorter.matching import day_of
 from sorter.model import Receipt
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.summaries import in_order, is_called, summaries

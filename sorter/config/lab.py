@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -146,11 +146,24 @@ def _description(series: Series) -> str:
     return next((str(each) for each in named if each is not None), "")
 
 
+class Notifications(Section):
+    """`[notifications]`: what the lab is told of."""
+
+    news: Annotated[tuple[Literal["studies", "incomplete", "daily"], ...], Field(strict=False)] = (
+        "studies",
+        "incomplete",
+        "daily",
+    )
+    """What stands in `.sorter/NEWS.txt`: studies that came as a whole, studies that lack something, and what should
+    come every day and did not. `[]` for no such page."""
+
+
 class LabFile(Section):
     """All that a lab says; an empty one changes nothing."""
 
     naming: Naming = Naming()
     deliver: Deliver = Deliver()
+    notifications: Notifications = Notifications()
     rules: tuple[Rule, ...] = ()
 
     def rule_for(self, series: Series) -> Rule | None:
@@ -233,6 +246,7 @@ class _LabReader(Tables):
         return LabFile(
             naming=self.section(Naming, "naming"),
             deliver=self.section(Deliver, "deliver"),
+            notifications=self.section(Notifications, "notifications"),
             rules=self.listed("rules", Rule),
         )
 

@@ -6,7 +6,7 @@ import functools
 import ipaddress
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,12 +14,15 @@ from typing import Any
 from sorter.completion import Habits, Timing, Tracker
 from sorter.config import Config, LabConfig, Node, Sender
 from sorter.config.lab import LabFile
-from sorter.daemon.lab_files import LabFiles
-from sorter.daemon.lab_folders import LabFolders
 from sorter.durable import Files
 from sorter.engine.local import LocalEngine
 from sorter.errors import ConfigError, SorterError
 from sorter.expected import ExpectedDaily, ExpectedSeries
+from sorter.labs.corners import LabCorners
+from sorter.labs.files import LabFiles
+from sorter.labs.news import News
+from sorter.labs.requests import Requests
+from sorter.labs.scans import Scans
 from sorter.model import DICOM, Instance, Source
 from sorter.pipeline import Pipeline
 from sorter.pipeline.alarms import Awaited, Clocks
@@ -144,12 +147,19 @@ class Parts:
     config: Config
     commitments: CommitmentProvider | None
     lab_files: LabFiles
-    lab_folders: LabFolders = field(init=False)
+    wake: InitVar[Callable[[], None]]
+    lab_corners: LabCorners = field(init=False)
 
-    def __post_init__(self) -> None:
-        outlets, labs = self.pipeline.outlets, self.config.labs
-        self.lab_folders = LabFolders(outlets, self.take_lab_file, self.lab_files.say)
-        self.lab_folders.configure(tuple(labs), self.config.delivery.look_every)
+    def __post_init__(self, wake: Callable[[], None]) -> None:
+        records, pipeline = self.lab_files.records, self.pipeline
+        scans = Scans(records, lambda: pipeline.looked_around)
+        news = News(records, self.lab_files.in_force_of)
+        requests = Requests(self.spool, records, pipeline.outlets, wake)
+        self.lab_corners = LabCorners(
+            pipeline.outlets, records, self.take_lab_file, self.lab_files.say, scans, news, requests
+        )
+        self.lab_corners.configure(roots_of(self.config), self.config.delivery.look_every)
+        pipeline.told = self.lab_corners.told
 
     def reload(self, config: Config, files: Files) -> None:
         """Take up a new configuration: all of it, or, after ConfigError, nothing."""
@@ -169,7 +179,7 @@ class Parts:
         self.pipeline.outlets.configure(outlets)
         self.pipeline.intake.watch(watched_of(config))
         self.pipeline.ask_again(planner, plugins)
-        self.lab_folders.configure(tuple(config.labs), config.delivery.look_every)
+        self.lab_corners.configure(roots_of(config), config.delivery.look_every)
         if self.commitments is not None:
             self.commitments.terms = terms_of(config)
             self.commitments.retry()
@@ -217,6 +227,12 @@ def timing_of(config: Config) -> Timing:
 def expected_of(config: Config) -> dict[str, tuple[ExpectedSeries, ...]]:
     """What each lab expects of its studies."""
     return {name: tuple(map(ExpectedSeries.parse, lab.expect)) for name, lab in config.labs.items()}
+
+
+def roots_of(config: Config) -> dict[str, str]:
+    """The labs, and where their folders are."""
+    targets = config.all_targets()
+    return {name: str(targets[name].settings.get("root", "")) for name in config.labs}
 
 
 def daily_of(config: Config) -> dict[str, ExpectedDaily]:
@@ -301,7 +317,7 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     pipeline.studies.expected = expected_of(config)
     pipeline.alarms.configure(daily_of(config), awaited_of(config))
     pipeline.deciding.trust = trust_of(config)
-    return Parts(spool, pipeline, rules, config, commitments, lab_files)
+    return Parts(spool, pipeline, rules, config, commitments, lab_files, wake)
 
 
 def _commits(config: Config) -> bool:

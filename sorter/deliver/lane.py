@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import signal
@@ -20,7 +21,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sorter.deliver.target import Checked, Done, LabSeen, Later, Put, Refused, Removed, Result, Verified, Wanted
+from sorter.deliver.target import (
+    Checked,
+    Copied,
+    Copies,
+    Done,
+    LabLook,
+    LabSeen,
+    Later,
+    Put,
+    Refused,
+    Removed,
+    Result,
+    Verified,
+    Wanted,
+)
 from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError, close_all
 from sorter.errors import Held, SorterError
 from sorter.model import Receipt, build, plain
@@ -46,12 +61,15 @@ class Patience:
 
 @dataclass(slots=True)
 class _Task:
-    """One job for the worker: the frame that starts it, the type of a good answer, and whom to tell."""
+    """One job for the worker: the frame that starts it, the type of a good answer, whom to tell, and the files that the
+    worker may ask for: how many, and how each is opened."""
 
     frame: Mapping[str, Any]
     good: type
     tell: Callable[[Any], None]
     put: Put | None = None
+    files: tuple[Wanted, ...] = ()
+    open: Callable[[Wanted], int] | None = None
 
 
 class Lane:
@@ -84,7 +102,8 @@ class Lane:
 
     def submit(self, put: Put) -> None:
         """Deliver `put`. One of the same unit and product that still waits is replaced, unless it is newer."""
-        task = _Task({"do": "put", "job": plain(put)}, Done, lambda result: self._report(put, result), put)
+        frame, opener = {"do": "put", "job": plain(put)}, functools.partial(self._open_input, put)
+        task = _Task(frame, Done, lambda result: self._report(put, result), put, put.files, opener)
         place = ("put", put.key, put.product)
         with self._changed:
             waiting = self._waiting.get(place)
@@ -108,9 +127,19 @@ class Lane:
         """Could a delivery be made now? `prepare` as in `Target.check`."""
         self._add(("check",), _Task({"do": "check", "prepare": prepare}, Checked, tell))
 
-    def look_at_lab(self, known: str, errors: str, tell: Callable[[LabSeen | Later | Refused], None]) -> None:
-        """Look at the lab's own file, as `LabFolder.look_at_lab`."""
-        self._add(("lab",), _Task({"do": "lab", "known": known, "errors": errors}, LabSeen, tell))
+    def look_at_lab(
+        self, job: LabLook, opened: Callable[[Wanted], int], tell: Callable[[LabSeen | Later | Refused], None]
+    ) -> None:
+        """Look at the lab's own corner, as `LabFolder.look_at_lab`; `opened` is called on the lane's thread."""
+        frame = {"do": "lab", "job": plain(job)}
+        self._add(("lab",), _Task(frame, LabSeen, tell, files=job.pages, open=opened))
+
+    def copy_for_lab(
+        self, job: Copies, opened: Callable[[Wanted], int], tell: Callable[[Copied | Later | Refused], None]
+    ) -> None:
+        """Copy what the lab asked for, as `LabFolder.copy_for_lab`; one such job at a time."""
+        frame = {"do": "copy", "job": plain(job)}
+        self._add(("copy",), _Task(frame, Copied, tell, files=job.files, open=opened))
 
     def take_back(self) -> list[Put]:
         """The puts that wait, which are not delivered now."""
@@ -254,18 +283,18 @@ class Lane:
             answer, _ = channel.receive()
             worker.heard, self._moved = True, time.monotonic()
             if "need" in answer:
-                self._hand_over(channel, task.put, answer["need"])
+                self._hand_over(channel, task, answer["need"])
             elif "alive" not in answer:
                 return _answer(answer, task.good)
 
-    def _hand_over(self, channel: Channel, put: Put | None, asked: Any) -> None:
-        if put is None or not isinstance(asked, list) or not 0 < len(asked) <= MOST_DESCRIPTORS:
+    def _hand_over(self, channel: Channel, task: _Task, asked: Any) -> None:
+        if not isinstance(asked, list) or not 0 < len(asked) <= MOST_DESCRIPTORS:
             raise WireError("files were asked for that nobody offered")
-        if not all(type(index) is int and 0 <= index < len(put.files) for index in asked):
+        if not all(type(index) is int and 0 <= index < len(task.files) for index in asked):
             raise WireError("files were asked for that the job does not have")
         descriptors: list[int] = []
         try:
-            refusal = self._open(put, asked, descriptors)
+            refusal = self._open(task, asked, descriptors)
             if refusal:
                 channel.send(refusal)
             else:
@@ -273,19 +302,21 @@ class Lane:
         finally:
             close_all(descriptors)
 
-    def _open(self, put: Put, asked: list[int], descriptors: list[int]) -> Mapping[str, Any]:
+    def _open(self, task: _Task, asked: list[int], descriptors: list[int]) -> Mapping[str, Any]:
         """Open what was asked for, into `descriptors`; what to answer instead where that fails."""
+        assert task.open is not None
+        whose = f"{task.put.key[:8]}: " if task.put is not None else ""
         try:
             for index in asked:
-                descriptors.append(self._open_input(put, put.files[index]))
+                descriptors.append(task.open(task.files[index]))
                 if fcntl.fcntl(descriptors[-1], fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
                     raise AssertionError("a worker is only ever given read-only descriptors")
         except SorterError as error:
             return {"cannot": str(error), "held": isinstance(error, Held)}
         except FileNotFoundError:
-            return {"cannot": f"{put.key[:8]}: a file to deliver is not in the store any more; run `sorter verify`"}
+            return {"cannot": f"{whose}a file to deliver is not in the store any more; run `sorter verify`"}
         except OSError as error:
-            return {"cannot": f"{put.key[:8]}: the store cannot be read: {error.strerror}"}
+            return {"cannot": f"{whose}the store cannot be read: {error.strerror}"}
         return {}
 
     def _end_worker(self, *, kill: bool = False) -> str:

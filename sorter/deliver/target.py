@@ -126,15 +126,57 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
+class LabLook:
+    """A look at the lab's own corner. `known` is the SHA-256 of what is known of its file; `answered` are the names of
+    requests that were answered, with the SHA-256 of what was asked. `pages` are what sorter tells the lab, each written
+    where it is not there as it should be (names are relative to the corner); `gone` should not be there any more."""
+
+    known: str = ""
+    answered: Mapping[str, str] = field(default_factory=dict)
+    pages: tuple[Wanted, ...] = ()
+    gone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LabRequest:
+    """A request file of the lab: its name, and its bytes in hex ("" where it was answered); or why it is not read, a
+    sentence for the lab. `sha256` is of its bytes, or of that sentence."""
+
+    name: str
+    sha256: str
+    text: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LabSeen:
-    """What a look at the lab's own file found: "new" (`text` is its bytes in hex), "same" as what was known, "none"
-    (there is no such file) or "refused", with a sentence that says what to do. `beside` is a sentence on what else lies
-    there and should not."""
+    """What a look at the lab's own corner found, after all pages were written. Of its file: "new" (`text` is its bytes
+    in hex), "same" as what was known, "none" (there is no such file) or "refused", with a sentence that says what to
+    do. `beside` are sentences on what else lies there and should not."""
 
     state: str
     text: str = ""
     why: str = ""
-    beside: str = ""
+    beside: tuple[str, ...] = ()
+    requests: tuple[LabRequest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Files that a lab asked for: copies below its root, at names relative to it, "/" between safe components."""
+
+    files: tuple[Wanted, ...]
+    force: bool = False  # overwrite what is there with other content
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What became of each, by its place in `Copies.files`: written and read back, there already as it should be, or not
+    written because something else is there."""
+
+    written: tuple[int, ...] = ()
+    same: tuple[int, ...] = ()
+    taken: tuple[int, ...] = ()
 
 
 Result: TypeAlias = Done | Later | Refused
@@ -155,9 +197,13 @@ class Source(Protocol):
 class LabFolder(Protocol):
     """What the target of a lab's own root has besides: a corner where the lab says what it wants."""
 
-    def look_at_lab(self, known: str, errors: str) -> LabSeen:
-        """Look at the lab's file; `known` is the SHA-256 of what is known of it, `errors` what the lab should read of
-        it, "" for nothing. TryLater, Held."""
+    def look_at_lab(self, job: LabLook, source: Source) -> LabSeen:
+        """Write the pages, and look at what the lab says. TryLater, Held."""
+        ...
+
+    def copy_for_lab(self, job: Copies, source: Source) -> Copied:
+        """Copy what the lab asked for. Returns only what would survive a power cut there and was read back. TryLater,
+        Held."""
         ...
 
 

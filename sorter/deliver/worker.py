@@ -7,12 +7,14 @@ It is given everything over that socket: first the target's name, code and setti
 looks at the target first and asks only for the files that are really needed; they come as read-only descriptors. It
 stays small (neither pydantic nor pydicom is imported) and ends when the other side has gone.
 
-Frames to it:     {target, code, settings} · {do: put|verify|remove|check|lab, job} · {files: [n …]} · {cannot, held}
+Frames to it:     {target, code, settings} · {do: put|verify|remove|check|lab|copy, job} · {files: [n …]} ·
+                  {cannot, held}
 Frames from it:   {ready} · {need: [n …]} · {alive} · {done} · {later, away} · {refused}
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -21,10 +23,10 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from sorter.deliver.target import LabFolder, Put, Target
+from sorter.deliver.target import Copies, LabFolder, LabLook, Put, Target
 from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError
 from sorter.durable import Buffer, Files
 from sorter.errors import Away, Held, SorterError, TryLater
@@ -143,11 +145,8 @@ def _do(target: Target, message: Mapping[str, Any], channel: Channel) -> Any:
     what, job = message.get("do"), message.get("job")
     if what == "put":
         put = build(Put, job)
-        source = Pulled(channel, len(put.files))
-        try:
+        with _pulled(channel, len(put.files)) as source:
             return target.put(put, source)
-        finally:
-            source.close()
     if what == "verify":
         return target.verify(build(Receipt, job), deep=bool(message.get("deep", True)))
     if what == "remove":
@@ -155,8 +154,23 @@ def _do(target: Target, message: Mapping[str, Any], channel: Channel) -> Any:
     if what == "check":
         return target.check(prepare=message.get("prepare") is True)
     if what == "lab":
-        return cast(LabFolder, target).look_at_lab(str(message.get("known", "")), str(message.get("errors", "")))
+        look = build(LabLook, job)
+        with _pulled(channel, len(look.pages)) as source:
+            return cast(LabFolder, target).look_at_lab(look, source)
+    if what == "copy":
+        copies = build(Copies, job)
+        with _pulled(channel, len(copies.files)) as source:
+            return cast(LabFolder, target).copy_for_lab(copies, source)
     raise WireError(f"{what!r} is no job")
+
+
+@contextlib.contextmanager
+def _pulled(channel: Channel, count: int) -> Iterator[Pulled]:
+    source = Pulled(channel, count)
+    try:
+        yield source
+    finally:
+        source.close()
 
 
 def _failure(error: Exception) -> dict[str, Any]:

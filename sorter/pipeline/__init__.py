@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
@@ -61,9 +61,13 @@ SUM_UP_EVERY = 1.0
 """Seconds between two summaries while images come: each says of all images what the evidence knows already."""
 
 
+def _nobody(_: UnitSummary | Event) -> None:
+    """Whoever is told of nothing."""
+
+
 @dataclass(slots=True)
 class Pipeline:
-    """The one owner of everything that is decided about units."""
+    """The one owner of everything that is decided about units. `told` hears how each stands, and what happened."""
 
     spool: Spool
     plugins: Plugins
@@ -76,6 +80,7 @@ class Pipeline:
     queries: Queries
     index: BySop | None = None
     clocks: Clocks = field(default_factory=Clocks)
+    told: Callable[[UnitSummary | Event], None] = _nobody
     now: float = 0.0
     settling: Settling = field(init=False)
     studies: Studies = field(init=False)
@@ -664,6 +669,7 @@ class Pipeline:
             self.resume(live)
             self._touched.add(key)
         summary = summary or summarise(self.live(key))
+        self.told(summary)
         self.settling.witness.remember(summary)
         self.studies.remember(summary, self.now)
         if summary.lab is None and summary.state in ("owed", "delivered"):
@@ -814,7 +820,9 @@ class Pipeline:
             self.index.flush()  # before a summary says that all has been seen
         if not live.unit.withdrawn:
             self.queries.consider(live, self.settling.silence(live), self.now)
-        live.unit.write_summary(summarise(live, self.settling.awaited(live, self.now)))
+        summary = summarise(live, self.settling.awaited(live, self.now))
+        live.unit.write_summary(summary)
+        self.told(summary)
         self._grown.discard(live.key)
         if live.done or (live.no_plan is not None and not live.state.pending):
             self.units.forget(live.key)
@@ -844,6 +852,7 @@ class Pipeline:
         return self.plugins.identify(view(live.unit, live.revision)).identity
 
     def _tell(self, event: Event) -> None:
+        self.told(event)
         for failure in self.plugins.event(event):  # what it said may name a patient: it is not written down
             self.spool.note("plugin failed", plugin=failure.plugin, hook=failure.hook)
 

@@ -14,7 +14,20 @@ from typing import Any, TypeAlias
 
 from sorter.deliver.backoff import backoff
 from sorter.deliver.lane import Lane
-from sorter.deliver.target import Checked, Done, LabSeen, Later, Put, Refused, Removed, Result, Wanted
+from sorter.deliver.target import (
+    Checked,
+    Copied,
+    Copies,
+    Done,
+    LabLook,
+    LabSeen,
+    Later,
+    Put,
+    Refused,
+    Removed,
+    Result,
+    Wanted,
+)
 from sorter.model import DICOM, Receipt
 from sorter.pipeline.outages import Outages
 from sorter.spool import Spool
@@ -136,18 +149,31 @@ class Outlets:
         self._lanes[receipt.target][1].remove(receipt, tell)
         return True
 
-    def look_at_lab(self, lab: str, known: str, errors: str, tell: Callable[[LabSeen | Later | Refused], None]) -> bool:
-        """Have the worker of a lab look at the lab's own file; `tell` is called in its lane's thread. False where
-        nothing can be asked of it now."""
+    def look_at_lab(
+        self, lab: str, job: LabLook, opened: Callable[[Wanted], int], tell: Callable[[LabSeen | Later | Refused], None]
+    ) -> bool:
+        """Have the worker of a lab look at the lab's own corner; `opened` and `tell` are called in its lane's thread.
+        False where nothing can be asked of it now."""
         if lab not in self._lanes or lab in self.outages:
             return False
+        self._lanes[lab][1].look_at_lab(job, opened, self._waking(tell))
+        return True
 
-        def told(seen: LabSeen | Later | Refused) -> None:
-            tell(seen)
+    def copy_for_lab(
+        self, lab: str, job: Copies, opened: Callable[[Wanted], int], tell: Callable[[Copied | Later | Refused], None]
+    ) -> bool:
+        """The same of copies that a lab asked for, one such job after another."""
+        if lab not in self._lanes or lab in self.outages:
+            return False
+        self._lanes[lab][1].copy_for_lab(job, opened, self._waking(tell))
+        return True
+
+    def _waking(self, tell: Callable[[Any], None]) -> Callable[[Any], None]:
+        def told(answer: Any) -> None:
+            tell(answer)
             self._wake()
 
-        self._lanes[lab][1].look_at_lab(known, errors, told)
-        return True
+        return told
 
     def removals(self, now: float) -> list[tuple[Receipt, Removed | Later | Refused]]:
         """What came of removing since the last call; what failed is put on the list to try again."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sorter.durable import Files
+from sorter.durable import PART, Files
 from sorter.spool.lines import line, now
 
 _MOST = 1 << 20  # bytes read of a record
 
 
 class LabRecords:
-    """`labs/<name>/lab.toml` is truth: the last good copy. `faults.json` beside it is what a person should know."""
+    """`labs/<name>/lab.toml` is truth: the last good copy, as are `answered.json`, which requests were answered, and
+    `answers/`, what the lab was not told of them yet. `faults.json` is what a person should know; `pages/` is a cache
+    of what the lab's worker writes beside the lab's file."""
 
     def __init__(self, folder: Path, files: Files) -> None:
         self._folder, self._files = folder, files
@@ -52,3 +54,53 @@ class LabRecords:
             return tuple(str(each) for each in found["faults"])
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return ()
+
+    # --- pages that its worker brings the lab ---------------------------------------------------------------------
+
+    def write_page(self, lab: str, name: str, data: bytes) -> None:
+        folder = self._folder / lab / "pages"
+        self._files.make_folders(folder)
+        self._files.write_file(folder / name, data, durable=False)
+
+    def read_page(self, lab: str, name: str) -> bytes:
+        """b"" where there is none."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return self._files.read_file(self._folder / lab / "pages" / name)
+        return b""
+
+    def open(self, lab: str, file: str) -> int:
+        """A read-only descriptor of a page or an answer: "pages/scans.tsv"."""
+        return self._files.open(self._folder / lab / file)
+
+    # --- what labs asked for ----------------------------------------------------------------------------------------
+
+    def answered(self, lab: str) -> dict[str, str]:
+        """The requests that were answered and may still lie there: name and SHA-256 of what was asked."""
+        try:
+            found = json.loads(self._files.read_file(self._folder / lab / "answered.json", limit=_MOST))
+            return {str(name): str(digest) for name, digest in found.items()}
+        except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
+            return {}
+
+    def note_answered(self, lab: str, answered: Mapping[str, str]) -> None:
+        """Durable: none of them is done again."""
+        self._files.make_folders(self._folder / lab)
+        self._files.write_file(self._folder / lab / "answered.json", line(dict(answered)))
+
+    def write_answer(self, lab: str, name: str, data: bytes) -> None:
+        """Durable, until the lab has it."""
+        self._files.make_folders(self._folder / lab / "answers")
+        self._files.write_file(self._folder / lab / "answers" / name, data)
+
+    def answers(self, lab: str) -> dict[str, bytes]:
+        """What the lab was not told yet."""
+        folder = self._folder / lab / "answers"
+        if not self._files.exists(folder):
+            return {}
+        names = [each for each in self._files.names(folder) if not each.endswith(PART)]
+        return {name: self._files.read_file(folder / name) for name in names}
+
+    def told(self, lab: str, name: str) -> None:
+        """The lab has this answer."""
+        with contextlib.suppress(FileNotFoundError):
+            self._files.unlink(self._folder / lab / "answers" / name)

@@ -15,8 +15,10 @@ import random
 import stat
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from sorter.durable import Buffer, Files, PathLike
 
@@ -368,6 +370,11 @@ class Memory(Files):
         with self._lock:
             node = self._open[path].node if isinstance(path, int) else self._find(path, None)
             return [(name, self._stat(below)) for name, below in sorted(node.names.items())]
+
+    def entries(self, path: PathLike | int) -> Iterator[os.DirEntry[str]]:
+        """Of each its name, which is all that is asked of them here."""
+        for name in self.names(path):
+            yield cast("os.DirEntry[str]", types.SimpleNamespace(name=name))
 
     def names(self, path: PathLike | int) -> list[str]:
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,19 @@ from sorter.daemon import assembly
 from sorter.daemon.assembly import Parts, assemble
 from sorter.daemon.requests import answer_requests
 from sorter.daemon.sort import mark_defaults
-from sorter.deliver.target import Checked, Later, Put, Refused, Removed, Result, Wanted
+from sorter.deliver.target import (
+    Checked,
+    Copied,
+    Copies,
+    LabLook,
+    LabSeen,
+    Later,
+    Put,
+    Refused,
+    Removed,
+    Result,
+    Wanted,
+)
 from sorter.engine.work import Outcome
 from sorter.errors import Away, Held, TryLater
 from sorter.model import Receipt
@@ -108,6 +120,26 @@ class Near:
                 result = Refused(str(error))
         self.report(put, result)
 
+    def look_at_lab(
+        self, job: LabLook, opened: Callable[[Wanted], int], tell: Callable[[LabSeen | Later], None]
+    ) -> None:
+        self._tell(tell, lambda source: self.target.look_at_lab(job, source), job.pages, opened)
+
+    def copy_for_lab(
+        self, job: Copies, opened: Callable[[Wanted], int], tell: Callable[[Copied | Later], None]
+    ) -> None:
+        self._tell(tell, lambda source: self.target.copy_for_lab(job, source), job.files, opened)
+
+    def _tell(
+        self, tell: Callable[[Any], None], work: Callable[[Pulled], object], files: Sequence[Wanted],
+        opened: Callable[[Wanted], int],
+    ) -> None:  # fmt: skip
+        with contextlib.ExitStack() as closing:
+            try:
+                tell(work(Pulled(files, opened, self.disk, closing)))
+            except TryLater as error:
+                tell(Later(str(error), isinstance(error, Away)))
+
     def remove(self, receipt: Receipt, tell: Callable[[Removed | Later | Refused], None]) -> None:
         try:
             tell(self.target.remove(receipt))
@@ -128,6 +160,23 @@ class Near:
 
     def stop(self, timeout: float) -> None:
         pass
+
+
+class Pulled:
+    """Files by their places, opened when they are asked for."""
+
+    def __init__(
+        self, files: Sequence[Wanted], opened: Callable[[Wanted], int], disk: Memory, closing: contextlib.ExitStack
+    ) -> None:
+        self.files, self.opened, self.disk, self.closing = files, opened, disk, closing
+
+    def will_need(self, indices: Sequence[int]) -> None:
+        pass
+
+    def __call__(self, index: int) -> int:
+        fd = self.opened(self.files[index])
+        self.closing.callback(self.disk.close, fd)
+        return fd
 
 
 class _Source:

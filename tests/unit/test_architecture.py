@@ -19,8 +19,8 @@ FLOORS: list[set[str]] = [
     {"trust"},
     {"config", "hookspecs"},
     {"spool", "plugins"},
-    {"receive", "watch", "take", "completion", "deliver", "engine", "labs", "builtin"},
-    {"pipeline", "exports", "scu", "sessions", "importing", "verifying", "summaries", "story", "door"},
+    {"receive", "watch", "take", "completion", "deliver", "engine", "builtin"},
+    {"pipeline", "labs", "exports", "scu", "sessions", "importing", "verifying", "summaries", "story", "door"},
     {"daemon"},
     {"cli", "testing", "__main__"},
 ]

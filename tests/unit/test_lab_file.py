@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sorter.config import load
 from sorter.config.lab import MOST_BYTES, MOST_RULES, LabFile, read_kept, read_lab
 from sorter.daemon.assembly import load_plugins
-from sorter.daemon.lab_files import LabFiles, errors_text
 from sorter.durable import Files
 from sorter.errors import ConfigError
+from sorter.labs.files import LabFiles, errors_text
 from sorter.model import Header, Identity, Name, Series, UnitKind
 from sorter.naming import Pattern, folder_name, values_of
 from sorter.plugins import Plugins
@@ -272,4 +272,4 @@ def test_a_copy_that_the_disk_damaged_holds_the_lab_until_its_file_comes_again(
 def test_the_page_of_errors_says_what_and_what_to_do() -> None:
     said = errors_text(faults('[naming]\nfolder = "../x"'))
     assert "lab.toml:2: naming.folder" in said
-    assert "save the file" in said
+    assert "Mend what is named" in said

@@ -7,7 +7,7 @@ import json
 import os
 import queue
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,19 @@ from click.testing import CliRunner
 
 from sorter.builtin.path_target import PathTarget, mark
 from sorter.cli.main import sorter as command
-from sorter.config.lab import Deliver, Naming, Rule, read_lab
-from sorter.daemon.lab_folders import LabFolders
+from sorter.config.lab import Deliver, Naming, Notifications, Rule, read_lab
 from sorter.deliver.lane import Lane
-from sorter.deliver.target import LabSeen, Later, Refused
+from sorter.deliver.target import LabLook, LabSeen, Later, Refused, Wanted
 from sorter.durable import Files
 from sorter.errors import TryLater
+from sorter.labs.asking import Request, read_request
+from sorter.labs.corners import ERRORS, LabCorners
+from sorter.labs.news import News
+from sorter.labs.requests import Requests
+from sorter.labs.scans import Scans
 from sorter.model import Name
+from sorter.spool import Spool
+from sorter.spool.labs import LabRecords
 from sorter.testing.running import RunningSorter
 from sorter.testing.synthetic import Plan, localizer
 from sorter.testing.waiting import wait_until
@@ -44,8 +50,33 @@ def corner(root: Path) -> Path:
     return root / ".sorter"
 
 
-def look(root: Path, known: str = "", errors: str = "") -> LabSeen:
-    return PathTarget({"root": str(root)}).look_at_lab(known, errors)
+class Pages:
+    """What a look is given to write: a `Source` of texts."""
+
+    def __init__(self, folder: Path, texts: Mapping[str, str]) -> None:
+        self.texts = list(texts.values())
+        self.pages = tuple(
+            Wanted(name, hashlib.sha256(text.encode()).hexdigest(), len(text.encode()), str(number))
+            for number, (name, text) in enumerate(texts.items())
+        )
+        self.folder, self.given = folder, 0
+
+    def __call__(self, index: int) -> int:
+        self.given += 1
+        path = self.folder / f"page-{index}"
+        path.write_text(self.texts[index])
+        return os.open(path, os.O_RDONLY)  # the test's process ends soon enough
+
+    def will_need(self, indices: Sequence[int]) -> None:
+        """Nothing is fetched ahead."""
+
+
+def look(root: Path, known: str = "", errors: str = "", target: PathTarget | None = None, **pages: str) -> LabSeen:
+    """As a worker looks; `errors` is what ERRORS.txt should say, `pages` those of other names, "_" for their dots."""
+    texts = {**({ERRORS: errors} if errors else {}), **{name.replace("_", "."): text for name, text in pages.items()}}
+    source = Pages(root.parent, texts)
+    job = LabLook(known, {}, source.pages, () if errors else (ERRORS,))
+    return (target or PathTarget({"root": str(root)})).look_at_lab(job, source)
 
 
 def test_a_file_is_brought_once(root: Path, corner: Path) -> None:
@@ -130,7 +161,7 @@ def test_python_beside_it_is_refused_and_the_file_counts(root: Path, corner: Pat
     (corner / "lab.toml").write_bytes(MINE)
     seen = look(root)
     assert seen.state == "new"
-    assert "is not run" in seen.beside
+    assert "is not run" in seen.beside[0]
 
 
 def test_the_page_of_errors_is_written_and_goes(root: Path, corner: Path) -> None:
@@ -141,7 +172,7 @@ def test_the_page_of_errors_is_written_and_goes(root: Path, corner: Path) -> Non
     look(root, errors="wrong")
     assert page.stat().st_ino == before
     look(root)
-    assert sorted(os.listdir(corner)) == ["id"]
+    assert sorted(os.listdir(corner)) == ["id", "requests"]
 
 
 def test_a_link_in_the_place_of_the_page_is_not_followed(root: Path, corner: Path, tmp_path: Path) -> None:
@@ -166,13 +197,15 @@ class Outlet:
         self.lane = Lane("memory", "sorter.builtin.path_target:PathTarget", settings, lambda *_: 0, lambda *_: None)
         self.answers: queue.Queue[None] = queue.Queue()
 
-    def look_at_lab(self, lab: str, known: str, errors: str, tell: Callable[[LabSeen | Later | Refused], None]) -> bool:
+    def look_at_lab(
+        self, lab: str, job: LabLook, opened: Callable[[Wanted], int], tell: Callable[[LabSeen | Later | Refused], None]
+    ) -> bool:
         assert lab == "memory"
-        self.lane.look_at_lab(known, errors, lambda seen: (tell(seen), self.answers.put(None))[0])
+        self.lane.look_at_lab(job, opened, lambda seen: (tell(seen), self.answers.put(None))[0])
         return True
 
 
-def test_a_lab_edits_its_file_and_reads_what_is_wrong(root: Path, corner: Path) -> None:
+def test_a_lab_edits_its_file_and_reads_what_is_wrong(root: Path, corner: Path, tmp_path: Path) -> None:
     taken: list[bytes | None] = []
     said: list[tuple[str, ...]] = []
     outlet = Outlet(root)
@@ -181,8 +214,15 @@ def test_a_lab_edits_its_file_and_reads_what_is_wrong(root: Path, corner: Path) 
         taken.append(data)
         return ("lab.toml:1: no",) if data == b"wrong" else ()
 
-    folders = LabFolders(outlet, take, lambda _, faults: said.append(tuple(faults)), every=30.0)  # type: ignore[arg-type]
-    folders.configure(["memory"], 30.0)
+    spool = Spool(tmp_path / "spool", Files())
+    spool.create()
+    records = LabRecords(spool.labs, spool.files)
+    folders = LabCorners(
+        outlet, records, take, lambda _, faults: said.append(tuple(faults)),  # type: ignore[arg-type]
+        Scans(records, lambda: True), News(records, lambda _: None),
+        Requests(spool, records, outlet, lambda: None),  # type: ignore[arg-type]
+    )  # fmt: skip
+    folders.configure({"memory": str(root)}, 30.0)
     now = 0.0
 
     def seen() -> None:
@@ -222,15 +262,28 @@ def test_a_lab_edits_its_file_and_reads_what_is_wrong(root: Path, corner: Path) 
 def test_the_examples_of_the_page_are_right() -> None:
     usual = {"dicom": Name("{subject}", "x.dcm"), "nifti": Name("{subject}", "x")}
     examples = re.findall(r"^```toml\n(.*?)^```", DOCS.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert len(examples) == 3
-    for example in examples:
+    assert len(examples) == 5
+    request, *rules = examples
+    assert read_request(request.encode(), "pilot.toml").dest == "pilot"
+    for example in rules:
         assert read_lab(example.encode(), usual) != read_lab(b"", usual)
 
 
-@pytest.mark.parametrize(("heading", "model"), [("[naming]", Naming), ("[deliver]", Deliver), ("[[rules]]", Rule)])
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [
+        ("### `[naming]`", Naming),
+        ("### `[deliver]`", Deliver),
+        ("### `[notifications]`", Notifications),
+        ("### `[[rules]]`", Rule),
+        ("## Every key of a request", Request),
+    ],
+)
 def test_every_key_is_on_the_page_and_no_other(heading: str, model: type) -> None:
-    section = DOCS.read_text().split(f"### `{heading}`\n")[1].split("\n#")[0]
-    assert re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) == list(model.model_fields)
+    section = DOCS.read_text().split(f"{heading}\n")[1].split("\n#")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) == [
+        each.rstrip("_") for each in model.model_fields
+    ]
     assert all(field.description for field in model.model_fields.values())
 
 

@@ -45,6 +45,10 @@ class LabFiles:
                 if self.in_force[lab] is None:
                     log.error("lab %s: the last good copy of its lab.toml is damaged; its series are held", lab)
 
+    def in_force_of(self, lab: str) -> LabFile | None:
+        """What a lab says; None where it says nothing, or it is not known."""
+        return self.in_force.get(lab)
+
     def give(self, plugins: Plugins) -> None:
         """Let the naming of these plugins heed what the labs say."""
         plugins.give("naming", {"labs": {lab: found for lab, found in self.in_force.items() if found is not None}})
@@ -86,15 +90,8 @@ def _kept(data: bytes) -> LabFile | None:
         return None
 
 
-def errors_text(faults: Iterable[str]) -> str:
-    """Of `.sorter/ERRORS.txt`: what is wrong with the lab's file, and what to do."""
-    return "\n".join(
-        (
-            "lab.toml cannot be used as it is. The last one that was right stays in force, and nothing is lost.",
-            "",
-            *faults,
-            "",
-            "Mend the lines that are named, and save the file; within a minute this page goes by itself.",
-            "",
-        )
-    )
+def errors_text(faults: Sequence[str], beside: Sequence[str] = ()) -> str:
+    """Of `.sorter/ERRORS.txt`: what is wrong with the lab's file and in its corner, and what to do."""
+    says = "lab.toml cannot be used as it is. The last one that was right stays in force, and nothing is lost."
+    lines = [*([says, "", *faults, ""] if faults else []), *beside, *([""] if beside else [])]
+    return "\n".join([*lines, "Mend what is named, and save it; within a minute this page goes by itself.", ""])

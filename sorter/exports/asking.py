@@ -1,0 +1,102 @@
+"""What somebody asks for, and what of it can be had: the same for the command and for a lab's request file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sorter.errors import SorterError
+from sorter.exports.choosing import Choice, Subject
+from sorter.exports.copying import Copy
+from sorter.exports.finding import Found, Made
+from sorter.exports.naming import Naming, plan_copies, plan_products
+from sorter.exports.source import Source
+from sorter.spool import UnitSummary
+from sorter.summaries import in_order
+
+NIFTI = "nifti"
+"""The product that `--nifti` copies."""
+
+_WORDS = {NIFTI: "NIfTI"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Whom, which of their series, and under which names. `product`: copied in place of the images."""
+
+    subjects: Sequence[Subject]
+    choice: Choice
+    names: Naming
+    new_name: str = ""
+    product: str = ""
+
+
+@dataclass(slots=True)
+class Chosen:
+    """The series that fit; what a list calls their subjects; who was asked for and is not there."""
+
+    found: list[Found] = field(default_factory=list)
+    new_names: dict[str, str] = field(default_factory=dict)  # by key of a series
+    missing: list[Subject] = field(default_factory=list)
+
+
+def meant(units: Sequence[UnitSummary], wanted: Sequence[Subject]) -> list[UnitSummary]:
+    """Those that may be meant: by ID where that is enough, so that not all that there is has to be read."""
+    every = in_order([unit for unit in units if unit.state != "withdrawn"])
+    ids = {each.text.casefold() for each in wanted if not each.is_glob}
+    by_id = [unit for unit in every if (unit.subject or "").casefold() in ids]
+    enough = by_id and {(unit.subject or "").casefold() for unit in by_id} == ids
+    return by_id if enough else every
+
+
+def choose(every: Sequence[Found], asked: Asked) -> Chosen:
+    """Of these, each once. SorterError: a name fits several subjects, or one new name is for several."""
+    found: dict[str, Found] = {}
+    chosen = Chosen()
+    narrowed = [each for each in every if asked.choice.fits(each)]
+    for one in asked.subjects:
+        fits = one.among(narrowed)
+        if not fits:
+            chosen.missing.append(one)
+        for each in fits:
+            found.setdefault(each.key, each)
+            if one.new_name:
+                chosen.new_names.setdefault(each.key, one.new_name)
+    chosen.found = list(found.values())
+    if asked.new_name:
+        if len({each.subject for each in chosen.found}) > 1:
+            says = " ".join(each.text for each in asked.subjects)
+            raise SorterError(f"--as {asked.new_name} is for one subject, and {says} fits several; a list names each")
+        chosen.new_names = dict.fromkeys(found, asked.new_name)
+    return chosen
+
+
+def plan(source: Source | None, chosen: Chosen, asked: Asked) -> tuple[list[Copy], list[str]]:
+    """What is copied, and a sentence for each series of which there is nothing to copy."""
+    if source is None or not asked.product:
+        return plan_copies(chosen.found, asked.names, chosen.new_names), []
+    made: list[tuple[Found, Made]] = []
+    lacking = []
+    for series in chosen.found:
+        there, title = source.made(series, asked.product), f"{series.subject} {series.number} {series.description}"
+        if there is None:
+            says = "there is none (yet): it is made when the series is published, if the lab has a plugin that makes it"
+            lacking.append(f"no {_WORDS.get(asked.product, asked.product)} of {title.strip()}: {says}")
+        elif not there.product.files:
+            says = f"there was nothing to make ({there.product.nothing})"
+            lacking.append(f"no {_WORDS.get(asked.product, asked.product)} of {title.strip()}: {says}")
+        else:
+            made.append((series, there))
+    return plan_products(made, asked.names, chosen.new_names), lacking
+
+
+def rows(found: Sequence[Found]) -> list[Mapping[str, str | int | None]]:
+    """The session as a table."""
+    return [
+        {
+            "subject": each.subject, "date": each.text("StudyDate"), "number": each.number,
+            "description": each.description, "images": len(each.images), "verdict": each.verdict,
+            "lab": each.identity.lab,
+        }
+        for each in found
+    ]  # fmt: skip

@@ -1,0 +1,109 @@
+"""The labs' own corners, each looked at now and then by the worker of that lab: `sort` touches no lab's folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sorter.deliver.target import LabLook, LabSeen, Later, Refused, Wanted
+from sorter.labs.files import errors_text
+from sorter.labs.news import News
+from sorter.labs.pages import page
+from sorter.labs.requests import Requests
+from sorter.labs.scans import Scans
+from sorter.model import Event
+from sorter.pipeline.outlets import Outlets
+from sorter.spool import UnitSummary
+from sorter.spool.labs import LabRecords
+
+ERRORS = "ERRORS.txt"
+
+
+@dataclass(slots=True)
+class _Known:
+    """Of one lab: what its file was when it was last seen, what is wrong with it, when to look again."""
+
+    digest: str = ""
+    faults: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()  # that the lab should read
+    errors: Wanted | None = None  # its page of them
+    due: float = 0.0
+    asked: bool = False
+
+
+@dataclass(slots=True)
+class LabCorners:
+    """`take` is told of a file that is another one than before (None: it is gone), and answers with what is wrong with
+    it, in sentences for the lab; `say` is told of all that is wrong, once it was seen and whenever it changed."""
+
+    outlets: Outlets
+    records: LabRecords
+    take: Callable[[str, bytes | None], tuple[str, ...]]
+    say: Callable[[str, Sequence[str]], None]
+    scans: Scans
+    news: News
+    requests: Requests
+    every: float = 30.0
+    _labs: dict[str, _Known] = field(default_factory=dict)
+    _seen: deque[tuple[str, LabLook, LabSeen | Later | Refused]] = field(default_factory=deque)
+
+    def configure(self, roots: Mapping[str, str], every: float) -> None:
+        """These labs from now on; each is looked at anew: what the admin changed may have made it right."""
+        self.every = every
+        self._labs = {lab: _Known() for lab in roots}
+        self._seen.clear()
+        self.scans.configure(roots)
+        self.requests.configure(roots)
+
+    def told(self, what: UnitSummary | Event) -> None:
+        """How a series stands now, or something that happened."""
+        if isinstance(what, Event):
+            self.news.heed(what)
+        else:
+            self.scans.heed(what)
+
+    def turn(self, now: float) -> float:
+        """Take up what was seen, and look where it is time to; returns when to be called again at the latest."""
+        while self._seen:
+            lab, job, seen = self._seen.popleft()
+            if lab in self._labs:
+                self._labs[lab].asked = False
+                if isinstance(seen, LabSeen):  # else its folder is away: what it said last stays in force
+                    self._heed(lab, job, seen, now)
+        until = self.requests.turn(now)
+        for lab, known in self._labs.items():
+            if self.requests.is_fresh(lab):
+                known.due = now
+            if not known.asked and known.due <= now:
+                known.asked, known.due = self._look(lab, known), now + self.every
+        return min([until, *(known.due for known in self._labs.values() if not known.asked)])
+
+    def _look(self, lab: str, known: _Known) -> bool:
+        errors = [known.errors] if known.errors is not None else []
+        pages = (*errors, *self.scans.pages(lab), *self.news.pages(lab), *self.requests.pages(lab))
+        job = LabLook(known.digest, self.requests.answered(lab), pages, () if errors else (ERRORS,))
+
+        def tell(seen: LabSeen | Later | Refused) -> None:
+            self._seen.append((lab, job, seen))
+
+        return self.outlets.look_at_lab(lab, job, lambda each: self.records.open(lab, each.file), tell)
+
+    def _heed(self, lab: str, job: LabLook, seen: LabSeen, now: float) -> None:
+        known = self._labs[lab]
+        self.requests.told(lab, job.pages)
+        self.requests.heed(lab, seen.requests)
+        if seen.state == "refused":
+            known.digest, known.faults = "", (seen.why,)
+        elif seen.state != "same":
+            data = bytes.fromhex(seen.text) if seen.state == "new" else None
+            known.faults = self.take(lab, data)
+            known.digest = "" if data is None else hashlib.sha256(data).hexdigest()
+        told = (*known.faults, *seen.beside)
+        self.say(lab, told)
+        if told != known.told:
+            known.told, known.due = told, now  # the lab should read it at once
+            known.errors = (
+                page(self.records, lab, ERRORS, errors_text(known.faults, seen.beside).encode()) if told else None
+            )

@@ -1,0 +1,69 @@
+"""`NEWS.txt` of each lab: what happened, newest first. The lab says in its lab.toml of what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sorter.config.lab import LabFile
+from sorter.deliver.target import Wanted
+from sorter.labs.pages import described, page
+from sorter.model import Event, Study
+from sorter.spool.labs import LabRecords
+
+PAGE = "NEWS.txt"
+
+MOST_LINES = 300
+"""Of the page; what is older is forgotten."""
+
+
+@dataclass(slots=True)
+class News:
+    """`says` is what a lab's file says, None where it is damaged or there is none."""
+
+    records: LabRecords
+    says: Callable[[str], LabFile | None]
+    _pages: dict[str, Wanted] = field(default_factory=dict)
+
+    def heed(self, event: Event) -> None:
+        """Something happened; it may be nobody's news."""
+        lab = event.details.get("lab") or (event.study.lab if event.study is not None else None)
+        if lab is None:
+            return
+        wanted = (self.says(lab) or LabFile()).notifications.news
+        kind, says = _sentence(event)
+        if not says or kind not in wanted:
+            return
+        lines = [f"{event.at[:16].replace('T', ' ')}  {_plain(says)}"]
+        lines += self.records.read_page(lab, PAGE).decode(errors="replace").splitlines()
+        self._pages[lab] = page(self.records, lab, PAGE, "".join(f"{each}\n" for each in lines[:MOST_LINES]).encode())
+
+    def pages(self, lab: str) -> list[Wanted]:
+        if lab not in self._pages:
+            data = self.records.read_page(lab, PAGE)
+            if not data:
+                return []
+            self._pages[lab] = described(PAGE, data, f"pages/{PAGE}")
+        return [self._pages[lab]]
+
+
+def _sentence(event: Event) -> tuple[str, str]:
+    """Which kind of news it is, and the line; "" for what is no news."""
+    if event.study is not None:
+        return ("incomplete" if event.study.missing else "studies"), _of_study(event.study)
+    if event.kind == "daily_missing":
+        return "daily", f"what comes every day did not come by {event.details['by']} on {event.details['day']}"
+    if event.kind == "daily_came":
+        return "daily", "what comes every day has come now"
+    return "", ""
+
+
+def _of_study(study: Study) -> str:
+    day = f"{study.date[:4]}-{study.date[4:6]}-{study.date[6:8]}" if len(study.date) == 8 else study.date
+    grown = " (more came)" if study.revision > 1 else ""
+    lacks = f"; missing: {', '.join(each.says for each in study.missing)}" if study.missing else ""
+    return f"{study.subject or 'unknown'} of {day}: {len(study.series)} series, {study.images} images{grown}{lacks}"
+
+
+def _plain(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)[:1000]
