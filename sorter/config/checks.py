@@ -22,7 +22,7 @@ def check(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
     yield from _waiting(config, raw)
     yield from _names(config)
     yield from _targets(config, raw)
-    yield from _folders(config)
+    yield from folders(config)
 
 
 def _spool(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
@@ -85,7 +85,7 @@ def _targets(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
                 yield ("labs", name, "targets", str(index)), says
 
 
-def _folders(config: Config) -> Iterator[Fault]:
+def folders(config: Config) -> Iterator[Fault]:
     """No two folders that sorter writes to, or takes from, may be one, or lie in each other: whose would be what is in
     them? What was delivered would be taken again."""
     seen: list[tuple[Key, Path]] = []

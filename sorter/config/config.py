@@ -49,6 +49,7 @@ class Config(Section):
 
     _places: Mapping[Key, str] = PrivateAttr(default_factory=dict)
     _name: str = PrivateAttr(default="")
+    _base: Path = PrivateAttr(default=Path())
     _root_mode: bool = PrivateAttr(default=False)
 
     @property
@@ -127,6 +128,11 @@ class Config(Section):
             if parts[:length] in self._places:
                 return self._places[parts[:length]]
         return self._name or "--root"
+
+    def file_of(self, *key: str | int) -> Path | None:
+        """The file in which a key stands, or should; None where there is no file."""
+        name, _, line = self.locate(*key).rpartition(":")
+        return self._base / name if self._name and line.isdigit() else None
 
     def with_receive(self, *, host: str | None = None, port: int | None = None) -> Config:
         """The same, listening elsewhere. ConfigError where there is no such host."""

@@ -288,6 +288,7 @@ class _Reader(Tables):
             plugins=self._plugins(),
         )
         config._places, config._name, config._root_mode = self._sources.places, self._sources.name, root is not None
+        config._base = self._sources.base
         from sorter.config.checks import check
 
         for key, says in check(config, self._raw):

@@ -149,6 +149,7 @@ class Parts:
     lab_files: LabFiles
     wake: InitVar[Callable[[], None]]
     lab_corners: LabCorners = field(init=False)
+    reread: Callable[[], None] = lambda: None  # what to do where a command has changed the configuration
 
     def __post_init__(self, wake: Callable[[], None]) -> None:
         records, pipeline = self.lab_files.records, self.pipeline

@@ -49,6 +49,8 @@ def _do(asked: Mapping[str, Any], parts: Parts) -> None:
     match asked["do"]:
         case "retry":
             parts.retry()
+        case "reload":
+            parts.reread()
         case "complete":
             pipeline.complete(str(asked["key"]))
         case "ask":

@@ -64,6 +64,7 @@ class Sort:
         self._lock = self._spool.lock()
         self._spool.clear_temporary()
         self._parts = assemble(config, self._spool, self._wake.set)
+        self._parts.reread = self._take_up_configuration
         mark_defaults(config, self._files)
         self._door: Doorkeeper | None = None
         self._socket = config.socket
