@@ -16,6 +16,7 @@ from rich.table import Table
 
 from sorter.cli.by_letter import Corner, ask, corner_above
 from sorter.cli.common import Where, console, literal, open_source, with_where
+from sorter.cli.standing import Lasting, from_now_on
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.exports import (
@@ -88,10 +89,12 @@ def _path(context: click.Context, name: str) -> Path | None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--force", is_flag=True, help="Overwrite what is there with other content.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--from-now-on", "lasting", is_flag=True, help="Copy nothing: such series come to DEST by themselves.")
+@click.option("--yes", is_flag=True, help="With --from-now-on: do not ask.")
 @with_where
 def rename_command(
     where: Where, subject: str, dest: Path | None, folder: Path | None, pattern: str, new_name: str,
-    nifti: bool, as_list: bool, dry_run: bool, force: bool, as_json: bool, **flags: str,
+    nifti: bool, as_list: bool, dry_run: bool, force: bool, as_json: bool, lasting: bool, yes: bool, **flags: str,
 ) -> None:  # fmt: skip
     """It copies; the originals stay. The series of SUBJECT go to the folder DEST, under names a person can read.
 
@@ -113,6 +116,12 @@ def rename_command(
         NIFTI if nifti else "",
     )
     source = None if folder else _source(where, dest)
+    if lasting:
+        if folder or new_name or nifti or force or as_list or as_json or dest is None:
+            raise SorterError("--from-now-on goes with SUBJECT DEST, --series, --modality, --lab, --name and --dry-run")
+        late = None if isinstance(source, Corner) else source
+        from_now_on(where, late, Lasting(subject, asked.choice, pattern, dest), dry_run=dry_run, yes=yes)
+        return
     if isinstance(source, Corner):
         more: dict[str, str | bool] = {
             "name": pattern, "as": new_name, "nifti": nifti, "list": as_list, "dry_run": dry_run, "force": force

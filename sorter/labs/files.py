@@ -58,7 +58,7 @@ class LabFiles:
         if data == self.records.good(lab) and self.in_force.get(lab, LabFile()) is not None:
             return Taken()
         try:
-            found = read_lab(data or b"", _usual(plugins, (DICOM, *products)))
+            found = self.read(data or b"", plugins, products)
         except ConfigError as error:
             return Taken(tuple(error.faults))
         self.records.keep(lab, data)
@@ -67,6 +67,10 @@ class LabFiles:
             self.in_force[lab] = found
         self.give(plugins)
         return Taken(changed=True)
+
+    def read(self, data: bytes, plugins: Plugins, products: Iterable[str]) -> LabFile:
+        """ConfigError: every fault of this text, where these products are made."""
+        return read_lab(data, _usual(plugins, (DICOM, *products)))
 
     def say(self, lab: str, faults: Sequence[str]) -> None:
         """What is wrong with the lab's file now, for `status`; nothing, once it is mended."""

@@ -753,10 +753,7 @@ class Pipeline:
             key for key in sorted(self._waiting) if (known := Unit(self.spool, key).summary()) and known.lab == lab
         ]
         for key in asked:
-            with self._apart(key):
-                live = self.live(key)
-                self.resume(live)
-                self._sum_up(live)
+            self.again(key)
         return len(asked), sum(key not in self._waiting for key in asked)
 
     def complete(self, key: str) -> None:

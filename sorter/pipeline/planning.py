@@ -182,7 +182,7 @@ class Planner:
             return new
         names, pattern = new.names, Pattern(new.pattern.file, file=True)
         anew = identity != previous.identity and _OF_A_SUBJECT.intersection(pattern.fields)
-        if new.product == DICOM and not anew:
+        if new.product == DICOM and not anew and new.pattern.file == before.pattern.file:
             names = instance_names(pattern, _whole(unit), values_of({}, identity), _names(unit, before))
         return replace(new, names=names, since=before.since)
 

@@ -1,0 +1,209 @@
+"""`sorter rules`: what a lab's own file says, tried on what came, and applied to what was delivered."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sorter.cli.by_letter import corner_above
+from sorter.cli.common import F, Where, account, console, open_spool, with_where
+from sorter.cli.look import title_of
+from sorter.cli.standing import OwnFile
+from sorter.config import Config
+from sorter.config.rewriting import without_rule
+from sorter.daemon.assembly import load_plugins, planner_of
+from sorter.daemon.requests import request
+from sorter.durable import Files
+from sorter.errors import SorterError, did_you_mean
+from sorter.exports.standing import sentence
+from sorter.labs.files import LabFiles
+from sorter.matching import day_of
+from sorter.model import Delivery, Plan, plain
+from sorter.pipeline.deciding import decision
+from sorter.pipeline.planning import Planner
+from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.labs import LabRecords
+from sorter.summaries import in_order, summaries
+
+_MOST_SAID = 40  # series
+
+
+@click.group("rules", invoke_without_command=True)
+@click.option("--lab", help="The lab; by default the one in whose folder you are, or all.")
+@with_where
+def rules_command(where: Where, lab: str | None) -> None:
+    """The rules that labs wrote into their own files, `.sorter/lab.toml`; they say what comes where from now on."""
+    ctx = click.get_current_context()
+    ctx.obj = (where, lab)
+    if ctx.invoked_subcommand is not None:
+        return
+    for name, own in _files(where, lab):
+        _list(name, own)
+
+
+def with_given(command: F) -> F:
+    """`-c`, `--root` and `--lab` may stand before or after the subcommand; it is called with `where` and `lab`."""
+
+    @click.option("--lab", help="The lab.")
+    @with_where
+    @functools.wraps(command)
+    def wrapped(where: Where, lab: str | None, *args: Any, **kwargs: Any) -> Any:
+        before, lab_before = click.get_current_context().obj
+        given = where if where.path or where.root else before
+        return command(*args, where=given, lab=lab or lab_before, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _files(where: Where, lab: str | None) -> list[tuple[str, OwnFile]]:
+    """The own file of this lab, of the lab in whose folder one is, or of all."""
+    files = Files()
+    here = corner_above(Path(), files) if lab is None and where.path is None and where.root is None else None
+    if here is not None:
+        return [("", OwnFile(here.root, files))]
+    config = where.load()
+    if lab is not None and lab not in config.labs:
+        raise SorterError(f"lab {lab} is not configured{did_you_mean(lab, config.labs)}")
+    return [(name, OwnFile(config.lab_root(name), files)) for name in ([lab] if lab else config.labs)]
+
+
+def _list(name: str, own: OwnFile) -> None:
+    rules = own.rules().rules
+    of = f"Lab {name}" if name else str(own.root)
+    console.print(
+        f"{of}: {len(rules) or 'no'} rule{'s' * (len(rules) != 1)} in {own.path}", soft_wrap=True, markup=False
+    )
+    for number, rule in enumerate(rules, start=1):
+        by = ", ".join(filter(None, (rule.author, rule.date)))
+        says = f" ({rule.says})" if rule.says else ""
+        console.print(f"{number:4}  {sentence(rule)}{says}{f' By {by}.' if by else ''}", soft_wrap=True, markup=False)
+
+
+@rules_command.command("remove")
+@click.argument("number", type=click.IntRange(min=1))
+@with_given
+def remove_command(where: Where, lab: str | None, number: int) -> None:
+    """The rule of this number goes. What was delivered by it stays where it is."""
+    found = _files(where, lab)
+    if len(found) > 1:
+        raise SorterError(f"of which lab? give --lab, one of {', '.join(name for name, _ in found)}")
+    [(_, own)] = found
+    rules = own.rules().rules
+    if number > len(rules):
+        raise SorterError(f"{own.path} has {len(rules)} rules; `sorter rules` lists them")
+    own.write(without_rule(own.read(), number))
+    console.print(f"Removed: {sentence(rules[number - 1])}", soft_wrap=True, markup=False)
+
+
+# --- what they would do ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A series that the rules of now would have elsewhere than it is."""
+
+    unit: UnitSummary
+    before: Plan
+    now: Plan
+
+    def __str__(self) -> str:
+        was, will = ({_place(each): each for each in plan.deliveries} for plan in (self.before, self.now))
+        said = [f"{_shown(was[each])} goes" for each in was if each not in will]
+        said += [f"{_shown(will[each])} is new" for each in will if each not in was]
+        said += [f"{_shown(was[each])} goes to {will[each].folder}" for each in was.keys() & will.keys()
+                 if _differ(was[each], will[each])]  # fmt: skip
+        return f"{title_of(self.unit)}: {'; '.join(said)}"
+
+
+def _place(delivery: Delivery) -> tuple[str, str]:
+    return delivery.product, delivery.target
+
+
+def _shown(delivery: Delivery) -> str:
+    return f"{delivery.product} in {delivery.target}: {delivery.folder}"
+
+
+def _differ(before: Delivery, now: Delivery) -> bool:
+    return before.folder != now.folder or before.pattern.file != now.pattern.file
+
+
+def _moves(config: Config, spool: Spool, lab: str | None, since: str) -> Iterator[Move]:
+    """Of what was delivered to this lab, or to any, of studies of this day or later."""
+    planner = _planner(config, spool, lab)
+    for summary in in_order(summaries(spool)):
+        if summary.lab is None or (lab or summary.lab) != summary.lab or summary.study_date < since:
+            continue
+        unit = Unit.load(spool, summary.key)
+        before, revision = unit.latest_plan(), unit.latest_revision()
+        if before is None or revision is None or unit.withdrawn or unit.held:
+            continue
+        now = planner.plan(unit, revision, None)
+        if isinstance(now, Plan) and _is_moved(before, now):
+            yield Move(summary, before, now)
+
+
+def _is_moved(before: Plan, now: Plan) -> bool:
+    was, will = ({_place(each): each for each in plan.deliveries} for plan in (before, now))
+    return was.keys() != will.keys() or any(_differ(was[place], will[place]) for place in was)
+
+
+def _planner(config: Config, spool: Spool, lab: str | None) -> Planner:
+    """One that obeys the labs' files as they are now, and the last good ones of labs whose root is away."""
+    plugins, kept = load_plugins(config, Files()), LabFiles(LabRecords(spool.labs, spool.files))
+    kept.load(config.labs)
+    for name in [lab] if lab else config.labs:
+        own = OwnFile(config.lab_root(name), Files())
+        if own.files.exists(own.root / ".sorter"):
+            kept.in_force[name] = kept.read(own.read().encode(), plugins, planner_of(config, plugins).products)
+    kept.give(plugins)
+    return planner_of(config, plugins, kept.in_force)
+
+
+@rules_command.command("try")
+@click.argument("since", default="30d", metavar="30d|DAY")
+@with_given
+def try_command(where: Where, lab: str | None, since: str) -> None:
+    """What the rules of now would have done with what came since then. Nothing is changed."""
+    config = where.load()
+    moves = list(_moves(config, open_spool(config), lab, day_of(since)))
+    _tell(moves, f"since {since}")
+    if moves:
+        console.print("Nothing was changed; `sorter rules apply` moves them.")
+
+
+@rules_command.command("apply")
+@click.option("--since", default="", help="Only studies of this day or later: YYYY-MM-DD, tuesday, 30d.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@with_given
+def apply_command(where: Where, lab: str | None, since: str, yes: bool) -> None:
+    """What was delivered moves to where the rules of now want it. What a lab edited or added there stays."""
+    config = where.load()
+    spool = open_spool(config)
+    moves = list(_moves(config, spool, lab, day_of(since) if since else ""))
+    _tell(moves, f"since {since}" if since else "in all")
+    if not moves:
+        return
+    if not yes and not click.confirm("Move them?"):
+        console.print("Nothing was changed.")
+        return
+    said = decision(None, None, account())
+    asked = {"do": "decide", "keys": [each.unit.key for each in moves], "studies": [], "decision": plain(said)}
+    request(spool, f"decide-{time.time_ns():020d}-{said.id[:8]}", asked)
+    console.print(f"{len(moves)} series move as soon as sorter runs; `sorter why` tells what became of each.")
+
+
+def _tell(moves: list[Move], when: str) -> None:
+    if not moves:
+        console.print(f"What was delivered {when} lies where the rules of now want it.", soft_wrap=True, markup=False)
+        return
+    console.print(f"{len(moves)} series {when} would lie elsewhere by the rules of now:", soft_wrap=True, markup=False)
+    for each in moves[:_MOST_SAID]:
+        console.print(f"        {each}", soft_wrap=True, markup=False)
+    if len(moves) > _MOST_SAID:
+        console.print(f"        … and {len(moves) - _MOST_SAID} more")

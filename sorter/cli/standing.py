@@ -1,0 +1,145 @@
+"""`sorter rename … --from-now-on`: what the flags say becomes a rule of the lab, in the lab's own file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sorter.cli.by_letter import CORNER, corner_above
+from sorter.cli.common import Where, account, console
+from sorter.config.lab import LAB_FILE, LabFile, Rule, read_kept
+from sorter.config.rewriting import with_rule
+from sorter.durable import Files
+from sorter.errors import ConfigError, SorterError
+from sorter.exports import Choice, Source, plan_copies
+from sorter.exports.standing import fitting, how_of, sentence, standing_rule
+from sorter.matching import day_of
+
+LOOK_BACK = "30d"
+"""Of so long it is told what the rule would have done."""
+
+_MOST_SAID = 20  # folders
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFile:
+    """The own file of the lab whose folder is `root`."""
+
+    root: Path
+    files: Files
+
+    @property
+    def path(self) -> Path:
+        return self.root / CORNER / LAB_FILE
+
+    def read(self) -> str:
+        """Its text; "" where there is none. SorterError: it cannot be read."""
+        try:
+            return self.files.read_file(self.path).decode()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise SorterError(f"{self.path} cannot be read: {error}") from None
+
+    def rules(self) -> LabFile:
+        """What it says. ConfigError: what is wrong in it, to be mended first."""
+        return read_kept(self.read().encode())
+
+    def write(self, text: str | None) -> None:
+        """The old text or the new one, whatever happens meanwhile. SorterError: `text` could not be made (None), or
+        may not be written."""
+        if text is None:
+            raise SorterError(f"{self.path} is written in a way that only a person should change; edit it by hand")
+        read_kept(text.encode())
+        try:
+            self.files.write_file(self.path, text.encode(), 0o664)
+            self.files.chmod(self.path, 0o664)  # whatever the umask is: others of the lab may go on with it
+        except OSError as error:
+            raise SorterError(
+                f"{self.path} cannot be written ({error.strerror}); are you a member of this lab?"
+            ) from None
+
+
+def lab_of(where: Where, root: Path, given: str) -> str:
+    """The lab whose folder `root` is; `given`, which may be "", where one may not read the configuration.
+
+    SorterError: it is no lab's folder, or another one's.
+    """
+    try:
+        config = where.load()
+    except ConfigError:
+        return given
+    name = next((each for each in config.labs if os.path.realpath(config.lab_root(each)) == str(root)), "")
+    if not name:
+        raise SorterError(f"{root} is no lab's folder; a rule is for series of a lab")
+    if given not in ("", name):
+        raise SorterError(f"{root} is the folder of lab {name}, not of {given}")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """What the flags say of series that are to come to `dest` from now on."""
+
+    subject: str
+    choice: Choice
+    pattern: str
+    dest: Path
+
+
+def from_now_on(where: Where, source: Source | None, asked: Lasting, *, dry_run: bool, yes: bool) -> None:
+    """Say the rule, and what it would have done lately, if there is a `source`; write it if a person agrees."""
+    dest, choice = asked.dest, asked.choice
+    corner = corner_above(dest, Files())
+    if corner is None:
+        raise SorterError(
+            f"{dest} is in no folder that sorter delivers to: a rule is for the lab's own; give one in it"
+        )
+    lab = lab_of(where, corner.root, choice.lab)
+    rule = standing_rule(asked.subject, choice, Path(corner.dest).parts, asked.pattern, account())
+    console.print(f"From now on, for lab {lab}: {sentence(rule)}" if lab else f"From now on: {sentence(rule)}",
+                  soft_wrap=True, markup=False)  # fmt: skip
+    if source is not None:
+        _tell_of_late(source, rule, choice, lab)
+    else:
+        console.print("What it would have done cannot be told from here, where there is only the lab's folder.")
+    if dry_run:
+        return
+    own = OwnFile(corner.root, Files())
+    text = with_rule(own.read(), written(rule))
+    if not yes and not click.confirm(f"Write this into {own.path}?"):
+        console.print("Nothing was changed.")
+        return
+    own.write(text)
+    console.print(
+        "It is written, and counts within a minute; `sorter rules` lists and removes rules. What was delivered stays "
+        "where it is; `sorter rules apply` moves it.", soft_wrap=True
+    )  # fmt: skip
+
+
+def written(rule: Rule) -> dict[str, Any]:
+    """What of it stands in a file."""
+    return {name: value for name, value in rule.model_dump(exclude_none=True).items() if value}
+
+
+def _tell_of_late(source: Source, rule: Rule, choice: Choice, lab: str) -> None:
+    since = day_of(LOOK_BACK)
+    units = [each for each in source.units() if each.study_date >= since and each.state != "withdrawn" and each.lab]
+    labs = {each.lab for each in units}
+    if not lab and len(labs) > 1:
+        raise SorterError(f"which lab's folder is it? give --lab, one of {', '.join(sorted(filter(None, labs)))}")
+    found = fitting(rule, list(source.candidates([each for each in units if each.lab == (lab or each.lab)])), choice)
+    if not found:
+        console.print("Of the last 30 days it would have fit no series.")
+        return
+    copies = plan_copies(source.complete(found), how_of(rule))
+    console.print(f"Of the last 30 days it fits {len(found)} series, which would have come into:")
+    folders = dict.fromkeys(str(Path(each.name).parent) for each in copies)
+    for folder in list(folders)[:_MOST_SAID]:
+        console.print(f"        {folder}/", soft_wrap=True, markup=False)
+    if len(folders) > _MOST_SAID:
+        console.print(f"        … and {len(folders) - _MOST_SAID} more")

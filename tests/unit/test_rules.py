@@ -1,0 +1,189 @@
+"""`rename --from-now-on` and `rules`: what flags say becomes a rule, is listed, tried, applied and removed."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+
+import pytest
+import tomli
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sorter.cli import standing
+from sorter.cli.main import sorter
+from sorter.config.rewriting import with_rule, without_rule
+from tests.crash.scenario import data_set
+from tests.unit.test_fix import site as site
+from tests.unit.test_fix import started, tree
+from tests.unit.test_withdraw import Site
+
+NEW = ["--series", "*T1*", "--from-now-on"]
+USUAL = [f"memory/P1/20260102_1011/{name}" for name in
+         ("001_T1/000-0001-000001.dcm", "001_T1/000-0001-000002.dcm", "002_T1/000-0002-000001.dcm")]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of tests are of one day in January."""
+    monkeypatch.setattr(standing, "LOOK_BACK", "2026-01-01")
+
+
+def say(site: Site, *arguments: str, answer: str = "") -> Result:
+    where = ["-c", str(site.root / "sorter.toml"), "--root", str(site.root)]
+    return CliRunner().invoke(sorter, [*arguments, *where], input=answer)
+
+
+def own(site: Site) -> Path:
+    return site.root / "labs/memory/.sorter/lab.toml"
+
+
+def heed(site: Site) -> None:
+    """What the lab's worker does when it next looks."""
+    assert site.parts.take_lab_file("memory", own(site).read_bytes()) == ()
+
+
+def test_what_flags_say_becomes_a_rule_if_a_person_agrees(site: Site) -> None:
+    dest = str(site.root / "labs/memory/pilots")
+    said = say(site, "rename", "P*", dest, *NEW, answer="n\n")
+    assert said.exit_code == 0, said.output
+    assert "for lab memory: Series of subject P*, called *T1*, come into pilots/{subject}/" in said.output
+    assert "it fits 2 series, which would have come into:" in said.output
+    assert "pilots/P1/20260102_1011/001_T1/" in said.output
+    assert "Nothing was changed" in said.output
+    assert not own(site).exists()
+    assert say(site, "rename", "P*", dest, *NEW, answer="y\n").exit_code == 0
+    [rule] = tomli.loads(own(site).read_text())["rules"]
+    assert (rule["subject"], rule["series"], rule["author"]) == ("P*", "*T1*", getpass.getuser())
+    heed(site)
+    site.receive(data_set(1, series=3), data_set(1, series=4, description="rest"))
+    site.turns(80)
+    assert tree(site) == sorted([
+        *USUAL, "memory/P1/20260102_1011/004_rest/000-0004-000001.dcm",
+        "memory/pilots/P1/20260102_1011/003_T1/000-0003-000001.dcm",
+    ])  # fmt: skip
+
+
+def test_rules_are_listed_tried_applied_and_removed(site: Site) -> None:
+    own(site).write_text('# ours\n[[rules]]\nseries = "2"\nproducts = []\n')
+    dest, pattern = str(site.root / "labs/memory/a"), "{subject}_{SeriesNumber}/"
+    flags = ["--name", pattern, "--modality", "MR", "--from-now-on", "--yes"]
+    assert say(site, "rename", "P1", dest, *flags).exit_code == 0
+    listed = say(site, "rules", "--lab", "memory").output
+    assert "Lab memory: 2 rules in" in listed
+    assert "1  Series of subject P1, of modality MR, come into a/{subject}_{SeriesNumber}" in listed
+    assert f"By {getpass.getuser()}, 20" in listed
+    assert "2  Series numbered 2, are not delivered." in listed
+    heed(site)
+    site.turns(20)
+    assert tree(site) == USUAL  # what was delivered stays
+    tried = say(site, "rules", "try", "2026-01-01", "--lab", "memory").output
+    assert "2 series since 2026-01-01 would lie elsewhere" in tried
+    assert "dicom in memory: P1/20260102_1011/001_T1 goes to a/P1_1" in tried
+    assert "Nothing was changed" in tried
+    assert say(site, "rules", "apply", answer="n\n").exit_code == 0
+    site.turns(20)
+    assert tree(site) == USUAL
+    assert say(site, "rules", "apply", "--yes").exit_code == 0
+    site.turns(20)
+    assert tree(site) == ["memory/a/P1_1/000-0001-000001.dcm", "memory/a/P1_1/000-0001-000002.dcm",
+                          "memory/a/P1_2/000-0002-000001.dcm"]  # fmt: skip
+    assert "lies where the rules of now want it" in say(site, "rules", "apply").output
+    assert say(site, "rules", "remove", "1", "--lab", "memory").exit_code == 0
+    assert own(site).read_text() == '# ours\n[[rules]]\nseries = "2"\nproducts = []\n'
+    assert say(site, "rules", "remove", "2", "--lab", "memory").exit_code == 1
+
+
+def test_file_names_follow_in_the_same_folder(site: Site) -> None:
+    own(site).write_text('[naming]\nfile = "{InstanceNumber}.dcm"\n')
+    heed(site)
+    assert say(site, "rules", "apply", "--yes").exit_code == 0
+    site.turns(20)
+    assert tree(site) == [
+        f"memory/P1/20260102_1011/{name}" for name in ("001_T1/1.dcm", "001_T1/2.dcm", "002_T1/1.dcm")
+    ]
+    again = started(site.root)
+    again.turns(40)
+    assert tree(again) == tree(site)
+
+
+def test_a_lab_finds_its_rules_from_its_own_folder(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    own(site).write_text('[[rules]]\nsubject = "P1"\nbelow = "x"\nsays = "the pilots"\n')
+    (site.root / "labs/memory/P1").mkdir(exist_ok=True)
+    monkeypatch.chdir(site.root / "labs/memory/P1")
+    listed = CliRunner().invoke(sorter, ["rules"]).output
+    assert "Series of subject P1, come into x, below it as usual. (the pilots)" in listed
+    assert CliRunner().invoke(sorter, ["rules", "remove", "1"]).exit_code == 0
+    assert own(site).read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["P1", "{root}/elsewhere"], "is in no folder that sorter delivers to"),
+        (["P1", "{root}/labs/unassigned"], "is no lab's folder"),
+        (["P1", "{root}/labs/memory", "--lab", "vision"], "is the folder of lab memory, not of vision"),
+        (["P1", "{root}/labs/memory/my pilots"], "cannot be named in a rule"),
+        (["P1", "{root}/labs/memory/{{x}}"], "cannot be named in a rule"),
+        (["P1", "{root}/labs/memory", "--since", "30d"], "what is there already"),
+        (["P1", "{root}/labs/memory", "--study", "2026-01-02"], "one that is there already"),
+        (["P1", "{root}/labs/memory", "--as", "P7"], "--from-now-on goes with"),
+        (["One Patient", "{root}/labs/memory"], "give P1 in place of One Patient"),
+        (["P[1", "{root}/labs/memory"], "a [ is never closed"),
+        (["P1", "{root}/labs/memory", "--name", "{{subjct}}/"], "subjct"),
+    ],
+)
+def test_what_no_rule_can_say(site: Site, arguments: list[str], says: str) -> None:
+    done = say(site, "rename", *(each.format(root=site.root) for each in arguments), "--from-now-on", "--yes")
+    assert done.exit_code == 1
+    assert says in str(done.exception)
+    assert not own(site).exists()
+
+
+def test_a_file_with_a_mistake_is_mended_first(site: Site) -> None:
+    own(site).write_text("[naming]\nfoldr = 1\n")
+    done = say(site, "rename", "P1", str(site.root / "labs/memory/x"), "--from-now-on", "--yes")
+    assert done.exit_code != 0
+    assert "lab.toml:2" in str(done.exception)
+    assert own(site).read_text() == "[naming]\nfoldr = 1\n"
+
+
+# --- the text that a person wrote -------------------------------------------------------------------------------------
+
+_COMMENT = st.sampled_from(["", "# a comment\n", "\n", "# [[rules]]\n", "# ä\u2028b\n"])
+_TABLE = st.sampled_from([
+    '[naming]\nfolder = "{subject}"  # here\n', '[[rules]]\nsubject = "A*"\nbelow = "a"\n',
+    '[[rules]]\nmatch = [\n  "Modality=MR", # two\n]\nproducts = []\n', '[deliver]\nproducts = ["dicom"]\n',
+    '[[rules]]\nsays = """\n[[rules]]\n"""\nbelow = "b"\n',
+])  # fmt: skip
+_VALUE = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
+
+
+@given(
+    st.lists(st.tuples(_COMMENT, _TABLE), max_size=5), st.dictionaries(st.sampled_from(["subject", "below"]), _VALUE)
+)
+def test_a_rule_comes_first_and_goes_again_and_nothing_else_changes(
+    parts: list[tuple[str, str]], rule: dict[str, str]
+) -> None:
+    text, seen = "", set[str]()
+    for comment, table in parts:
+        if table.startswith("[[") or table not in seen:
+            text += comment + table
+            seen.add(table)
+    new = with_rule(text, rule)
+    assert new is not None
+    was, now = tomli.loads(text), tomli.loads(new)
+    assert now["rules"] == [rule, *was.get("rules", [])]
+    back = without_rule(new, 1)
+    assert back is not None
+    assert tomli.loads(back) == was
+    assert [line for line in text.split("\n") if line] == [line for line in back.split("\n") if line]
+
+
+def test_what_only_a_person_should_change() -> None:
+    text = 'rules = [{subject = "A", below = "x"}]\n'
+    assert with_rule(text, {"subject": "B"}) is None
+    assert without_rule(text, 1) is None
+    with pytest.raises(IndexError):
+        without_rule(text, 2)
