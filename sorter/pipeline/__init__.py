@@ -106,7 +106,7 @@ class Pipeline:
         records = StudyRecords(self.spool.studies, self.spool.files)
         self.studies = Studies(records, self.units.timing, self.units.at_work, self._summary, self._study_settled)
         self.withdrawing = Withdrawing(self.spool, self.outlets, self.workshop, self._happened)
-        self.deciding = Deciding(self.spool, self.live, self.again, self._whose, self._happened)
+        self.deciding = Deciding(self.spool, self.live, self._whose, self._happened)
         self.reasking = Reasking(self._tell_reasked)
         file = AlarmFile(self.spool.alarms, self.spool.files)
         self.alarms = Alarms(file, self.clocks, self._whose, self._tell_alarm)
@@ -137,6 +137,8 @@ class Pipeline:
         self._query()
         self._try_again()
         self._look_around()
+        for key in self.deciding.take():
+            self.again(key)
         self._ask_about_unassigned()
         while self._touched:
             with self._apart(key := self._touched.pop()):
@@ -174,7 +176,9 @@ class Pipeline:
         return said
 
     def _next(self) -> float:
-        if (self._walk is not None and self._walk_at <= self.now) or not self.reasking.is_over:
+        if (self._walk is not None and self._walk_at <= self.now) or not (
+            self.deciding.is_over and self.reasking.is_over
+        ):
             return self.now
         times: list[float | None] = [*self.settling.due(self.units)]
         times += [self._walk_at] if self._walk is not None else []

@@ -21,8 +21,8 @@ from sorter.spool import Spool
 from sorter.spool.decisions import Claim, Decision
 from sorter.spool.lines import now
 
-REASK_STEP = 5
-"""Units that one turn asks about again, beside its daily work: each is read from its folder."""
+STEP = 5
+"""Units that one turn takes up, or asks about again, beside its daily work: each is read from its folder."""
 
 Trust = Callable[[Series], bool]
 """Is this a series that a lab may claim by itself?"""
@@ -54,21 +54,31 @@ def moved(folder: str | None) -> str:
 class Deciding:
     """Takes decisions up, and keeps what labs claim.
 
-    `live` gives a unit; `again` goes on with one, apart from all others; `whose` says whose the rules say that it is.
+    `live` gives a unit; `whose` says whose the rules say that it is.
     """
 
     spool: Spool
     live: Callable[[str], Live]
-    again: Callable[[str], None]
     whose: Callable[[Live], Identity]
     happened: Callable[..., None]
     trust: Mapping[str, Trust] = field(default_factory=dict)  # by lab: what it may claim without asking anybody
+    _due: deque[str] = field(
+        default_factory=deque
+    )  # of which something was decided; after a restart the walk finds them
 
     def decide(self, keys: Sequence[str], studies: Sequence[str], said: Decision) -> None:
         """A person says this of these units, and of what comes of these studies later."""
         self.spool.decisions.leave(keys, studies, said)
-        for key in keys:
-            self.again(key)
+        self._due.extend(keys)
+
+    def take(self) -> Iterator[str]:
+        """The next units to go on with, for something was decided of them."""
+        for _ in range(min(STEP, len(self._due))):
+            yield self._due.popleft()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._due
 
     def take_up(self, live: Live) -> None:
         """Into its own evidence, once; a series that is new takes up what was decided of its study."""
@@ -158,7 +168,7 @@ class Reasking:
 
     def take(self) -> Iterator[str]:
         """The next ones to be asked about."""
-        for _ in range(min(REASK_STEP, len(self._waiting))):
+        for _ in range(min(STEP, len(self._waiting))):
             yield self._waiting.popleft()
 
     @property

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sorter.durable import Files
+from sorter.durable import PART, Files
 from sorter.model import Identity, Value, build, plain
 from sorter.spool.lines import line
 
@@ -63,14 +63,32 @@ class Decisions:
     def leave(self, keys: Iterable[str], studies: Iterable[str], decision: Decision) -> None:
         """Durable when this returns: it holds of these units, and of what comes later of these studies."""
         self._files.make_folders(self._folder)
-        of_studies = {_of_study(uid): decision.after(self._read(_of_study(uid))) for uid in studies}
-        of_units = {key: decision.after(self._read(key)) or decision for key in keys}
-        for name, each in {**of_studies, **of_units}.items():
+        fresh, again = [], {_of_study(uid): decision.after(self._read(_of_study(uid))) for uid in studies}
+        for key in dict.fromkeys(keys):
+            before = self._read(key)
+            if before is None:
+                fresh.append(key)
+            else:
+                again[key] = decision.after(before) or decision
+        for name, each in again.items():
             if each is None:
                 self._remove(name)
-                continue
-            self._files.write_file(self._folder / f"{name}.json", line(plain(each)))
-            self._known().add(name)
+            else:
+                self._files.write_file(self._folder / f"{name}.json", line(plain(each)))
+                self._known().add(name)
+        self._link(fresh, decision)
+
+    def _link(self, keys: Sequence[str], decision: Decision) -> None:
+        """One file under the names of all: of thousands of units, a sync each would take minutes."""
+        if not keys:
+            return
+        whole = self._folder / f"{decision.id}{PART}"
+        self._files.write_file(whole, line(plain(decision)))
+        for key in keys:
+            self._files.link(whole, self._folder / f"{key}.json")
+            self._known().add(key)
+        self._files.unlink(whole)
+        self._files.fsync_folder(self._folder)
 
     def waiting(self, key: str) -> Decision | None:
         """What was decided of this unit and is not in its own evidence yet."""
