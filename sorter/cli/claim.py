@@ -7,10 +7,10 @@ import time
 
 import click
 
-from sorter.cli.common import account, console, open_spool, with_config
+from sorter.cli.common import Where, account, console, open_source, with_where
 from sorter.cli.look import title_of
-from sorter.config import Config
 from sorter.daemon.requests import request
+from sorter.door import Door
 from sorter.errors import SorterError, did_you_mean
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.decisions import Claim
@@ -23,16 +23,20 @@ from sorter.summaries import find_units
 @click.option("--grant", is_flag=True, help="Give it to the lab that claimed it; with --lab, at once to this one.")
 @click.option("--refuse", is_flag=True, help="Leave it unassigned.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@with_config
+@with_where
 def claim_command(
-    config: Config, what: str | None, lab: str | None, grant: bool, refuse: bool, as_json: bool
+    where: Where, what: str | None, lab: str | None, grant: bool, refuse: bool, as_json: bool
 ) -> None:  # fmt: skip
     """Series that belong to no lab are asked for; without arguments, the claims that wait are listed.
 
     A claim is granted at once where `may_claim` of the lab says so, else by whoever runs sorter, with
     `sorter claim CODE --grant`. A series of another lab cannot be claimed: that is for `sorter fix --lab`.
     """
-    spool = open_spool(config)
+    source = open_source(where)
+    if isinstance(source, Door):
+        _at_the_door(source, what, lab, answers=grant or refuse)
+        return
+    config, spool = where.load(), source.spool
     if what is None:
         if lab or grant or refuse:
             raise SorterError("say which: sorter claim UID|SUBJECT --lab LAB, or sorter claim CODE --grant")
@@ -45,6 +49,19 @@ def claim_command(
         if refuse:
             raise SorterError("--refuse answers a claim: sorter claim CODE --refuse")
         _claim(spool, what, lab, granted=grant)
+
+
+def _at_the_door(source: Door, what: str | None, lab: str | None, *, answers: bool) -> None:
+    """A lab's member asks. What there is of it is not said: it is nobody's yet."""
+    if what is None or lab is None or answers:
+        raise SorterError("claim for your lab: sorter claim UID|SUBJECT --lab LAB; to answer is for the admin")
+    source.claim(what, lab)
+    console.print(
+        f"What is here of {what} and belongs to no lab is claimed for {lab}. Where the lab may not claim it by itself, "
+        "the admin of sorter answers; `sorter list` shows it when it is the lab's.",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _claim(spool: Spool, what: str, lab: str, *, granted: bool) -> None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from rich.table import Table
 
 from sorter.cli.by_letter import Corner, ask, corner_above
-from sorter.cli.common import Where, console, literal, open_source, with_where
+from sorter.cli.common import Where, console, literal, open_source, printable, with_where
 from sorter.cli.standing import Lasting, from_now_on
 from sorter.durable import Files
 from sorter.errors import SorterError
@@ -36,6 +36,9 @@ from sorter.exports.asking import NIFTI, Asked, choose, meant, plan, rows
 from sorter.exports.choosing import Subject, subjects
 from sorter.matching import day_of
 from sorter.summaries import in_order
+
+TARGET = "target:"
+"""How a DEST begins that is no folder."""
 
 _MOST_SAID = 20  # lines of each kind of trouble
 
@@ -73,7 +76,7 @@ def _path(context: click.Context, name: str) -> Path | None:
 @click.command("rename")
 @click.argument("subject", shell_complete=_complete)
 @click.argument("dest", type=click.Path(path_type=Path), required=False)
-@click.option("--study", default="", help="Only the study of this day (YYYY-MM-DD) or UID.")
+@click.option("--study", default="", help="Only the study of this day (as for --since) or UID.")
 @click.option("--series", default="", shell_complete=_complete,
               help="Only these: numbers as 3,5-7, or a glob of the description as '*T1*'.")  # fmt: skip
 @click.option("--modality", default="", help="Only this modality, as MR.")
@@ -99,18 +102,19 @@ def rename_command(
     """It copies; the originals stay. The series of SUBJECT go to the folder DEST, under names a person can read.
 
     SUBJECT is an ID, a patient's name, a glob ('sub-*'), a UID, or @list.csv with lines of `subject` or
-    `subject,newname`. A file that is there already is never overwritten; what is there and equal is left, so an
-    interrupted run simply goes on.
+    `subject,newname`. DEST is a folder, or target:NAME[/FOLDER] for a target of your lab, which sorter writes to. A
+    file that is there already is never overwritten; what is there and equal is left, so an interrupted run goes on.
     """
+    target = _target(dest)
     if dest is None and not as_list:
         raise SorterError("say where to: sorter rename SUBJECT DEST; or --list to see what there is")
-    if dest is not None and str(dest).startswith("target:"):
-        raise SorterError(f"{dest}: copies go to folders; what a target gets is said by targets in [labs.NAME]")
     if nifti and folder:
         raise SorterError("NIfTI is made of what is in the store: give --nifti or --from, not both")
+    if target and (folder or force or lasting):
+        raise SorterError(f"{dest}: --from, --force and --from-now-on are for folders; leave them out")
     asked = Asked(
         subjects(subject),
-        Choice(**{**flags, "since": day_of(flags["since"]) if flags["since"] else ""}),
+        Choice(**{**flags, **{name: day_of(flags[name]) for name in ("study", "since") if _is_day(name, flags[name])}}),
         naming(pattern),
         new_name,
         NIFTI if nifti else "",
@@ -142,6 +146,8 @@ def rename_command(
     what = "files" if nifti else "images"
     if dry_run:
         _show(copies, f"{what} of {len(chosen.found)} series", dest, as_json)
+    elif target and source is not None:
+        _send(source, copies, target, as_json)
     else:
         report = _run(source or Disk(Files()), copies, dest, quiet=as_json, force=force)
         _tell(report, what, dest, as_json)
@@ -149,10 +155,23 @@ def rename_command(
             console.print("The files themselves are unchanged: inside them the subject is called as before.")
         if report.failed or report.taken:
             sys.exit(1)
-    for says in [*([] if as_json else lacking), *(f"not found: {each.text}" for each in chosen.missing)]:
-        console.print(says, soft_wrap=True, markup=False)
+    for says in [*lacking, *(f"not found: {each.text}" for each in chosen.missing)]:
+        click.echo(printable(says), err=True)
     if chosen.missing or lacking:
         sys.exit(1)
+
+
+def _target(dest: Path | None) -> tuple[str, str] | None:
+    """(its name, a folder there) where DEST is no folder of this machine."""
+    if dest is None or not str(dest).startswith(TARGET):
+        return None
+    name, _, folder = str(dest).removeprefix(TARGET).partition("/")
+    return name, folder
+
+
+def _is_day(flag: str, text: str) -> bool:
+    """Is it a day, as --since always wants one? --study takes a UID as well."""
+    return bool(text) and (flag == "since" or not re.fullmatch(r"[0-9]+(\.[0-9]+)+|[0-9]{8}", text))
 
 
 def _source(where: Where, dest: Path | None) -> Source | Corner:
@@ -189,6 +208,16 @@ def _in_folder(folder: Path, *, quiet: bool) -> list[Found]:
         for each in left[:_MOST_SAID]:
             console.print(f"  {literal(each.path)}: {each.why}", soft_wrap=True)
     return found
+
+
+def _send(source: Source, copies: Sequence[Copy], target: tuple[str, str], as_json: bool) -> None:
+    name, folder = target
+    source.send(copies, name, folder)
+    if as_json:
+        click.echo(json.dumps({"target": name, "asked": [copy.name for copy in copies]}, indent=1))
+        return
+    says = "as soon as it can; `sorter why` says when they are there."
+    console.print(f"{len(copies)} files are copied to the target {name} by sorter, {says}", soft_wrap=True)
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------

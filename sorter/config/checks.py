@@ -79,10 +79,11 @@ def _targets(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
     written = raw.get("targets")
     known = [*config.labs, *config.targets, *(written if isinstance(written, Mapping) else ())]
     for name, lab in config.labs.items():
-        for index, target in enumerate(lab.targets):
-            if target not in known:
-                says = f'there is no target "{target}"{did_you_mean(target, known) or f"; add [targets.{target}]"}'
-                yield ("labs", name, "targets", str(index)), says
+        for key, targets in (("targets", lab.targets), ("on_demand", lab.on_demand)):
+            for index, target in enumerate(targets):
+                if target not in known:
+                    says = f'there is no target "{target}"{did_you_mean(target, known) or f"; add [targets.{target}]"}'
+                    yield ("labs", name, key, str(index)), says
 
 
 def folders(config: Config) -> Iterator[Fault]:

@@ -355,6 +355,9 @@ class LabConfig(Section):
     """Unix accounts that may see it without being in such a group."""
     targets: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Targets that this lab's series go to besides its root."""
+    on_demand: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Targets that get nothing of the lab by themselves, but to which its people may have copies made, by
+    `sorter rename SUBJECT target:NAME`; to its root and `targets` they may anyway."""
     products: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """What is delivered, as `["dicom", "nifti"]`. Default: everything that the plugins make."""
     expect_daily: Annotated[str, AfterValidator(_daily)] | None = None

@@ -12,21 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sorter.daemon.assembly import Parts
-from sorter.errors import SorterError
 from sorter.model import build
 from sorter.spool import Spool
 from sorter.spool.decisions import Decision
+from sorter.spool.exports import Export
+from sorter.spool.requests import request as request
 
 log = logging.getLogger("sorter.sort")
 
 _LARGEST = 64 << 20  # bytes: the names of a very large series
-
-
-def request(spool: Spool, name: str, what: Mapping[str, Any]) -> None:
-    """Leave a request for the sorting process, whether it runs now or not."""
-    if not spool.files.exists(spool.requests):
-        raise SorterError(f"{spool.root} is no spool that a sorter has started on; check --root or -c")
-    spool.files.write_file(spool.requests / f"{name}.json", json.dumps(what).encode())
 
 
 def answer_requests(spool: Spool, parts: Parts) -> None:
@@ -63,6 +57,8 @@ def _do(asked: Mapping[str, Any], parts: Parts) -> None:
         case "decide":
             keys, studies = ([str(each) for each in asked[name]] for name in ("keys", "studies"))
             pipeline.deciding.decide(keys, studies, build(Decision, asked["decision"]))
+        case "export":
+            pipeline.exporting.begin(build(Export, asked["export"]))
         case "claim":
             keys = [str(each) for each in asked["keys"]]
             pipeline.deciding.claim(keys, str(asked["lab"]), str(asked["by"]), granted=bool(asked["granted"]))

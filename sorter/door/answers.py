@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import sorter.door.requests as ask
 from sorter.door.access import AccessLog
-from sorter.door.terms import Sight, Terms
+from sorter.door.terms import Sight, Terms, name_of
 from sorter.door.wire import MOST_FILES
 from sorter.errors import SorterError
 from sorter.exports import in_store
 from sorter.exports.finding import Made
-from sorter.exports.source import made, part_of, tell
+from sorter.exports.source import LONGEST_NAME, made, part_of, tell
 from sorter.model import DICOM, build, plain
+from sorter.naming import safe_component, short_hash
 from sorter.pipeline.outages import outages
 from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.exports import Export, ExportedFile
+from sorter.spool.exports import ask as request_export
+from sorter.spool.lines import now
+from sorter.spool.requests import request
 from sorter.spool.studies import StudyRecords
 from sorter.summaries import is_called, summaries, summary_of
 
@@ -100,6 +106,24 @@ class Desk:
             return {name: found.folder / name for name, _, _ in found.product.files} if found is not None else {}
         unit = self.shelf.unit(key)
         return {each.file: unit.images / each.file for each in unit.instances.values() if each.deliverable}
+
+    def described(self, key: str, product: str) -> Mapping[str, ExportedFile]:
+        """The same files, with what their copies have to be; without names."""
+        if product:
+            found = self.product(key, product)
+            if found is None:
+                return {}
+            where = found.folder.relative_to(self.spool.unit_folder(key))
+            return {name: ExportedFile("", sha256, size, str(where / name))
+                    for name, sha256, size in found.product.files}  # fmt: skip
+        images = self.shelf.unit(key).instances.values()
+        return {each.file: ExportedFile("", each.sha256, each.size, f"images/{each.file}")
+                for each in images if each.deliverable}  # fmt: skip
+
+    def targets(self) -> frozenset[str]:
+        """Those that the asker's labs may have things copied to."""
+        labs = self.terms.targets if self.sight.admin else self.sight.labs
+        return frozenset(target for lab in labs for target in self.terms.targets.get(lab, ()))
 
     def saw(self, what: str, keys: Sequence[str] = (), **more: int) -> None:
         """Write into the access log, before it is answered. SorterError: this account has filled its part of it."""
@@ -225,6 +249,42 @@ def note(desk: Desk, asked: ask.Note) -> Iterator[Line]:
     yield from ()
 
 
+@answering(ask.Send)
+def send(desk: Desk, asked: ask.Send) -> Iterator[Line]:
+    """The names are checked as if nobody had planned them; sorter writes them, where the asker could not."""
+    desk.series(asked.key)
+    if asked.target not in desk.targets():
+        raise SorterError(f"{asked.target} is no target of your labs; the admin of sorter grants one in [labs.NAME]")
+    names = [*asked.folder.split("/"), *asked.files.values()]
+    if not all(len(name) > 0 and name == safe_component(name, limit=LONGEST_NAME) for name in names):
+        raise SorterError("a target is given folders and files of safe names only: letters, digits and ._+-")
+    if desk.shelf.unit(asked.key).withdrawn:
+        raise SorterError(f"the series {asked.key[:8]} was withdrawn")
+    known = desk.described(asked.key, asked.product)
+    if not asked.files or not known.keys() >= asked.files.keys():
+        raise SorterError("there is no such file of this series")
+    desk.saw("send", [asked.key], files=len(asked.files))
+    files = tuple(replace(known[file], name=name) for file, name in asked.files.items())
+    request_export(desk.spool, Export(asked.key, asked.target, asked.folder, files, desk.sight.uid, now()))
+    yield from ()
+
+
+@answering(ask.Claim)
+def claim(desk: Desk, asked: ask.Claim) -> Iterator[Line]:
+    """Always the same answer: what is there that no lab has is nobody's business yet."""
+    if (not desk.sight.admin and asked.lab not in desk.sight.labs) or asked.lab not in desk.terms.labs:
+        raise SorterError(f"you are not of a lab {asked.lab}; claim for one of your own")
+    if not asked.what or set(asked.what) <= set("*?"):
+        raise SorterError("claim a subject, a study or a series by its name or UID, not all that there is")
+    free = [each for each in summaries(desk.spool) if each.lab is None and is_called(each, asked.what)]
+    keys = [each.key for each in free if each.state not in ("open", "withdrawn")]
+    desk.saw("claim", keys)
+    if keys:
+        what = {"do": "claim", "keys": keys, "lab": asked.lab, "by": name_of(desk.sight.uid), "granted": False}
+        request(desk.spool, f"decide-{time.time_ns():020d}-{short_hash(asked.lab + asked.what)}", what)
+    yield from ()
+
+
 @answering(ask.Why)
 def why(desk: Desk, asked: ask.Why) -> Iterator[Line]:
     found = desk.series(asked.key)
@@ -240,7 +300,7 @@ def status(desk: Desk, asked: ask.Status) -> Iterator[Line]:  # noqa: ARG001  it
     desk.saw("status")
     sight, terms = desk.sight, desk.terms
     labs = sorted(terms.labs if sight.admin else sight.labs)
-    mine = {target for lab in labs for target in terms.targets.get(lab, ())}
+    mine = desk.targets()
     lacking = StudyRecords(desk.spool.studies, desk.spool.files).overview().lacking
     yield {
         "labs": labs,

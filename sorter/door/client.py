@@ -20,7 +20,7 @@ from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.exports import Copy, Found
 from sorter.exports.finding import Made
-from sorter.exports.source import Told
+from sorter.exports.source import Told, parcels
 from sorter.model import Header, build, plain
 from sorter.spool import UnitSummary
 from sorter.spool.unit import instance_from, product_from
@@ -177,6 +177,18 @@ class Door:
         for key, group in itertools.groupby(copies, key=lambda copy: copy.source.parts[0]):
             for _ in self.asked(ask.Note(key, dest, {copy.name: copy.sha256 for copy in group})):
                 pass
+
+    def send(self, copies: Sequence[Copy], target: str, folder: str) -> None:
+        for place, batch in parcels(copies, folder, lambda copy: "/".join(_place(copy)[:2])):
+            key, product, _ = _place(batch[0])
+            files = {_place(copy)[2]: os.path.basename(copy.name) for copy in batch}
+            for _ in self.asked(ask.Send(key, target, place, files, product)):
+                pass
+
+    def claim(self, what: str, lab: str) -> None:
+        """See `sorter.door.requests.Claim`."""
+        for _ in self.asked(ask.Claim(what, lab)):
+            pass
 
 
 _PRODUCTS = "products"

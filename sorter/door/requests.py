@@ -64,6 +64,25 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Send:
+    """Have sorter copy files of a series, or of a product of it, to a folder of a target: names there, by file."""
+
+    key: str
+    target: str
+    folder: str
+    files: Mapping[str, str]
+    product: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Give what no lab has of this name or UID to this lab: what `sorter claim` asks for."""
+
+    what: str
+    lab: str
+
+
+@dataclass(frozen=True, slots=True)
 class Why:
     """The story of a series, as `sorter.exports.source.Told`."""
 

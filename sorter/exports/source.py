@@ -10,13 +10,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from sorter.durable import Files
+from sorter.errors import SorterError
 from sorter.exports.copying import Copy
 from sorter.exports.finding import Found, Made, in_store
 from sorter.model import Study, plain
+from sorter.naming import safe_component
 from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.exports import Export, ExportedFile, ask
+from sorter.spool.lines import now
 from sorter.spool.studies import StudyRecord, StudyRecords, study_key
 from sorter.story import of_study, sentences
 from sorter.summaries import is_called, summaries
+
+MOST_SENT = 4000
+"""Files that a target is asked to take at once: a request is to stay small."""
+
+LONGEST_NAME = 255  # bytes of a file's or folder's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,9 @@ class Source(Protocol):
 
     def remember(self, copies: Sequence[Copy], dest: str) -> None:
         """These are about to be written below `dest`: a withdrawal has to know of it."""
+
+    def send(self, copies: Sequence[Copy], target: str, folder: str) -> None:
+        """Have sorter copy these to one of its targets, below `folder` there. SorterError: that is not allowed."""
 
 
 class Disk:
@@ -108,6 +120,38 @@ class Store(Disk):
             by_unit.setdefault(key, []).append((copy.name, copy.sha256))
         for key, files in by_unit.items():
             Unit(self.spool, key).note_export(dest, os.getuid(), files)
+
+    def send(self, copies: Sequence[Copy], target: str, folder: str) -> None:
+        for place, batch in parcels(copies, folder, self._key):
+            files = []
+            for copy in batch:
+                _, _, *rest = copy.source.relative_to(self.spool.store).parts
+                files.append(ExportedFile(os.path.basename(copy.name), copy.sha256, copy.size, "/".join(rest)))
+            ask(self.spool, Export(self._key(batch[0]), target, place, tuple(files), os.getuid(), now()))
+
+    def _key(self, copy: Copy) -> str:
+        return copy.source.relative_to(self.spool.store).parts[1]
+
+
+def parcels(
+    copies: Sequence[Copy], below: str, key: Callable[[Copy], str]
+) -> Iterator[tuple[str, list[Copy]]]:  # fmt: skip
+    """What goes to a target, as it is asked for: by series and folder, `MOST_SENT` files of them at most.
+
+    SorterError: there would be no folder, or it is no name for one.
+    """
+    for part in below.split("/") if below else ():
+        if part != safe_component(part, limit=LONGEST_NAME):
+            raise SorterError(f"{below} can be no folder of a target; write letters, digits and ._+- only")
+    by_place: dict[tuple[str, str], list[Copy]] = {}
+    for copy in copies:
+        place = os.path.join(below, os.path.dirname(copy.name))
+        if not place:
+            raise SorterError("these names have no folder: say which one of the target, as target:NAME/FOLDER")
+        by_place.setdefault((key(copy), place), []).append(copy)
+    for (_, place), found in by_place.items():
+        for at in range(0, len(found), MOST_SENT):
+            yield place, found[at : at + MOST_SENT]
 
 
 def made(unit: Unit, product: str) -> Made | None:

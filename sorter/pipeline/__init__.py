@@ -27,6 +27,7 @@ from sorter.pipeline.alarms import Alarms, Clocks
 from sorter.pipeline.archives import Read
 from sorter.pipeline.deciding import Deciding, Reasking, decision, moved
 from sorter.pipeline.evidence import Witness
+from sorter.pipeline.exporting import Exporting
 from sorter.pipeline.intake import Intake, Whole
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import NOTHING, NoPlan, Planner, view
@@ -40,6 +41,7 @@ from sorter.plugins import Plugins
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.alarms import AlarmFile
 from sorter.spool.by_sop import BySop
+from sorter.spool.exports import is_export
 from sorter.spool.layout import now as wall_clock
 from sorter.spool.studies import StudyRecord, StudyRecords
 from sorter.spool.unit import Asked
@@ -84,6 +86,7 @@ class Pipeline:
     now: float = 0.0
     settling: Settling = field(init=False)
     studies: Studies = field(init=False)
+    exporting: Exporting = field(init=False)
     withdrawing: Withdrawing = field(init=False)
     alarms: Alarms = field(init=False)
     deciding: Deciding = field(init=False)
@@ -105,7 +108,8 @@ class Pipeline:
         self.settling = Settling(witness, self.units.timing, self.units.at_work, self._publish, self._improve)
         records = StudyRecords(self.spool.studies, self.spool.files)
         self.studies = Studies(records, self.units.timing, self.units.at_work, self._summary, self._study_settled)
-        self.withdrawing = Withdrawing(self.spool, self.outlets, self.workshop, self._happened)
+        self.exporting = Exporting(self.spool, self.outlets)
+        self.withdrawing = Withdrawing(self.spool, self.outlets, self.exporting, self.workshop, self._happened)
         self.deciding = Deciding(self.spool, self.live, self._whose, self._happened)
         self.reasking = Reasking(self._tell_reasked)
         file = AlarmFile(self.spool.alarms, self.spool.files)
@@ -136,6 +140,7 @@ class Pipeline:
         self._collect_removals()
         self._query()
         self._try_again()
+        self._export()
         self._look_around()
         for key in self.deciding.take():
             self.again(key)
@@ -498,7 +503,18 @@ class Pipeline:
                 self._answered(self.live(put.key), target, put, result)
                 self._touched.add(put.key)
 
+    def _export(self) -> None:
+        """Send what people want a target to have copies of."""
+        for key in self.exporting.due():
+            with self._apart(key):
+                self.exporting.send(self.live(key))
+                self._touched.add(key)
+
     def _answered(self, live: Live, target: str, put: Put, result: Result) -> None:
+        if is_export(put.product):
+            self.exporting.answered(live, target, put, result)
+            self.withdrawing.go_on(live)
+            return
         if isinstance(result, Done):
             where = (put.product, target)
             receipt = Receipt(live.key, *where, put.revision, result.folder, result.files, wall_clock(), result.note)
@@ -726,6 +742,7 @@ class Pipeline:
         self.planner, self.plugins = planner or self.planner, plugins or self.plugins
         self.workshop.try_all_again()
         self.outlets.try_all_now()
+        self.exporting.look_again()
         waited = frozenset(self._waiting)
         for key in sorted(waited | {live.key for live in self.units}):
             self.again(key)
@@ -771,6 +788,7 @@ class Pipeline:
             live.unit.hold(why)
             live.unit.tell(f"held: {why}" if why else "released: what waited goes on")
             self._happened("held" if why else "released", live)
+            self.exporting.look_again()
             self.resume(live)
         self._sum_up(live)
 

@@ -31,6 +31,7 @@ from sorter.deliver.target import (
 from sorter.model import DICOM, Receipt
 from sorter.pipeline.outages import Outages
 from sorter.spool import Spool
+from sorter.spool.exports import is_export
 
 SLOW = 30.0
 """Seconds without a sign of life from a target at work, after which a person is told."""
@@ -103,6 +104,8 @@ class Outlets:
         folder = self._spool.unit_folder(put.key)
         if put.product == DICOM:
             return folder / "images" / wanted.file
+        if is_export(put.product):
+            return folder / wanted.file
         return folder / "products" / f"{put.product}-{put.revision}" / wanted.file
 
     # --- sending ------------------------------------------------------------------------------------------------

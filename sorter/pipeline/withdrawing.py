@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sorter.deliver.target import Removed
 from sorter.model import DICOM, Delivered, Delivery, Receipt
+from sorter.pipeline.exporting import Exporting
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.units import Live
 from sorter.pipeline.workshop import Workshop
@@ -26,6 +27,7 @@ class Withdrawing:
 
     spool: Spool
     outlets: Outlets
+    exporting: Exporting
     workshop: Workshop
     happened: Happened
 
@@ -41,6 +43,11 @@ class Withdrawing:
         """Do what can be done now; called whenever something of a unit ended. Nothing for what is not withdrawn."""
         if not live.unit.withdrawn or live.gone:
             return
+        self.exporting.withdrawn(live)
+        for receipt in live.unit.exported():
+            live.unit.retire(receipt)
+            live.retiring.append(receipt)
+            live.unit.withdraw_exported(receipt)
         for receipt in list(self._delivered(live)):
             live.unit.retire(receipt)
             live.retiring.append(receipt)

@@ -51,6 +51,7 @@ class Spool:
         self.alarms = root / "alarms.json"  # what should have come and did not; see `sorter.spool.alarms`
         self.run = root / "run"  # where those knock who may not read all this
         self.access = root / "access"  # what they read
+        self.exports = root / "exports"  # what a target is to be given copies of; see `sorter.spool.exports`
         self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
 
     # --- a life on it -------------------------------------------------------------------------------------------
@@ -75,6 +76,7 @@ class Spool:
             self.requests,
             self.imports,
             self.access,
+            self.exports,
         ):
             files.make_folders(folder, 0o700)
         if not files.exists(self.run):

@@ -34,7 +34,7 @@ from sorter.trust import Like, Outcome
 IMAGES_PER_FOLDER = 4096
 _Record = TypeVar("_Record", Revision, Plan, Receipt)
 
-RETIRING, RETIRED = "retiring", "retired"  # below receipts/
+RETIRING, RETIRED, EXPORTED = "retiring", "retired", "exported"  # below receipts/
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,10 +316,17 @@ class Unit:
 
     def retiring(self) -> list[Receipt]:
         """Receipts of deliveries that a correction has replaced, and that may still be where they were."""
-        folder = self.folder / "receipts" / RETIRING
+        return self._receipts_in(RETIRING)
+
+    def exported(self) -> list[Receipt]:
+        """Receipts of copies that people had made at targets: see `sorter.spool.exports`."""
+        return self._receipts_in(EXPORTED)
+
+    def _receipts_in(self, below: str) -> list[Receipt]:
+        folder = self.folder / "receipts" / below
         if not self.spool.files.exists(folder):
             return []
-        return [self._record(Receipt, f"receipts/{RETIRING}/{name}")
+        return [self._record(Receipt, f"receipts/{below}/{name}")
                 for name in self.spool.files.names(folder) if name.endswith(".json")]  # fmt: skip
 
     def product_folder(self, product: str, revision: int) -> Path:
@@ -497,6 +504,17 @@ class Unit:
         """Nothing of this product is to be at this target any more; its receipt is among the retiring ones."""
         self.spool.files.unlink(self.folder / f"receipts/{receipt.product}.{receipt.target}.json")
         self.spool.files.fsync_folder(self.folder / "receipts")
+
+    def write_exported(self, receipt: Receipt) -> None:
+        """A person's copies are at a target, or may be."""
+        self.spool.files.make_folders(self.folder / "receipts" / EXPORTED)
+        self._write(f"receipts/{EXPORTED}/{receipt.product}.{receipt.target}.json", receipt)
+
+    def withdraw_exported(self, receipt: Receipt) -> None:
+        """They are to be there no more; their receipt is among the retiring ones."""
+        folder = self.folder / "receipts" / EXPORTED
+        self.spool.files.unlink(folder / f"{receipt.product}.{receipt.target}.json")
+        self.spool.files.fsync_folder(folder)
 
     def retired(self, receipt: Receipt) -> None:
         """It is gone there, as far as it was as we left it. The receipt is kept."""

@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--bytes", type=int, default=179_000, help="of pixels added to each image")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--disk", type=Path, default=Path(), help="a folder on the disk to measure")
+    parser.add_argument("--disk", type=Path, default=Path("/var/tmp"), help="a folder on the disk to measure")
+    parser.add_argument("--out", help="write the page of results here, too")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.disk) as folder:
         root = Path(folder)
@@ -45,7 +46,10 @@ def main() -> None:
             by_hand = ["sh", "-c", BY_HAND, "sh", str(store), str(root / "copy"), str(root / "sums")]
             took["by hand"].append(timed(by_hand, root / "copy"))
             print(f"round {round_ + 1}: {took['rename'][-1]:.1f} s, {took['by hand'][-1]:.1f} s", file=sys.stderr)
-    print(page(given, took))
+    told = page(given, took)
+    print(told)
+    if given.out:
+        Path(given.out).write_text(told + "\n")
 
 
 def fill(root: Path, count: int, more: int) -> Path:

@@ -22,7 +22,9 @@ import pytest
 from click.testing import CliRunner
 
 from conftest import Account, made_account
+from sorter.builtin.path_target import mark
 from sorter.cli.main import sorter as cli
+from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.spool import Unit
 from sorter.testing.running import RunningSorter
@@ -34,7 +36,9 @@ HOSTILE = Path(__file__).parents[1] / "hostile" / "client.py"
 CONFIG = """
 [labs.memory]
 match = ["PatientID=MEM*"]
+may_claim = ["PatientID=NOBODY*"]
 groups = ["{memory}"]
+on_demand = ["archive"]
 
 [labs.vision]
 match = ["PatientID=VIS*"]
@@ -43,6 +47,10 @@ users = ["{guest}"]
 
 [door]
 admins = ["{admins}"]
+
+[targets.archive]
+kind = "path"
+root = "archive"
 """
 
 NAMES = {"MEM01": "memory", "VIS01": "vision", "NOB01": None}
@@ -144,8 +152,10 @@ def site() -> Iterator[Site]:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sorter-")))
         place.chmod(0o711)
         root = place / "root"
-        root.mkdir()
-        os.chown(root, people["sorter"].uid, people["sorter"].uid)
+        (root / "archive").mkdir(parents=True)
+        mark(root / "archive", Files())
+        for folder in (root, root / "archive"):
+            os.chown(folder, people["sorter"].uid, people["sorter"].uid)
         config = CONFIG.format(**groups, guest=names["gus"])
         sorter = stack.enter_context(RunningSorter(root, config=config, prefix=people["sorter"].prefix))
         images = {subject: series(subject, seed) for seed, subject in enumerate(NAMES, 11)}
@@ -238,6 +248,51 @@ def test_who_leaves_a_group_is_a_stranger_at_once_also_on_an_open_connection(sit
     assert "your account is in no lab's group" in said
     assert "MEM01" not in said
     assert "your account is in no lab's group" in site.run("lea", "list", code=1)
+
+
+def test_copies_go_to_a_target_that_was_granted(site: Site) -> None:
+    archive = site.sorter.root / "archive"
+
+    def there(count: int) -> list[Path]:
+        def found() -> list[Path]:
+            each = sorted(path for path in archive.rglob("*.dcm") if not path.parent.name.startswith("."))
+            return each if len(each) == count else []
+
+        return wait_until(found, 60, f"{count} copies in the archive")
+
+    for words, says in (
+        (("bob", "VIS01", "target:archive"), "archive is no target of your labs"),
+        (("amy", "MEM01", "target:vision"), "vision is no target of your labs"),
+        (("amy", "MEM01", "target:nowhere"), "nowhere is no target of your labs"),
+        (("amy", "MEM01", "target:archive/../x"), "can be no folder"),
+        (("amy", "MEM01", "target:archive", "--name", "flat"), "have no folder"),
+        (("amy", "MEM01", "target:archive", "--force"), "leave --force out"),
+        (("amy", "VIS01", "target:archive"), "no series here fits"),
+    ):
+        who, subject, *rest = words
+        assert says in site.run(who, "rename", subject, *rest, code=1)
+    assert "3 files are copied to the target archive" in site.run("amy", "rename", "MEM01", "target:archive/pilot")
+    copied = there(3)
+    assert sorted(each.read_bytes() for each in copied) == sorted(site.images["MEM01"])
+    assert {each.relative_to(archive).parts[:2] for each in copied} == {("pilot", "MEM01")}
+    assert {each.stat().st_uid for each in copied} == {site.people["sorter"].uid}
+    wait_until(lambda: "3 files were copied to archive" in site.run("amy", "why", "MEM01"), 60, "it to be told")
+    copied[0].unlink()
+    os.utime(copied[1], (1, 1))
+    site.run("amy", "rename", "MEM01", "target:archive/pilot")
+    assert there(3) == copied
+    assert copied[1].stat().st_mtime == 1, "what is there is left"
+
+
+def test_a_lab_claims_what_it_is_not_shown(site: Site) -> None:
+    assert "you are not of a lab vision" in site.run("amy", "claim", "NOB01", "--lab", "vision", code=1)
+    assert "not all that there is" in site.run("amy", "claim", "*", "--lab", "memory", code=1)
+    said = [site.run("amy", "claim", what, "--lab", "memory") for what in ("NOB01", "NOB02", "VIS01")]
+    assert len({each.replace("NOB02", "NOB01").replace("VIS01", "NOB01") for each in said}) == 1, "nothing is told"
+    [claim] = wait_until(lambda: site.sorter.spool.claims.all(), 60, "the claim to wait for the admin")
+    assert (claim.lab, claim.keys) == ("memory", (site.key("NOB01"),))
+    assert claim.by == f"st{os.getpid()}amy"
+    assert [each["subject"] for each in site.told("amy", "list")] == ["MEM01"]
 
 
 # --- the second tier --------------------------------------------------------------------------------------------------

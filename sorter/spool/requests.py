@@ -1,0 +1,25 @@
+"""What is asked of the sorting process: a file each in spool/requests/. `sorter.daemon.requests` answers them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sorter.errors import SorterError
+from sorter.spool.layout import Spool
+
+
+def request(spool: Spool, name: str, what: Mapping[str, Any]) -> None:
+    """Leave a request for the sorting process, whether it runs now or not. They are answered in the order of names.
+
+    SorterError: no sorter has started on this spool.
+    """
+    if not spool.files.exists(spool.requests):
+        raise SorterError(f"{spool.root} is no spool that a sorter has started on; check --root or -c")
+    files, made, owner = spool.files, spool.requests / f"{name}.new", spool.files.stat(spool.requests)
+    files.write_file(made, json.dumps(what).encode())
+    if files.stat(made).st_uid != owner.st_uid:  # root asks, and sorter has an account of its own
+        files.chown(made, owner.st_uid, owner.st_gid)
+    files.rename(made, spool.requests / f"{name}.json")
+    files.fsync_folder(spool.requests)
