@@ -67,7 +67,8 @@ def forbidden(path: str, other: str) -> Iterator[str]:
             "." * 32, "/" * 32, "..", "", f"{other}\0", "a" * 5000]  # fmt: skip
     for key in keys:
         for what, more in (("images", {}), ("why", {}), ("hand", {"files": ["00/x", "../../evidence.jsonl"]}),
-                           ("note", {"dest": "/tmp", "files": {"x": "0" * 64}})):  # fmt: skip
+                           ("note", {"dest": "/tmp", "files": {"x": "0" * 64}}),
+                           ("send", {"target": "memory", "folder": "x", "files": {"00/x": "x"}})):  # fmt: skip
             said, came = ask(path, ask=what, key=key, **more)
             if came or b'"no":' not in said:
                 yield f"{what} {key[:40]!r}: {said[:80]!r}"
@@ -93,6 +94,18 @@ def tricks(path: str, own: str) -> Iterator[str]:
         said, _ = ask(path, ask="note", key=own, dest=dest, files=entry)
         if b'"no"' not in said:
             yield f"a note of {dest[:20]}"
+    sent = {each["file"]: f"{number}.dcm" for number, each in enumerate(images)}
+    for target, folder, names in (
+        ("vision", "x", sent), ("../vision", "x", sent), ("", "x", sent), ("memory", "", sent), ("memory", "..", sent),
+        ("memory", "/etc", sent), ("memory", "x/../../y", sent), ("memory", ".sorter", sent), ("memory", "x\0", sent),
+        ("memory", "x", {}), ("memory", "x", {"../series.json": "x"}),
+        *(("memory", "x", dict.fromkeys(sent, name)) for name in ("../x", "/x", "..", "", ".x", "a/b", "x" * 300)),
+    ):  # fmt: skip
+        if sent and b'"no"' not in ask(path, ask="send", key=own, target=target, folder=folder, files=names)[0]:
+            yield f"copies to {target} {folder[:20]}"
+    for what, lab in (("NOB01", "vision"), ("*", "memory"), ("", "memory"), ("NOB01", "../memory"), ("NOB01", "")):
+        if b'"no"' not in ask(path, ask="claim", what=what, lab=lab)[0]:
+            yield f"a claim of {what} for {lab}"
     if images:
         yield from _held(path, own, [each["file"] for each in images])
 

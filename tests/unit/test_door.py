@@ -266,7 +266,7 @@ def test_copies_go_to_a_target_that_was_granted(site: Site) -> None:
         (("amy", "MEM01", "target:nowhere"), "nowhere is no target of your labs"),
         (("amy", "MEM01", "target:archive/../x"), "can be no folder"),
         (("amy", "MEM01", "target:archive", "--name", "flat"), "have no folder"),
-        (("amy", "MEM01", "target:archive", "--force"), "leave --force out"),
+        (("amy", "MEM01", "target:archive", "--force"), "leave them out"),
         (("amy", "VIS01", "target:archive"), "no series here fits"),
     ):
         who, subject, *rest = words
