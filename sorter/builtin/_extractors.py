@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from sorter import Series
 from sorter.builtin._expressions import Expression
@@ -17,6 +18,9 @@ from sorter.matching import SENDER, texts
 
 MATCH, TABLE = "match", "table"
 """The places of the labs' `match` and of the table of subjects in the order of extractors."""
+
+MOST_TEXTS = 16
+"""Values of one attribute that an expression is compared with: ten thousand images may have as many."""
 
 _PARTS = ("group", "project", "subject", "session")
 _XNAT = re.compile(r"\b(Project|Subject|Session):[ \t]*([^\s;,]+)", re.IGNORECASE)
@@ -108,7 +112,7 @@ def _by_expression(keyword: str, expression: Expression) -> Extractor:
         raise ValueError("lab and group are one in an expression; name one of the two")
 
     def extract(series: Series) -> Extracted:
-        for text in texts(keyword, series):
+        for text in islice(texts(keyword, series), MOST_TEXTS):
             found = expression.search(text)
             if found is not None:
                 named = {("group" if name == "lab" else name): value.strip() for name, value in found.items()}

@@ -20,7 +20,7 @@ from sorter.config.rewriting import without_rule
 from sorter.daemon.assembly import load_plugins, planner_of
 from sorter.daemon.requests import request
 from sorter.durable import Files
-from sorter.errors import SorterError, did_you_mean
+from sorter.errors import ConfigError, SorterError, did_you_mean
 from sorter.exports.standing import sentence
 from sorter.labs.files import LabFiles
 from sorter.matching import day_of
@@ -67,7 +67,12 @@ def _files(where: Where, lab: str | None) -> list[tuple[str, OwnFile]]:
     here = corner_above(Path(), files) if lab is None and where.path is None and where.root is None else None
     if here is not None:
         return [("", OwnFile(here.root, files))]
-    config = where.load()
+    try:
+        config = where.load()
+    except ConfigError:
+        if where.path or where.root:
+            raise
+        raise SorterError("of which lab? go into the lab's folder, or give -c FILE") from None
     if lab is not None and lab not in config.labs:
         raise SorterError(f"lab {lab} is not configured{did_you_mean(lab, config.labs)}")
     return [(name, OwnFile(config.lab_root(name), files)) for name in ([lab] if lab else config.labs)]

@@ -15,8 +15,8 @@ from sorter.config.lab import LAB_FILE, LabFile, Rule, read_kept
 from sorter.config.rewriting import with_rule
 from sorter.durable import Files
 from sorter.errors import ConfigError, SorterError
-from sorter.exports import Choice, Source, plan_copies
-from sorter.exports.standing import fitting, how_of, sentence, standing_rule
+from sorter.exports import Choice, Source
+from sorter.exports.standing import fitting, places, sentence, standing_rule
 from sorter.matching import day_of
 
 LOOK_BACK = "30d"
@@ -136,10 +136,9 @@ def _tell_of_late(source: Source, rule: Rule, choice: Choice, lab: str) -> None:
     if not found:
         console.print("Of the last 30 days it would have fit no series.")
         return
-    copies = plan_copies(source.complete(found), how_of(rule))
     console.print(f"Of the last 30 days it fits {len(found)} series, which would have come into:")
-    folders = dict.fromkeys(str(Path(each.name).parent) for each in copies)
-    for folder in list(folders)[:_MOST_SAID]:
+    folders = places(rule, found)
+    for folder in folders[:_MOST_SAID]:
         console.print(f"        {folder}/", soft_wrap=True, markup=False)
     if len(folders) > _MOST_SAID:
         console.print(f"        … and {len(folders) - _MOST_SAID} more")

@@ -175,7 +175,7 @@ class Parts:
         self.pipeline.settling.timing = self.pipeline.studies.timing = timing_of(config)
         self.pipeline.studies.expected = expected_of(config)
         self.pipeline.outlets.outages.tell_after = config.delivery.tell_after
-        self.pipeline.alarms.configure(daily_of(config), awaited_of(config))
+        self.pipeline.alarms.configure(daily_of(config), awaited_of(config), labs=bool(config.labs))
         self.pipeline.deciding.trust = trust_of(config)
         self.pipeline.outlets.configure(outlets)
         self.pipeline.intake.watch(watched_of(config))
@@ -316,7 +316,7 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
         commitments.heard = lambda request: pipeline.hear("commitment", request.sender, request.names)
     outlets.configure(configured)
     pipeline.studies.expected = expected_of(config)
-    pipeline.alarms.configure(daily_of(config), awaited_of(config))
+    pipeline.alarms.configure(daily_of(config), awaited_of(config), labs=bool(config.labs))
     pipeline.deciding.trust = trust_of(config)
     return Parts(spool, pipeline, rules, config, commitments, lab_files, wake)
 

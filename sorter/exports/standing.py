@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pydantic import ValidationError
 
@@ -11,10 +11,10 @@ from sorter.config.lab import Rule
 from sorter.errors import SorterError
 from sorter.exports.choosing import Choice, Subject
 from sorter.exports.finding import Found
-from sorter.exports.naming import PRESETS, Naming, from_percent, split
+from sorter.exports.naming import PRESETS, from_percent, split
 from sorter.matching import numbers
 from sorter.model import Series, UnitKind
-from sorter.naming import Pattern, safe_component
+from sorter.naming import Pattern, folder_name, safe_component, values_of
 
 
 def standing_rule(subject: str, choice: Choice, below: Sequence[str], pattern: str, author: str) -> Rule:
@@ -42,10 +42,11 @@ def standing_rule(subject: str, choice: Choice, below: Sequence[str], pattern: s
         raise SorterError("; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())) from None
 
 
-def how_of(rule: Rule) -> Naming:
-    """The names that it gives."""
-    assert rule.file is not None
-    return Naming(Pattern(rule.folder) if rule.folder else None, Pattern(rule.file, file=True))
+def places(rule: Rule, every: Iterable[Found]) -> list[str]:
+    """The folders, below the lab's own, into which these series come by it, each once."""
+    pattern = Pattern(rule.folder) if rule.folder else None
+    found = (folder_name(pattern, values_of(each.face, each.identity)) if pattern else "." for each in every)
+    return list(dict.fromkeys(found))
 
 
 def fitting(rule: Rule, every: Sequence[Found], choice: Choice) -> list[Found]:

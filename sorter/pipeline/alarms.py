@@ -62,6 +62,7 @@ class Alarms:
     tell: Callable[[Event], None]
     daily: Mapping[str, ExpectedDaily] = field(default_factory=dict)  # by lab
     awaited: Sequence[Awaited] = ()
+    labs: bool = True  # are there any? Else all that comes is nobody's
     state: AlarmState = field(init=False)
     _wall: Wall = field(init=False)
     _last: dict[str, float] = field(default_factory=dict)  # sender -> when (monotonic) it was last heard
@@ -89,19 +90,21 @@ class Alarms:
             )
         self._wall = Wall(self.state.offset)
 
-    def configure(self, daily: Mapping[str, ExpectedDaily], awaited: Sequence[Awaited]) -> None:
+    def configure(self, daily: Mapping[str, ExpectedDaily], awaited: Sequence[Awaited], *, labs: bool = True) -> None:
         """Expect this from now on, and nothing else."""
         since = self._times().steady
         names = {each.name for each in awaited}
         self._last = {name: at for name, at in self._last.items() if name in names}
-        self.daily, self.awaited = daily, awaited
+        self.daily, self.awaited, self.labs = daily, awaited, labs
         self._known.clear()
         ids = {*(_daily(lab) for lab in daily), *(_silent(name) for name in names)}
         new = replace(
             self.state,
             daily={lab: self.state.daily.get(lab, Daily(since)) for lab in daily},
             silent={name: self.state.silent.get(name, 0.0) for name in names},
-            raised={each: raised for each, raised in self.state.raised.items() if each in ids or _is_stray(each)},
+            raised={
+                each: raised for each, raised in self.state.raised.items() if each in ids or (labs and _is_stray(each))
+            },
         )
         if new != self.state:
             self._write(new)
@@ -159,7 +162,7 @@ class Alarms:
 
     def placed(self, live: Live, *, owned: bool) -> None:
         """A series was published for the first time, and a lab owns it, or none does."""
-        for sender in live.senders:
+        for sender in live.senders if self.labs else ():
             known = self.state.strays.get(sender, Strays())
             if sender not in self.state.strays and len(self.state.strays) >= MOST_SENDERS:
                 continue

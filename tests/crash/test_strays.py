@@ -74,6 +74,20 @@ def test_it_is_said_once_and_until_a_lab_owns_one_again(settings: Config, told: 
     assert raised(life) == []
 
 
+def test_without_labs_everything_is_nobodys_and_nothing_is_said(
+    settings: Config, told: list[Event], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = begin(Memory(), settings)
+    send(life, "X", *range(10))
+    assert len(raised(life)) == 1
+    monkeypatch.setattr(scenario, "CONFIG", "")
+    (tmp_path / "none").mkdir()
+    life.parts.reload(settings_of(tmp_path / "none", monkeypatch), life.disk)
+    assert raised(life) == []
+    send(life, "X", *range(10, 30))
+    assert (len(told), raised(life)) == (1, [])
+
+
 def test_one_study_of_many_series_is_not_yet_a_reason(settings: Config, told: list[Event]) -> None:
     life = begin(Memory(), settings)
     send(life, "P1", *range(5))

@@ -79,6 +79,14 @@ def test_other_names_in_an_expression_are_labels() -> None:
     assert found.labels == {"site": "site3", "wave": "wave2"}
 
 
+def test_an_expression_is_compared_with_some_of_very_many_values() -> None:
+    """The guard against hangs is the judge: with all of them it would not end today."""
+    hostile = {"ProtocolName": tuple(f"{number:06d}{'a' * 1000}" for number in range(100_000))}
+    each = Series("k", UnitKind.SERIES, "1", ("2",), {}, 1, (), distinct=hostile)
+    slow = "(a|b|c|d)*" * 20
+    assert identity([f"ProtocolName ~ ^0+{slow}(?P<subject>x)"], each).subject == "no-id"
+
+
 @pytest.mark.parametrize(
     ("extract", "says"),
     [
