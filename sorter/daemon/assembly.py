@@ -95,7 +95,7 @@ def load_plugins(config: Config, files: Files) -> Plugins:
         "identity": {"labs": [_owner(name, lab) for name, lab in config.labs.items()]},
         "routing": {"labs": labs, "default": UNASSIGNED if UNASSIGNED in targets else None},
     }
-    return Plugins.load(config.plugins, config.plugins_folder, files, builtin, config.locate)
+    return Plugins.start(config.plugins, config.plugins_folder, files, builtin, config.locate)
 
 
 def _owner(name: str, lab: LabConfig) -> dict[str, Any]:
@@ -165,12 +165,17 @@ class Parts:
     def reload(self, config: Config, files: Files) -> None:
         """Take up a new configuration: all of it, or, after ConfigError, nothing."""
         plugins = load_plugins(config, files)
-        outlets = outlets_of(config, plugins)
-        planner_of(config, plugins)  # a fault of the configuration, before anything is changed
+        try:
+            outlets = outlets_of(config, plugins)
+            planner_of(config, plugins)  # a fault of the configuration, before anything is changed
+        except ConfigError:
+            plugins.close()
+            raise
         self.lab_files.load(config.labs)
         self.lab_files.give(plugins)
         planner = planner_of(config, plugins, self.lab_files.in_force)
         self.config = config
+        self.rules.plugins.close()
         self.rules.plugins, self.rules.senders = plugins, config.senders
         self.pipeline.settling.timing = self.pipeline.studies.timing = timing_of(config)
         self.pipeline.studies.expected = expected_of(config)

@@ -36,9 +36,9 @@ from sorter.deliver.target import (
     Verified,
     Wanted,
 )
-from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError, close_all
 from sorter.errors import Held, SorterError
 from sorter.model import Receipt, build, plain
+from sorter.wire import MOST_DESCRIPTORS, Channel, WireError, close_all
 
 log = logging.getLogger("sorter.deliver")
 

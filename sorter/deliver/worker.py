@@ -27,10 +27,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from sorter.deliver.target import Copies, LabFolder, LabLook, Put, Target
-from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError
 from sorter.durable import Buffer, Files
 from sorter.errors import Away, Held, SorterError, TryLater
 from sorter.model import Receipt, build, plain
+from sorter.wire import MOST_DESCRIPTORS, Channel, WireError
 
 BATCH = 64
 """Descriptors asked for at once: many enough to save messages, few enough for several workers below 1,024."""

@@ -20,9 +20,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from sorter.durable import Files
-from sorter.engine.processes import adopt_orphans, die_with, end_descendants
 from sorter.engine.scratch import OUTCOME, collect
 from sorter.engine.work import Limits
+from sorter.processes import adopt_orphans, die_with, end_descendants
 
 WHY = 500  # characters of a sentence
 

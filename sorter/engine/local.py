@@ -21,10 +21,10 @@ from typing import Any
 
 from sorter.durable import Files
 from sorter.engine import scratch
-from sorter.engine.processes import descendants, end, kill, started_in
 from sorter.engine.work import Limits, Made, Outcome, Work, check_relative
 from sorter.model import Job, plain
 from sorter.naming import safe_component
+from sorter.processes import descendants, end, kill, started_in
 
 KEPT = ("PATH", "LD_LIBRARY_PATH", "TZ")
 """What a job sees of our environment; besides, all that Python itself needs to find the same packages."""

@@ -13,8 +13,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from sorter.engine.processes import die_with
 from sorter.model import Job, build
+from sorter.processes import die_with, limit
 
 _GRACE = 5  # seconds of processor between the signal that may be caught and the one that may not
 
@@ -52,10 +52,7 @@ def _limit(description: dict[str, Any]) -> None:
         (resource.RLIMIT_FSIZE, limits["bytes"], limits["bytes"]),
         (resource.RLIMIT_NOFILE, limits["open_files"], limits["open_files"]),
     ):
-        most = resource.getrlimit(kind)[1]
-        if most != resource.RLIM_INFINITY:  # a limit may be lowered, never raised
-            soft, hard = min(soft, most), min(hard, most)
-        resource.setrlimit(kind, (soft, hard))
+        limit(kind, soft, hard)
 
 
 def _make(description: dict[str, Any]) -> dict[str, str]:

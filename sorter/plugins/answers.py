@@ -30,6 +30,7 @@ MAX_TARGETS = 100
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_MAKE = re.compile(r"(/[^\0:]+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*")  # a single file is named by its path
 
 T = TypeVar("T")
 
@@ -154,7 +155,7 @@ def _products(answer: Any) -> tuple[Product, ...]:
             raise ValueError(
                 f"a product cannot be named {product.name!r}: lower-case letters, digits, - and _, and not {DICOM}"
             )
-        if not _CODE.fullmatch(product.make):
+        if not _MAKE.fullmatch(product.make):
             raise ValueError(f'product {product.name}: make is {product.make!r}; write it as "module:function"')
         if min(product.timeout, product.memory, product.cpus) < 1:
             raise ValueError(f"product {product.name}: timeout, memory and cpus must be at least 1")

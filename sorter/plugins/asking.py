@@ -1,17 +1,13 @@
-"""The plugins of a running sorter: what they are, and their answers."""
+"""The plugins of a running sorter, asked together: whose answer counts, and what several answers mean."""
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import pluggy
-
-from sorter import hookspecs
 from sorter.durable import Files
 from sorter.errors import ConfigError, PluginError
 from sorter.model import (
@@ -27,24 +23,25 @@ from sorter.model import (
     Series,
     Skip,
 )
-from sorter.plugins.answers import check, frozen
-from sorter.plugins.loading import Finder, Plugin, did_you_mean
-from sorter.plugins.settings import Locate, Settings, sentences, settings_of
-from sorter.plugins.table import TableReader
+from sorter.plugins.hosted import Hosted
+from sorter.plugins.loading import BUILT_IN, Finder, any_third_party, did_you_mean
+from sorter.plugins.local import Answer, Asked, Fault, Known, Local, Tables
+from sorter.plugins.settings import Locate
 
 
-class Answer(NamedTuple):
-    """What one plugin answered; never None."""
+class Domain(Protocol):
+    """Plugins that run together: those of this process, or those of one process of their own."""
 
-    plugin: str
-    value: Any
+    unloadable: list[str]
+    names: list[str]
 
-
-class Asked(NamedTuple):
-    """The answers to one question in the order of asking, and the plugins that failed to answer."""
-
-    answers: tuple[Answer, ...]
-    failures: tuple[PluginError, ...]
+    def faults(self) -> list[Fault]: ...
+    def known(self) -> tuple[Known, ...]: ...
+    def ask(self, hook: str, arguments: Mapping[str, Any], *, first: bool = False) -> Asked: ...
+    def settings(self, plugin: str) -> dict[str, Any]: ...
+    def refresh(self) -> tuple[str, ...]: ...
+    def table_faults(self) -> tuple[Fault, ...]: ...
+    def close(self) -> None: ...
 
 
 class Identified(NamedTuple):
@@ -67,14 +64,10 @@ class Named(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Listed:
+class Listed(Known):
     """One line of `sorter plugins`; `order` is its place in asking, from 1."""
 
-    order: int
-    name: str
-    version: str
-    source: str
-    hooks: tuple[str, ...]
+    order: int = 0
 
 
 def _nowhere(*key: str) -> str:  # noqa: ARG001
@@ -82,47 +75,62 @@ def _nowhere(*key: str) -> str:  # noqa: ARG001
 
 
 class Plugins:
-    """The loaded plugins, in the order of asking, each with its own settings."""
+    """The loaded plugins, in the order of asking: those of others in a process of their own, then the built-ins."""
 
-    def __init__(self, plugins: list[Plugin], settings: dict[str, Settings]) -> None:
-        self._plugins = {plugin.name: plugin for plugin in plugins}
-        self._settings = settings
-        self._manager = _manager(plugins)
+    def __init__(self, ours: Local, *others: Domain) -> None:
+        domains = (*others, ours)
+        self._ours, self._domains = ours, domains
+        self._of = {plugin.name: domain for domain in domains for plugin in domain.known()}
 
     @classmethod
-    def load(
-        cls,
-        tables: Mapping[str, Mapping[str, Any]],
-        folder: Path | None,
-        files: Files,
-        builtin: Mapping[str, Mapping[str, Any]],
-        locate: Locate = _nowhere,
+    def start(
+        cls, tables: Tables, folder: Path | None, files: Files, builtin: Tables, locate: Locate = _nowhere
     ) -> Plugins:
-        """All plugins with validated settings; ConfigError holds every fault found.
+        """All plugins with validated settings, those of others in a process of their own, which this starts.
 
         `tables` are the `[plugins.NAME]` tables, `folder` the admin's folder of single files, `builtin` the settings
         that sorter itself gives its built-ins (a table of the same name overrides them), `locate` says where a key
-        stands in the configuration.
+        stands in the configuration. ConfigError holds every fault found.
         """
+        ours = _built_in(tables, builtin, files, folder)
+        if not any_third_party(folder, files):
+            return cls._checked(None, ours, tables, locate)
+        hosted = Hosted(folder, {name: table for name, table in tables.items() if name not in BUILT_IN})
+        try:
+            return cls._checked(hosted, ours, tables, locate)
+        except ConfigError:
+            hosted.close()
+            raise
+
+    @classmethod
+    def load(
+        cls, tables: Tables, folder: Path | None, files: Files, builtin: Tables, locate: Locate = _nowhere
+    ) -> Plugins:
+        """As `start`, with everything in this process: for a plugin's own tests, and to stop in a debugger."""
         finder = Finder(files)
-        finder.find(folder)
-        faults = list(finder.faults)
+        finder.third_party(folder)
+        ours = _built_in(tables, builtin, files, folder)
+        return cls._checked(Local(finder, tables, folder), ours, tables, locate)
+
+    @classmethod
+    def _checked(cls, others: Domain | None, ours: Local, tables: Tables, locate: Locate) -> Plugins:
+        """The plugins of others and the built-ins, or ConfigError with what is wrong with any of them."""
+        domains: list[Domain] = [ours] if others is None else [others, ours]
+        faults = [said for domain in domains for said in domain.unloadable]
+        names = [name for domain in domains for name in domain.names]
         for name in tables:
-            if name not in finder.names:
-                said = f"no plugin {name} is installed{did_you_mean(name, finder.names)}"
+            if name not in names:
+                said = f"no plugin {name} is installed{did_you_mean(name, names)}"
                 faults.append(f"{locate('plugins', name)}: plugins.{name}: {said}")
-        settings: dict[str, Settings] = {}
-        for plugin in finder.plugins:
-            raw = {**builtin.get(plugin.name, {}), **tables.get(plugin.name, {})}
-            mine, said = settings_of(plugin, raw, TableReader(files, folder))
-            settings[plugin.name] = mine
-            if said:
-                faults.append(said)
-            elif not mine.read():
-                faults += sentences(plugin, mine, locate)
+        faults += [_located(fault, locate) for domain in domains for fault in domain.faults()]
         if faults:
             raise ConfigError(faults)
-        return cls(finder.plugins, settings)
+        return cls(ours, *domains[:-1])
+
+    def close(self) -> None:
+        """End the process of the plugins of others."""
+        for domain in self._domains:
+            domain.close()
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -131,24 +139,14 @@ class Plugins:
         return self._ask(hook, arguments, first=False)
 
     def _ask(self, hook: str, arguments: Mapping[str, Any], *, first: bool) -> Asked:
-        answers: list[Answer] = []
-        failures: list[PluginError] = []
-        given = {name: frozen(value) for name, value in arguments.items()}
-        for plugin in self._asked_by(hook):
-            try:
-                value = _answer(plugin, hook, {**given, "settings": self._settings[plugin.name].value})
-            except PluginError as error:
-                failures.append(error)
-                continue
-            if value is not None:
-                answers.append(Answer(plugin.name, value))
-                if first:
-                    break
-        return Asked(tuple(answers), tuple(failures))
-
-    def _asked_by(self, hook: str) -> list[Plugin]:
-        caller = getattr(self._manager.hook, hook)
-        return [self._plugins[impl.plugin_name] for impl in reversed(caller.get_hookimpls())]
+        answers: tuple[Answer, ...] = ()
+        failures: tuple[PluginError, ...] = ()
+        for domain in self._domains:
+            asked = domain.ask(hook, arguments, first=first)
+            answers, failures = answers + asked.answers, failures + asked.failures
+            if first and answers:
+                break
+        return Asked(answers, failures)
 
     def identify(self, series: Series) -> Identified:
         """Each part, and each label, by the first plugin that knows it."""
@@ -185,8 +183,7 @@ class Plugins:
 
     def products(self) -> Asked:
         """One answer for each product; a name that two plugins make is a failure of the later one."""
-        asked = self._each_named("sorter_products")
-        return Asked(tuple(self._with_file(answer) for answer in asked.answers), asked.failures)
+        return self._each_named("sorter_products")
 
     def target_kinds(self) -> Asked:
         """One answer for each kind of target; a name that two plugins bring is a failure of the later one."""
@@ -209,76 +206,51 @@ class Plugins:
                     found[value.name] = Answer(plugin, value)
         return Asked(tuple(found.values()), tuple(failures))
 
-    def _with_file(self, answer: Answer) -> Answer:
-        """A single file cannot be imported by name: its own functions are named by its path instead."""
-        plugin = self._plugins[answer.plugin]
-        product: Product = answer.value
-        module, _, function = product.make.partition(":")
-        if plugin.file is None or module not in (plugin.name, plugin.module.__name__, plugin.name.replace("-", "_")):
-            return answer
-        return Answer(answer.plugin, dataclasses.replace(product, make=f"{plugin.file}:{function}"))
-
     # --- settings and listing -----------------------------------------------------------------------------------
 
     def settings(self, plugin: str) -> dict[str, Any]:
         """A plugin's settings as plain values, for a `Work`. KeyError where there is no such plugin."""
-        return self._settings[plugin].plain()
+        return self._of[plugin].settings(plugin)
 
     def give(self, plugin: str, more: Mapping[str, Any]) -> None:
         """Settings that sorter itself fills in of one of its built-ins, anew. ConfigError, and nothing is changed."""
-        settings = self._settings[plugin]
-        before, settings.raw = settings.raw, {**settings.raw, **more}
-        if not settings.read():
-            faults = [f"plugins.{plugin}.{'.'.join(key)}: {said}" for key, said in settings.faults]
-            settings.raw = before
-            raise ConfigError(faults)
+        self._ours.give(plugin, more)
 
     def refresh(self) -> tuple[str, ...]:
-        """Read changed tables again; the names of the plugins whose settings are new now.
+        """The names of the plugins that may answer otherwise now: a table of theirs changed, or they answer again.
 
         A table that cannot be used leaves the last good rows in force; `table_faults` says why.
         """
-        return tuple(name for name, settings in self._settings.items() if settings.reader.changed() and settings.read())
+        return tuple(name for domain in self._domains for name in domain.refresh())
 
     def table_faults(self) -> tuple[str, ...]:
         """What is wrong with tables that changed since the start, until they are mended."""
         return tuple(
-            f"{'.'.join(('plugins', name, *key))}: {said}"
-            for name, settings in self._settings.items()
-            for key, said in settings.faults
+            f"{'.'.join(('plugins', *fault.key))}: {fault.says}"
+            for domain in self._domains
+            for fault in domain.table_faults()
         )
 
     def listing(self) -> tuple[Listed, ...]:
         """Every plugin in the order of asking."""
+        known = [each for domain in self._domains for each in domain.known()]
         return tuple(
-            Listed(number, plugin.name, plugin.version, plugin.source, tuple(plugin.hooks))
-            for number, plugin in enumerate(self._plugins.values(), 1)
+            Listed(each.name, each.version, each.source, each.hooks, number) for number, each in enumerate(known, 1)
         )
 
 
-def _manager(plugins: list[Plugin]) -> pluggy.PluginManager:
-    """pluggy calls what was registered last first; so the order of asking is registered backwards."""
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    for plugin in reversed(plugins):
-        manager.register(plugin.module, plugin.name)
-    manager.check_pending()
-    return manager
+def _built_in(tables: Tables, builtin: Tables, files: Files, folder: Path | None) -> Local:
+    finder = Finder(files)
+    finder.built_in()
+    return Local(finder, {name: {**builtin.get(name, {}), **tables.get(name, {})} for name in BUILT_IN}, folder)
 
 
-def _answer(plugin: Plugin, hook: str, offered: Mapping[str, Any]) -> Any:
-    """What one plugin says, checked; PluginError when it raises or says what the hook does not allow."""
-    mine = plugin.hooks[hook]
-    try:
-        answer = mine.function(**{name: offered[name] for name in mine.arguments})
-    except (Exception, SystemExit) as error:
-        raise PluginError(plugin.name, hook, error) from error
-    try:
-        return check(hook, answer)
-    except ValueError as error:
-        raise PluginError(plugin.name, hook, str(error)) from None
-    except RecursionError as error:  # an answer that contains itself
-        raise PluginError(plugin.name, hook, error) from None
+def _located(fault: Fault, locate: Locate) -> str:
+    """`sorter.toml:7: plugins.x.key: …`."""
+    if not fault.key:
+        return fault.says
+    path = ("plugins", *fault.key)
+    return f"{locate(*path)}: {'.'.join(path)}: {fault.says}"
 
 
 def _combined(said: list[Answer]) -> Route:

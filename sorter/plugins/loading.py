@@ -17,11 +17,11 @@ import re
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sorter import hookspecs
 from sorter.durable import Files
@@ -59,60 +59,92 @@ class Plugin:
         return self.source == "built-in"
 
 
-class Finder:
-    """Collects plugins in the order of asking, and every fault found on the way."""
+def any_third_party(folder: Path | None, files: Files) -> bool:
+    """Is there anything besides the built-ins, as far as can be seen without running it?"""
+    if importlib.metadata.entry_points(group=GROUP):
+        return True
+    try:
+        return folder is not None and any(name.endswith(".py") for name, _ in files.scan(folder))
+    except OSError:
+        return True  # the one who looks closer says what is wrong
 
-    def __init__(self, files: Files) -> None:
-        self.files = files
+
+class Source(NamedTuple):
+    """A single file as it was read: it may change on disk while its plugin is in use."""
+
+    path: Path
+    code: bytes
+
+
+class Finder:
+    """Collects plugins in the order of asking, and every fault found on the way.
+
+    `told` hears of each plugin before its code runs.
+    """
+
+    def __init__(self, files: Files, told: Callable[[str], None] = lambda _: None) -> None:
+        self.files, self.told = files, told
         self.plugins: list[Plugin] = []
         self.names: list[str] = []  # of all that were there, those that could not be loaded too
         self.faults: list[str] = []
 
-    def find(self, folder: Path | None) -> None:
-        if folder is not None:
-            self._find_files(folder)
-        self._find_distributions()
-        for name in BUILT_IN:
-            self.names.append(name)
-            module = importlib.import_module(f"sorter.builtin.{name}")
-            self._add(name, _version_of_sorter(), "built-in", module)
+    def third_party(self, folder: Path | None) -> None:
+        """The admin's single files, then distributions."""
+        self.run(self.read(folder))
 
-    # --- the three sources --------------------------------------------------------------------------------------
-
-    def _find_files(self, folder: Path) -> None:
+    def read(self, folder: Path | None) -> list[Source]:
+        """The single files of `folder`, none of them run."""
+        if folder is None:
+            return []
         try:
             entries = self.files.scan(folder)
             said = writable_by_others(self.files.stat(folder), folder)
         except OSError as error:
             self.faults.append(f"plugins folder {folder}: {error.strerror}")
-            return
+            return []
         if said:
             self.faults.append(said)
-            return
-        for name, _ in entries:
-            if name.endswith(".py") and not name.startswith((".", "_")):
-                self.names.append(name.removesuffix(".py"))
-                self._load_file(folder / name)
+            return []
+        names = [name for name, _ in entries if name.endswith(".py") and not name.startswith((".", "_"))]
+        self.names += [name.removesuffix(".py") for name in names]
+        return [source for name in names if (source := self._read_file(folder / name)) is not None]
 
-    def _load_file(self, path: Path) -> None:
+    def run(self, sources: Sequence[Source]) -> None:
+        """Load single files that were read before, then the distributions."""
+        for source in sources:
+            self.told(str(source.path))
+            module = self._run(source.path, source.code)
+            if module is not None:
+                version = str(getattr(module, "__version__", ""))
+                self._add(source.path.stem, version, f"file {source.path}", module, source.path)
+        self._find_distributions()
+
+    def built_in(self) -> None:
+        for name in BUILT_IN:
+            self.names.append(name)
+            module = importlib.import_module(f"sorter.builtin.{name}")
+            self._add(name, _version_of_sorter(), "built-in", module)
+
+    # --- the sources --------------------------------------------------------------------------------------------
+
+    def _read_file(self, path: Path) -> Source | None:
         if not _FILE_NAME.fullmatch(path.name):
             self.faults.append(f"{path}: a plugin's file name has only letters, digits, - and _ before .py")
-            return
+            return None
         try:
             with self.files.opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
                 info = self.files.stat(fd)
                 said = _unfit(info, path)
-                source = b"" if said else b"".join(bytes(piece) for piece in self.files.chunks(fd))
+                code = b"" if said else b"".join(bytes(piece) for piece in self.files.chunks(fd))
         except OSError as error:
             link = path.is_symlink()
-            self.faults.append(f"{path}: {'a symbolic link; put the file itself here' if link else error.strerror}")
-            return
+            said = "a symbolic link; put the file itself here" if link else str(error.strerror)
+            self.faults.append(f"{path}: {said}")
+            return None
         if said:
             self.faults.append(said)
-            return
-        module = self._run(path, source)
-        if module is not None:
-            self._add(path.stem, str(getattr(module, "__version__", "")), f"file {path}", module, path)
+            return None
+        return Source(path, code)
 
     def _run(self, path: Path, source: bytes) -> ModuleType | None:
         name = "sorter_file_" + path.stem.replace("-", "_")
@@ -137,6 +169,7 @@ class Finder:
             name = point.dist.name if point.dist else point.value
             where = f"distribution {name} (entry point {point.name})"
             self.names.append(point.name)
+            self.told(where)
             try:
                 module = point.load()
             except (Exception, SystemExit) as error:  # noqa: BLE001 (a plugin)
@@ -154,9 +187,11 @@ class Finder:
 
     def _add(self, name: str, version: str, source: str, module: ModuleType, file: Path | None = None) -> None:
         where = str(file) if file else source
-        twin = next((each for each in self.plugins if each.name == name), None)
-        if twin is not None:
-            self.faults.append(f"{where}: the plugin name {name} is taken by {twin.source}; rename or remove one")
+        twin = next((each.source for each in self.plugins if each.name == name), "")
+        if name in BUILT_IN and source != "built-in":
+            twin = "a built-in"
+        if twin:
+            self.faults.append(f"{where}: the plugin name {name} is taken by {twin}; rename or remove one")
             return
         hooks, faults = _hooks(module, where)
         if not hooks and not faults:

@@ -38,6 +38,16 @@ class Settings:
             self.value = value
         return not self.faults
 
+    def restore(self, plain: Mapping[str, Any]) -> bool:
+        """Take what `plain` wrote when all was well; what is wrong now stays in `faults`. False if it does not fit."""
+        if self.model is None:
+            return False
+        try:
+            self.value = self.model.model_validate(dict(plain))
+        except ValidationError:
+            return False
+        return True
+
     def plain(self) -> dict[str, Any]:
         """The settings as JSON can carry them, for a job in another process."""
         if isinstance(self.value, BaseModel):
@@ -64,15 +74,6 @@ def settings_of(plugin: Plugin, raw: Mapping[str, Any], reader: TableReader) -> 
 
 
 Locate = Callable[..., str]
-
-
-def sentences(plugin: Plugin, settings: Settings, locate: Locate) -> list[str]:
-    """The faults of one plugin's settings, each with its place: `sorter.toml:7: plugins.x.key: …`."""
-    found = []
-    for key, said in settings.faults:
-        path = ("plugins", plugin.name, *key)
-        found.append(f"{locate(*path)}: {'.'.join(path)}: {said}")
-    return found
 
 
 def _unknown(model: type[BaseModel], raw: Mapping[str, Any]) -> list[tuple[str, str]]:

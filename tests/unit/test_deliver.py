@@ -24,12 +24,12 @@ from sorter.builtin.path_target import mark
 from sorter.deliver.backoff import backoff
 from sorter.deliver.lane import Lane, Patience
 from sorter.deliver.target import Checked, Done, Later, Put, Refused, Removed, Result, Verified, Wanted
-from sorter.deliver.wire import MOST_DESCRIPTORS, Channel, WireError
 from sorter.deliver.worker import BATCH
 from sorter.durable import Files
 from sorter.errors import Held, TryLater
 from sorter.model import Delivered, Receipt, build, plain
 from sorter.testing.waiting import wait_until
+from sorter.wire import MOST_DESCRIPTORS, Channel, WireError
 
 PATH = "sorter.builtin.path_target:PathTarget"
 KEY = "aaaaaaaa11112222333344445555ffff"

@@ -122,7 +122,7 @@ def test_all_faults_at_once(folder: Path) -> None:
 
 def test_one_name_twice(folder: Path) -> None:
     put(folder, "naming.py", GOOD)
-    assert f"the plugin name naming is taken by file {folder / 'naming.py'}" in faults(folder)
+    assert f"{folder / 'naming.py'}: the plugin name naming is taken by a built-in" in faults(folder)
 
 
 def test_an_installed_distribution_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

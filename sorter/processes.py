@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import signal
 from pathlib import Path
@@ -29,6 +30,15 @@ def die_with(parent: int, sign: signal.Signals) -> bool:
 def adopt_orphans() -> None:
     """From now on a descendant whose parent dies becomes our child, daemons too."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def limit(kind: int, soft: int, hard: int | None = None) -> None:
+    """Lower one of this process's limits (`resource.RLIMIT_…`); one that is lower already stays."""
+    hard = soft if hard is None else hard
+    most = resource.getrlimit(kind)[1]
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(kind, (soft, hard))
 
 
 def descendants(pid: int) -> list[int]:

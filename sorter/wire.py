@@ -1,4 +1,4 @@
-"""Messages between `sort` and a target's worker: JSON objects with descriptors, over one unix stream socket.
+"""Messages between two processes of sorter: JSON objects with descriptors, over one unix stream socket.
 
 A frame is 4 bytes of length, most significant first, then that many bytes of JSON. Descriptors travel as SCM_RIGHTS
 with the length, so they belong to the frame that follows. Neither side trusts the other's frames: length and number
@@ -40,6 +40,10 @@ class Channel:
         self._socket = sock
         self._socket.settimeout(timeout)
         self._sending = threading.Lock()
+
+    def within(self, timeout: float | None) -> None:
+        """From now on, how many seconds the other side may stay silent."""
+        self._socket.settimeout(timeout)
 
     def send(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Send one frame. The descriptors are duplicated on the way: the caller still owns, and closes, its own."""
