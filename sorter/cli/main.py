@@ -14,7 +14,7 @@ COMMANDS = {
     "receive": "run",
     "sort": "run",
     "check": "run",
-    "plugins": "run",
+    "plugins": "plugins",
     "demo": "demo",
     "status": "look",
     "list": "look",

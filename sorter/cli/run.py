@@ -6,7 +6,6 @@ import sys
 import time
 
 import click
-from rich.table import Table
 
 from sorter.cli.checking import check_targets
 from sorter.cli.common import Where, console, log_to_stderr, with_config, with_where
@@ -122,16 +121,3 @@ def check_command(config: Config, targets: bool) -> None:
 def conformance_command(config: Config) -> None:
     """The DICOM Conformance Statement (PS3.2) of this configuration, as Markdown."""
     click.echo(statement(config), nl=False)
-
-
-@click.command("plugins")
-@with_config
-def plugins_command(config: Config) -> None:
-    """The plugins in the order in which they are asked."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("", "name", "version", "source", "hooks"):
-        table.add_column(title)
-    for each in load_plugins(config, Files()).listing():
-        hooks = ", ".join(hook.removeprefix("sorter_") for hook in each.hooks)
-        table.add_row(str(each.order), each.name, each.version, each.source, hooks)
-    console.print(table)

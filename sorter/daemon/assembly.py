@@ -87,15 +87,19 @@ def _is_sender(sender: Sender, source: Source) -> bool:
         return False
 
 
-def load_plugins(config: Config, files: Files) -> Plugins:
-    """The plugins with their settings; ConfigError with all faults."""
+def load_plugins(config: Config, files: Files, *, apart: bool = True) -> Plugins:
+    """The plugins with their settings, those of others in a process of their own or, if not `apart`, in this one.
+
+    ConfigError with all faults.
+    """
     targets = config.all_targets()
     labs = {name: _targets_of(config, name) for name in config.labs}
     builtin: dict[str, dict[str, Any]] = {
         "identity": {"labs": [_owner(name, lab) for name, lab in config.labs.items()]},
         "routing": {"labs": labs, "default": UNASSIGNED if UNASSIGNED in targets else None},
     }
-    return Plugins.start(config.plugins, config.plugins_folder, files, builtin, config.locate)
+    load = Plugins.start if apart else Plugins.load
+    return load(config.plugins, config.plugins_folder, files, builtin, config.locate)
 
 
 def _owner(name: str, lab: LabConfig) -> dict[str, Any]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from sorter.durable import Files
+from sorter.scu.storage import send
 from sorter.spool import Spool, UnitSummary
 from sorter.summaries import summaries
+from sorter.testing.synthetic import Made, write_series
 from sorter.testing.waiting import wait_until
 
 
@@ -115,6 +120,25 @@ class RunningSorter:
                 if b"sorter.deliver.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     found.add(pid)
         return found
+
+    # --- what it is sent, and what happens then -----------------------------------------------------------------
+
+    def send(self, made: Made, *, calling: str = "SCANNER") -> None:
+        """Send a series by C-STORE as a scanner would: in one association. AssertionError if an image is refused."""
+        with tempfile.TemporaryDirectory(dir=self.root) as folder:
+            paths = [Path(each) for each in write_series(folder, made)]
+            report = send(paths, "127.0.0.1", self.port, called="SORTER", calling=calling, progress=lambda _: None)
+        assert report.sent == len(paths), report.refused
+
+    def events(self, kind: str, **details: str) -> list[Mapping[str, Any]]:
+        """What happened of this kind so far, oldest first; `docs/plugins.md` lists the kinds and their details."""
+        lines = (line for path in sorted(self.spool.journal.glob("*.jsonl")) for line in path.read_text().splitlines())
+        found = (json.loads(line) for line in lines)
+        return [each for each in found if each["kind"] == kind and details.items() <= each.items()]
+
+    def wait_event(self, kind: str, timeout: float = 60.0, **details: str) -> Mapping[str, Any]:
+        """The first event of this kind, once it happened."""
+        return wait_until(lambda: next(iter(self.events(kind, **details)), None), timeout, f"{kind} to happen")
 
     # --- what it knows ------------------------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ def test_a_corrected_patient_and_study_move_the_series_and_what_the_lab_edited_s
         )
         assert (series.lab, series.subject) == ("memory", "S007")
         assert files(memory) == [each.replace("DEV/", "S007/") for each in old]
-        assert files(unassigned) == ["DEV/20180918_1212/nifti/003_EPI_PE_AP.json"]
+        assert files(unassigned) == [f"DEV/20180918_1212/nifti/{each}" for each in ("003_EPI_PE_AP.json", "MOVED.txt")]
         assert {str(pydicom.dcmread(path).PatientID) for path in memory.rglob("*.dcm")} == {"S007"}
         [story] = [Unit(sorter.spool, key).story() for key in sorter.spool.keys()]  # noqa: SIM118  (no mapping)
         assert any("before a correction" in event["says"] for event in story)
