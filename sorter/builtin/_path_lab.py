@@ -16,7 +16,7 @@ import hashlib
 import os
 import pwd
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sorter.builtin._path_folders import MARKER, Visit, digest, file_name, remove_tree
@@ -59,17 +59,20 @@ class Corner:
     _written: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def look(self, visit: Visit, job: LabLook, source: Source) -> LabSeen:
-        """What the lab says, once all pages are there. A page that cannot be written is nobody else's trouble."""
+        """What the lab says, and the pages written. What cannot be written keeps nothing from being read."""
         with _opened(visit, visit.fd, MARKER) as folder:
-            requests = self._requests_folder(visit, folder)
+            found = _lab_file(visit, folder, job.known)
+            said = [PYTHON] if _has_python(visit.files, folder) else []
             try:
-                found = _lab_file(visit, folder, job.known)
-                asked, crowded = _requests(visit, requests, job.answered)
-                self._write_pages(visit, (folder, requests), job, source)
+                requests = self._requests_folder(visit, folder)
+            except OSError as error:
+                return LabSeen(*found, (*said, _cannot(error)), names=None, unwritten=_names(job))
+            try:
+                asked, names, crowded = _requests(visit, requests, job.answered)
+                unwritten, why = self._write_pages(visit, (folder, requests), job, source)
             finally:
                 visit.files.close(requests)
-            beside = (PYTHON,) if _has_python(visit.files, folder) else ()
-            return LabSeen(*found, beside=(*beside, *crowded), requests=tuple(asked))
+            return LabSeen(*found, (*said, *crowded, *why), tuple(asked), names, tuple(unwritten))
 
     def _requests_folder(self, visit: Visit, corner: int) -> int:
         files = visit.files
@@ -80,8 +83,8 @@ class Corner:
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
-            # a link or a file in its place: away with it, for what is behind a link is not the lab's to show
-            files.unlink(REQUESTS, at=corner)
+            # a link or a file in its place makes room: what is behind a link is not the lab's to show
+            files.rename(REQUESTS, f"{REQUESTS}.aside-{os.urandom(4).hex()}", at=corner, to=corner)
             files.mkdir(REQUESTS, 0o755, at=corner)
             folder = files.open(REQUESTS, _FOLDER, at=corner)
         _open_to_lab(visit, folder)
@@ -89,33 +92,41 @@ class Corner:
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    def _write_pages(self, visit: Visit, folders: tuple[int, int], job: LabLook, source: Source) -> None:
+    def _write_pages(
+        self, visit: Visit, folders: tuple[int, int], job: LabLook, source: Source
+    ) -> tuple[list[str], list[str]]:
+        """The names of those that could not be written, and a sentence where there are any."""
+        unwritten, why = [], ""
         for index, page in enumerate(job.pages):
             folder, name = _place(page.name, folders)
-            if self._mark(visit.files, page, folder, name) is None:
-                self._replace(visit, folder, name, (page, source(index)))
-                with contextlib.suppress(FileNotFoundError):
+            try:
+                if not self._is_right(visit.files, page, folder, name):
+                    self._replace(visit, folder, name, (page, source(index)))
                     self._written[page.name] = page.sha256, _marked(visit.files.stat(name, at=folder))
+            except OSError as error:
+                unwritten.append(page.name)
+                why = why or _cannot(error)
         for page_name in job.gone:
             folder, name = _place(page_name, folders)
             self._written.pop(page_name, None)
-            if visit.files.exists(name, at=folder):
+            with contextlib.suppress(OSError):
                 remove_tree(visit.files, name, folder)
+        return unwritten, [why] if why else []
 
-    def _mark(self, files: Files, page: Wanted, folder: int, name: str) -> tuple[int, ...] | None:
-        """Of a page that is there as it should be; None where it has to be written."""
+    def _is_right(self, files: Files, page: Wanted, folder: int, name: str) -> bool:
+        """Is a page there as it should be?"""
         try:
             with files.opened(name, _LOOK, at=folder) as fd:
                 info = files.stat(fd)
                 if not stat.S_ISREG(info.st_mode) or info.st_size != page.size or info.st_nlink != 1:
-                    return None
+                    return False
                 if self._written.get(page.name) != (page.sha256, _marked(info)):
                     if digest(files, fd) != page.sha256:
-                        return None
+                        return False
                     self._written[page.name] = page.sha256, _marked(info)
-                return _marked(info)
+                return True
         except OSError:  # there is none, or something that is no file of ours
-            return None
+            return False
 
     def _replace(self, visit: Visit, folder: int, name: str, what: tuple[Wanted, int]) -> None:
         """Whatever has its name, a link too, is replaced, not followed; a folder of that name is set aside."""
@@ -132,6 +143,14 @@ class Corner:
             files.rename(name, f"{name}.folder-{os.urandom(4).hex()}", at=folder, to=folder)
         files.rename(part, name, at=folder, to=folder)
         files.fsync_folder(folder)
+
+
+def _cannot(error: OSError) -> str:
+    return f".sorter: sorter cannot write there ({error.strerror}); give its account, or the lab's group, the right to"
+
+
+def _names(job: LabLook) -> tuple[str, ...]:
+    return tuple(each.name for each in job.pages)
 
 
 def _place(name: str, folders: tuple[int, int]) -> tuple[int, str]:
@@ -206,28 +225,34 @@ def _lab_file(visit: Visit, folder: int, known: str) -> tuple[str, str, str]:
     return "new", data.hex(), ""
 
 
-def _requests(visit: Visit, folder: int, answered: Mapping[str, str]) -> tuple[list[LabRequest], Sequence[str]]:
-    """What is asked for, by name, and what should be said of the folder itself."""
+def _requests(
+    visit: Visit, folder: int, answered: Mapping[str, str]
+) -> tuple[list[LabRequest], tuple[str, ...] | None, list[str]]:
+    """What is asked for, by name; the names of all that lies there; what should be said of the folder itself."""
     names: list[str] = []
     for count, entry in enumerate(visit.files.entries(folder)):
         if count == MOST_NAMES:
-            return [], (f"{REQUESTS}/: there are more than {MOST_NAMES} names; nothing is done until it is tidied",)
+            return (
+                [],
+                None,
+                [f"{REQUESTS}/: there are more than {MOST_NAMES} names; nothing is done until it is tidied"],
+            )
         if entry.name.endswith(".toml") and not entry.name.startswith("."):
             names.append(entry.name)
     said = []
     if strange := [name for name in names if not _is_plain(name)]:
         said.append(f"{REQUESTS}/: {len(strange)} files have names other than letters, digits and ._+-; rename them")
-    asked = [name for name in sorted(names) if _is_plain(name)]
-    if len(asked) > MOST_REQUESTS:
+    plain = tuple(name for name in sorted(names) if _is_plain(name))
+    if len(plain) > MOST_REQUESTS:
         said.append(f"{REQUESTS}/: there are more than {MOST_REQUESTS} requests; remove those that were answered")
     found: list[LabRequest] = []
     room = MOST_OF_ALL
-    for name in asked[:MOST_REQUESTS]:
+    for name in plain[:MOST_REQUESTS]:
         request = _request(visit, folder, name, answered.get(name, ""))
         if request is not None and len(request.text) // 2 <= room:  # else it is told once the others were answered
             room -= len(request.text) // 2
             found.append(request)
-    return found, said
+    return found, plain, said
 
 
 def _is_plain(name: str) -> bool:

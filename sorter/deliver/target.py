@@ -150,15 +150,18 @@ class LabRequest:
 
 @dataclass(frozen=True, slots=True)
 class LabSeen:
-    """What a look at the lab's own corner found, after all pages were written. Of its file: "new" (`text` is its bytes
-    in hex), "same" as what was known, "none" (there is no such file) or "refused", with a sentence that says what to
-    do. `beside` are sentences on what else lies there and should not."""
+    """What a look at the lab's own corner found. Of its file: "new" (`text` is its bytes in hex), "same" as what was
+    known, "none" (there is no such file) or "refused", with a sentence that says what to do. `beside` are sentences on
+    what else is not as it should be. `names` are those of all requests there, also of those that were not read this
+    time; None: too many to be looked at. `unwritten` are pages that could not be written."""
 
     state: str
     text: str = ""
     why: str = ""
     beside: tuple[str, ...] = ()
     requests: tuple[LabRequest, ...] = ()
+    names: tuple[str, ...] | None = ()
+    unwritten: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

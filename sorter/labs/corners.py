@@ -92,8 +92,8 @@ class LabCorners:
 
     def _heed(self, lab: str, job: LabLook, seen: LabSeen, now: float) -> None:
         known = self._labs[lab]
-        self.requests.told(lab, job.pages)
-        self.requests.heed(lab, seen.requests)
+        self.requests.told(lab, [each for each in job.pages if each.name not in seen.unwritten])
+        self.requests.heed(lab, seen.requests, seen.names)
         if seen.state == "refused":
             known.digest, known.faults = "", (seen.why,)
         elif seen.state != "same":

@@ -45,6 +45,7 @@ class _Work:
     prepared: Prepared | None = None
     pieces: Iterator[Sequence[Copy]] = field(default_factory=lambda: iter(()))
     piece: Sequence[Copy] = ()
+    remembered: bool = False  # of the piece where it goes
     due: float = 0.0
     busy: bool = True  # something is under way, which will tell
     outcome: Outcome | None = None
@@ -87,15 +88,18 @@ class Requests:
 
     # --- what the corners see -----------------------------------------------------------------------------------
 
-    def heed(self, lab: str, seen: Sequence[LabRequest]) -> None:
-        """The requests that lie there now. One that was removed is not done any more; one that changed is done anew."""
+    def heed(self, lab: str, seen: Sequence[LabRequest], names: Sequence[str] | None) -> None:
+        """The requests that lie there now; `names` are those of all, None where nobody knows. One that was removed is
+        not done any more; one that changed is done anew."""
+        if names is None:
+            return
         known = self._labs[lab]
-        there = {each.name: each for each in seen}
-        gone = [name for name in known.answered if name not in there]
-        if gone:
-            known.answered = {name: digest for name, digest in known.answered.items() if name in there}
+        there, left = {each.name: each for each in seen}, set(names)
+        if not known.answered.keys() <= left:
+            known.answered = {name: digest for name, digest in known.answered.items() if name in left}
             self.records.note_answered(lab, known.answered)
-        if known.work is not None and there.get(known.work.request.name) != known.work.request:
+        doing = known.work.request if known.work is not None else None
+        if doing is not None and (doing.name not in left or there.get(doing.name, doing) != doing):
             known.work = None
         under_way = known.work.request if known.work is not None else None
         known.asked = deque(
@@ -169,12 +173,29 @@ class Requests:
             return now
         if work.due > now:
             return work.due
-        self._copy(lab, known, work, now)
+        if not work.remembered:
+            self._remember(known.root, work)
+        else:
+            self._copy(lab, work, now)
         return now + AGAIN
 
-    def _copy(self, lab: str, known: _Lab, work: _Work, now: float) -> None:
+    def _remember(self, root: str, work: _Work) -> None:
+        """Beside too: a piece may be of many series, and each of them is told durably."""
+
+        def run() -> None:
+            try:
+                remember(self.spool, work.piece, root)
+                work.remembered = True
+            except OSError as error:
+                work.outcome = Later(f"what is copied cannot be remembered: {error.strerror}")
+            work.busy = False
+            self.wake()
+
+        work.busy = True
+        self.start(run)
+
+    def _copy(self, lab: str, work: _Work, now: float) -> None:
         assert work.prepared is not None
-        remember(self.spool, work.piece, known.root)
         sources = {str(number): copy.source for number, copy in enumerate(work.piece)}
         wanted = tuple(Wanted(each.name, each.sha256, each.size, str(n)) for n, each in enumerate(work.piece))
 
@@ -192,7 +213,7 @@ class Requests:
             work.written += len(outcome.written)
             work.same += len(outcome.same)
             work.taken += [work.piece[index].name for index in outcome.taken if index < len(work.piece)]
-            work.piece = next(work.pieces, ())
+            work.piece, work.remembered = next(work.pieces, ()), False
         elif isinstance(outcome, Refused):
             work.trouble = outcome.why
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import grp
 import hashlib
 import os
@@ -20,9 +21,10 @@ from sorter.deliver.target import Copied, Copies, LabLook, LabSeen, Wanted
 from sorter.durable import Files
 from sorter.errors import ConfigError, Held, TryLater
 from sorter.labs.asking import Request, read_request, written
+from sorter.labs.requests import Requests
 from sorter.labs.scans import MOST_ROWS, Scans, line_of
 from sorter.model import UnitKind
-from sorter.spool import UnitSummary
+from sorter.spool import Spool, UnitSummary
 from sorter.spool.labs import LabRecords
 from sorter.spool.unit import DeliveryState
 from sorter.testing.running import RunningSorter
@@ -195,8 +197,9 @@ def test_floods_are_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert any("1 files have names" in each for each in seen.beside)
     for number in range(60):
         (requests / f"note-{number}").touch()
+    assert len(seen.names or ()) == 25
     seen, _ = look(root)
-    assert seen.requests == ()
+    assert (seen.requests, seen.names) == ((), None)
     assert "more than 60 names" in seen.beside[0]
 
 
@@ -238,6 +241,46 @@ def test_nothing_in_the_place_of_a_page_or_of_its_folder_leads_out(root: Path, t
     look(root, scans_tsv=b"three")
     assert (corner / "scans.tsv").read_bytes() == b"three"
     assert list(corner.glob("scans.tsv.folder-*/mine"))  # the lab's own is not removed
+
+
+class Full(Files):
+    """A mount without any room left."""
+
+    def write(self, fd: int, data: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def copy(self, source: int, target: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class ReadOnly(Full):
+    """A mount that lets nobody write."""
+
+    def mkdir(self, path: object, mode: int = 0, *, at: int | None = None) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize("files", [Full(), ReadOnly()], ids=["full", "read-only"])
+def test_where_no_page_can_be_written_the_lab_is_heard(root: Path, files: Files) -> None:
+    (root / ".sorter" / "lab.toml").write_bytes(b'[naming]\nfolder = "x"\n')
+    seen, _ = look(root, PathTarget({"root": str(root)}, files), scans_tsv=b"one")
+    assert (seen.state, seen.unwritten) == ("new", ("scans.tsv",))
+    assert "sorter cannot write there" in seen.beside[0]
+    assert look(root, scans_tsv=b"one")[0].unwritten == ()
+
+
+def test_what_was_answered_is_known_while_it_lies_there(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", Files())
+    spool.create()
+    records = LabRecords(spool.labs, spool.files)
+    records.note_answered("memory", {"mine.toml": "digest"})
+    requests = Requests(spool, records, None, lambda: None)  # type: ignore[arg-type]
+    requests.configure({"memory": "/lab"})
+    requests.heed("memory", [], None)  # nobody could look
+    requests.heed("memory", [], ("mine.toml",))  # it was not read this time
+    assert records.answered("memory") == {"mine.toml": "digest"}
+    requests.heed("memory", [], ())
+    assert records.answered("memory") == {}
 
 
 def test_pages_go_to_the_corner_alone(root: Path) -> None:
