@@ -38,6 +38,7 @@ class Standing(enum.StrEnum):
     CONFLICT = "conflict"  # same SOP Instance UID, other pixels: delivered too, under a name of its own
     SUPERSEDED = "superseded"  # only its header differs, and another copy is current: kept, not delivered
     TRANSCODED = "transcoded"  # the same in another transfer syntax: kept, not delivered
+    AGAIN = "again"  # the same data set once more, after the first copy had left: kept until that is verified again
 
 
 @functools.lru_cache(maxsize=1024)
@@ -450,6 +451,7 @@ class Receipt:
     verified: str  # day and time of the last comparison
     note: str = ""
     moved: str = ""  # once a correction replaced it: what is to be said where something of it has to stay
+    day: int = 0  # of the count of days (`sorter.spool.days`) on which it was delivered
 
 
 # --- to JSON and back -----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ _ASIDE = {
     Standing.CONFLICT: "{} with the SOP Instance UID of another and other pixels: both are kept, and both delivered",
     Standing.SUPERSEDED: "{} with another header than a copy that is current: kept, not delivered",
     Standing.TRANSCODED: "{} in another transfer syntax than a copy that is current: kept, not delivered",
+    Standing.AGAIN: "{} once more after the first copies had left: kept until those are verified again",
 }
 
 _MEANS = {
@@ -42,6 +43,11 @@ def sentences(unit: Unit, summary: UnitSummary) -> Iterator[str]:
         yield f"It is {summary.state}: {_sentence(summary.why)}"
     yield from _decided(unit)
     yield from _went(summary)
+    if summary.left:
+        yield (
+            f"{_images(summary.left)} left the store after what lies at the targets was read again. "
+            "It is taken from there where it is needed."
+        )
 
 
 def _came(unit: Unit) -> Iterator[str]:

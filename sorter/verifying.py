@@ -10,13 +10,13 @@ from __future__ import annotations
 import enum
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from sorter.deliver.lane import Lane
 from sorter.deliver.target import Later, Refused, Verified
-from sorter.model import Instance, Receipt
+from sorter.model import DICOM, Instance, Receipt
 from sorter.spool import Unit
 
 STORE = "store"
@@ -81,8 +81,9 @@ class Tally:
 def in_store(unit: Unit, *, deep: bool, progress: Callable[[int], None]) -> Iterator[Finding]:
     """Compare the images of a unit with its records: presence and size, or where `deep` every byte."""
     found: dict[Standing, list[str]] = {}
-    latest = {(each.sop_uid, each.dataset): each.file for each in unit.instances.values()}
-    for each in unit.instances.values():
+    here = [each for each in unit.instances.values() if each.file not in unit.left]  # the others are compared elsewhere
+    latest = {(each.sop_uid, each.dataset): each.file for each in here}
+    for each in here:
         if latest[each.sop_uid, each.dataset] != each.file:  # it was lost once, and came again
             continue
         standing = _of_image(unit, each, deep)
@@ -165,8 +166,16 @@ def _nothing_to_deliver(*_: object) -> Any:
     raise AssertionError("nothing is delivered here")
 
 
-def at_target(receipt: Receipt, answer: Answer, *, was_lost: bool) -> Iterator[Finding]:
-    """What the answer of a target says. `was_lost`: what is gone was lost by the target, not removed by the lab."""
+ALONE = "the store has no copy any more"
+
+
+def at_target(
+    receipt: Receipt, answer: Answer, *, was_lost: bool, left: Container[str] = frozenset()
+) -> Iterator[Finding]:
+    """What the answer of a target says. `was_lost`: what is gone was lost by the target, not removed by the lab.
+
+    `left` are image files that have left the store: of those it is told that none is there.
+    """
     if not isinstance(answer, Verified):
         yield Finding(receipt.key, receipt.target, receipt.product, Standing.UNKNOWN, (), answer.why)
         return
@@ -177,5 +186,10 @@ def at_target(receipt: Receipt, answer: Answer, *, was_lost: bool) -> Iterator[F
         (gone, answer.missing),
         (Standing.EDITED, answer.changed),
     ):
-        if names:
-            yield Finding(receipt.key, receipt.target, receipt.product, standing, names, answer.note)
+        alone = {each.name for each in receipt.files if receipt.product == DICOM and each.file in left}
+        for some, note in (
+            (tuple(name for name in names if name not in alone), answer.note),
+            (tuple(name for name in names if name in alone), "; ".join(filter(None, (answer.note, ALONE)))),
+        ):
+            if some:
+                yield Finding(receipt.key, receipt.target, receipt.product, standing, some, note)

@@ -49,6 +49,11 @@ def mended(action: Action, seen: Look | None, ours: Collection[str], wanted: Wan
     return Action.OVER if seen.sha256 in ours else Action.ASIDE
 
 
+def without(action: Action, seen: Look | None) -> Action:
+    """What becomes of a file that has left the store, and so cannot be written: what is there stays as it is."""
+    return action if action is Action.FINE else Action.REMOVED if seen is None else Action.KEPT
+
+
 def with_suffix(name: str, suffix: str) -> str:
     """`suffix` goes before the extension; `.nii.gz` and `.tar.gz` are one."""
     for double in (".nii.gz", ".tar.gz"):

@@ -163,6 +163,21 @@ def _try_fsync(files: Files, fd: int) -> None:
             raise
 
 
+def copied(files: Files, name: str, at: int, into: int) -> bool:
+    """Copy the regular file `name` into the empty file `into`; False where there is none that can be read."""
+    try:
+        with files.opened(name, _LOOK, at=at) as fd:
+            if not stat.S_ISREG(files.stat(fd).st_mode):
+                return False
+            files.drop_cache(fd)
+            files.copy(fd, into)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO):
+            return False
+        raise
+    return True
+
+
 def unchanged(files: Files, name: str, at: int, seen: Look) -> bool:
     try:
         return _mark(files.stat(name, at=at)) == seen.mark

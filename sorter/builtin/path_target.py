@@ -28,13 +28,15 @@ from typing import Any
 from sorter.builtin._path_check import made_remarks, probe
 from sorter.builtin._path_check import mark as mark
 from sorter.builtin._path_copies import copy_for_lab
-from sorter.builtin._path_decide import Action, decide, distinct, in_force, mended, suffixes, with_suffix
+from sorter.builtin._path_decide import Action, decide, distinct, in_force, mended, suffixes, with_suffix, without
 from sorter.builtin._path_folders import (
     MARKER,
     Access,
     Look,
     Visit,
     components,
+    copied,
+    digest,
     file_name,
     look,
     one_name,
@@ -50,6 +52,7 @@ from sorter.deliver.target import (
     Copied,
     Copies,
     Done,
+    Fetched,
     LabLook,
     LabSeen,
     Put,
@@ -237,6 +240,22 @@ class PathTarget:
             if seen is not None and seen.sha256 == hashlib.sha256(text).hexdigest():  # an earlier attempt's
                 return
 
+    def fetch(self, receipt: Receipt, names: Sequence[str], into: Sequence[int]) -> Fetched:
+        found: dict[bool, list[str]] = {True: [], False: []}
+        listed = {each.beside or each.name: each for each in receipt.files}
+        with self._visit(alone=False) as visit:
+            folder, fd = self._locate(visit, receipt)
+            for name, copy in zip(names, into, strict=True):
+                each = listed.get(name)
+                right = (
+                    each is not None
+                    and fd is not None
+                    and copied(self._files, file_name(name), fd, copy)
+                    and digest(self._files, copy) == each.sha256
+                )
+                found[right].append(name)
+        return Fetched(folder, tuple(found[True]), tuple(found[False]))
+
     def _under_other_names(self, fd: int, receipt: Receipt) -> list[Delivered]:
         """What our manifest says of the receipt's own files: a receipt lost in a crash may not know their names."""
         names, digests = {each.name for each in receipt.files}, {each.sha256 for each in receipt.files}
@@ -332,12 +351,15 @@ class PathTarget:
             return Done(place.folder, (), "; ".join(visit.notes))
         above = visit.make("/".join(parts[:-1]))
         names = distinct(job.files, {}, self._fold(visit))
-        files = tuple(
-            Delivered(name, want.sha256, want.size, want.file) for name, want in zip(names, job.files, strict=True)
-        )
+        files = tuple(_as_new(name, want) for name, want in zip(names, job.files, strict=True))
+        here = [Item(index, name, job.files[index]) for index, name in enumerate(names) if not job.files[index].gone]
+        if len(here) < len(files):
+            visit.note(f"{len(files) - len(here)} files are not there any more, and have left the store")
+        if not here:
+            return Done(place.folder, files, "; ".join(visit.notes))
         stage = Stage(visit, above, _stage_name(job.key, job.product), self._threads)
         with stage.opened():
-            stage.fill([Item(index, name, job.files[index]) for index, name in enumerate(names)], source)
+            stage.fill(here, source)
             manifest = self._manifest_name(stage.fd, job.key, job.product)
             stage.put_bytes(manifest, _manifest_text(job, files))
             write_sums(stage, stage.fd, manifest, files)
@@ -421,6 +443,8 @@ class PathTarget:
             action = Action.CLASH
         elif had is not None and had.name in history.mend:
             action = mended(action, seen, ours, wanted)
+        if wanted.gone:
+            action = without(action, seen)
         return _Step(index, wanted, name, action, seen, had)
 
     def _renamed(self, fd: int, job: Put, step: _Step, history: _History) -> _Step:
@@ -631,6 +655,11 @@ def _is_as_before(each: Delivered, seen: Look | None, earlier: Mapping[str, list
     if seen is None:
         return each.name not in earlier
     return seen.sha256 in earlier.get(each.name, ())
+
+
+def _as_new(name: str, want: Wanted) -> Delivered:
+    state = "removed" if want.gone else "written"
+    return Delivered(name, want.sha256, want.size, want.file, state)
 
 
 def _seconds(verified: str) -> float:

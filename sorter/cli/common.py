@@ -116,7 +116,7 @@ def open_source(where: Where) -> Store | Door:
             raise
         return Door(found, Files())
     try:
-        return Store(open_spool(config))
+        return Store(open_spool(config), config.folders())
     except NotYours:
         return Door(Path(given) if given else config.socket, Files())
 

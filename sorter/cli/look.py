@@ -13,7 +13,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from sorter.cli import door
+from sorter.cli import door, stored
 from sorter.cli.common import Where, console, literal, open_source, with_where
 from sorter.config import Config
 from sorter.daemon.receive import keep_of
@@ -76,6 +76,7 @@ def status_command(where: Where, as_json: bool) -> None:
         _print_json({**status, **door.as_json(at_the_door, config)})
         return
     _print_status(status, units)
+    _print_store(status["store"])
     if status["space"]:
         console.print(f"now: {status['space']}", soft_wrap=True, markup=False)
     for text in door.lines(at_the_door, config):
@@ -94,6 +95,7 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "spool": str(config.spool),
         "space": space.told(spool.received, spool.files, keep_of(config), time.time()),
         **_of_units(units),
+        "store": stored.as_json(config, spool, units),
         "unassigned": sum(1 for unit in units if unit.lab is None and unit.state != "open"),
         "claims": len(spool.claims.all()),
         "quarantined": spool.aside.count(),
@@ -294,6 +296,11 @@ def _print_waiting(units: list[UnitSummary]) -> None:
     _print_missing(units)
     if len(waiting) > MOST_SHOWN:
         console.print(f"… and {len(waiting) - MOST_SHOWN} more; `sorter status --json` has them all")
+
+
+def _print_store(store: dict[str, Any]) -> None:
+    for text in stored.lines(store):
+        console.print(text, soft_wrap=True, markup=False)
 
 
 def _print_missing(units: list[UnitSummary]) -> None:

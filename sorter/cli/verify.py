@@ -102,18 +102,21 @@ def _run(check: _Check, units: Sequence[UnitSummary], comparing: Targets, *, qui
         rest = iter(units)
         while chunk := list(islice(rest, _CHUNK)):
             loaded = [Unit.load(check.spool, each.key) for each in chunk]
+            left = {unit.key: unit.left for unit in loaded}
             receipts = [receipt for unit in loaded for receipt in check.receipts(unit)]
             share = sum(each.size for unit in loaded for each in unit.instances.values())
             total += share + sum(each.size for receipt in receipts for each in receipt.files)
             progress.update(task, total=total * max(1, len(units) // len(chunk)))
             for unit in loaded if check.target is None else ():
-                check.tally.stored += len(unit.instances)
+                check.tally.stored += len(unit.instances) - len(unit.left)
                 check.tally.findings += verifying.in_store(
                     unit, deep=check.deep, progress=lambda size: progress.advance(task, size)
                 )
             for receipt, answer in comparing.compare(receipts):
                 check.tally.delivered += len(receipt.files)
-                found = list(verifying.at_target(receipt, answer, was_lost=bool(check.since)))
+                found = list(
+                    verifying.at_target(receipt, answer, was_lost=bool(check.since), left=left.get(receipt.key, ()))
+                )
                 if not found or check.is_current(receipt):
                     check.tally.findings += found
                 progress.advance(task, sum(each.size for each in receipt.files))

@@ -115,6 +115,11 @@ class Config(Section):
             found[UNASSIGNED] = self._own(UNASSIGNED)
         return {**found, **self.targets}
 
+    def folders(self) -> dict[str, Path]:
+        """By name of a target: its folder, where it is one."""
+        return {name: Path(str(each.settings["root"])) for name, each in self.all_targets().items()
+                if each.kind == "path" and "root" in each.settings}  # fmt: skip
+
     def _own(self, name: str) -> TargetConfig:
         lab = self.labs.get(name)
         group, umask = (lab.group, lab.umask) if lab else (None, None)

@@ -305,7 +305,7 @@ class Store(Section):
     """`[store]`: what happens to images that were delivered."""
 
     keep: Annotated[Literal["forever"] | int, BeforeValidator(_keep)] = "forever"
-    """`"forever"`, or the days that a delivered image stays in the store at least. So far nothing is ever deleted."""
+    """`"forever"`, or the days that a delivered image stays in the store: days that sorter saw pass."""
 
 
 class Engine(Section):

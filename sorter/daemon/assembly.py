@@ -159,7 +159,7 @@ class Parts:
         records, pipeline = self.lab_files.records, self.pipeline
         scans = Scans(records, lambda: pipeline.looked_around)
         news = News(records, self.lab_files.in_force_of)
-        requests = Requests(self.spool, records, pipeline.outlets, wake)
+        requests = Requests(self.spool, records, pipeline.outlets, wake, pipeline.bring_back)
         self.lab_corners = LabCorners(
             pipeline.outlets, records, self.take_lab_file, self.lab_files.say, scans, news, requests
         )
@@ -184,6 +184,7 @@ class Parts:
         self.pipeline.settling.timing = self.pipeline.studies.timing = timing_of(config)
         self.pipeline.studies.expected = expected_of(config)
         self.pipeline.outlets.outages.tell_after = config.delivery.tell_after
+        self.pipeline.retention.keep = days_to_keep(config)
         self.pipeline.alarms.configure(daily_of(config), awaited_of(config), labs=bool(config.labs))
         self.pipeline.deciding.trust = trust_of(config)
         self.pipeline.outlets.configure(outlets)
@@ -266,6 +267,11 @@ def trust_of(config: Config) -> dict[str, Trust]:
     return {name: trusting(lab.may_claim) for name, lab in config.labs.items() if lab.may_claim}
 
 
+def days_to_keep(config: Config) -> int | None:
+    """The days that a delivered image stays in the store; None for ever."""
+    return config.store.keep if isinstance(config.store.keep, int) else None
+
+
 def clocks_of(files: Files) -> Clocks:
     """Those of this machine."""
     try:
@@ -325,6 +331,7 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
         commitments.heard = lambda request: pipeline.hear("commitment", request.sender, request.names)
     outlets.configure(configured)
     pipeline.studies.expected = expected_of(config)
+    pipeline.retention.keep = days_to_keep(config)
     pipeline.alarms.configure(daily_of(config), awaited_of(config), labs=bool(config.labs))
     pipeline.deciding.trust = trust_of(config)
     return Parts(spool, pipeline, rules, config, commitments, lab_files, wake)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -26,6 +26,7 @@ from sorter.deliver.target import (
     Copied,
     Copies,
     Done,
+    Fetched,
     LabLook,
     LabSeen,
     Later,
@@ -70,6 +71,7 @@ class _Task:
     put: Put | None = None
     files: tuple[Wanted, ...] = ()
     open: Callable[[Wanted], int] | None = None
+    opens: Callable[[], list[int]] = list  # descriptors that go with the frame, which the lane closes
 
 
 class Lane:
@@ -117,11 +119,22 @@ class Lane:
         self._add(place, _Task({"do": "remove", "job": plain(receipt)}, Removed, tell))
 
     def verify(
-        self, receipt: Receipt, tell: Callable[[Verified | Later | Refused], None], *, deep: bool = True
-    ) -> None:
-        """Compare `receipt` with what is at the target."""
-        frame = {"do": "verify", "job": plain(receipt), "deep": deep}
+        self, receipt: Receipt, tell: Callable[[Verified | Later | Refused], None], *, deep: bool = True,
+        only: bool = False,
+    ) -> None:  # fmt: skip
+        """Compare `receipt` with what is at the target. `only`: as if it were the only copy, so Held (told as Refused)
+        where the target could not give it back.
+        """
+        frame = {"do": "verify", "job": plain(receipt), "deep": deep, "only": only}
         self._add(("verify", receipt.key, receipt.product), _Task(frame, Verified, tell))
+
+    def fetch(
+        self, receipt: Receipt, names: Sequence[str], opens: Callable[[], list[int]],
+        tell: Callable[[Fetched | Later | Refused], None],
+    ) -> None:  # fmt: skip
+        """Have these files of `receipt` copied from the target into those that `opens`, on the lane's thread, opens."""
+        frame = {"do": "fetch", "job": plain(receipt), "names": list(names)}
+        self._add(("fetch", receipt.key, receipt.product, *names[:1]), _Task(frame, Fetched, tell, opens=opens))
 
     def check(self, tell: Callable[[Checked | Later | Refused], None], *, prepare: bool = False) -> None:
         """Could a delivery be made now? `prepare` as in `Target.check`."""
@@ -278,7 +291,11 @@ class Lane:
 
     def _converse(self, worker: _Worker, task: _Task) -> Any:
         channel, worker.heard = worker.channel, False
-        channel.send(task.frame)
+        descriptors = task.opens()
+        try:
+            channel.send(task.frame, descriptors)
+        finally:
+            close_all(descriptors)
         while True:
             answer, _ = channel.receive()
             worker.heard, self._moved = True, time.monotonic()

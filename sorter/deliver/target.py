@@ -2,7 +2,8 @@
 
 A target kind names a class (`TargetKind.code`, "module:Class") that is loaded only inside the worker process of one
 target, as `Class(settings, files)`: its own table of the configuration, and the object through which it touches files.
-The class has the four methods of `Target`. It is given plain values and read-only descriptors, never a path into the
+The class has the four methods of `Target`, and where a delivered file can be read
+back that of `Giving`. It is given plain values and read-only descriptors, never a path into the
 spool; it returns what it did, or raises:
 
 * `TryLater` for what may pass (a file that is busy): the same job comes again after a while;
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from sorter.model import Delivered, Receipt
 
@@ -27,13 +28,15 @@ from sorter.model import Delivered, Receipt
 class Wanted:
     """One file that should be at the target: its name there, SHA-256 in hex, size in bytes, and what it is made from.
 
-    `file` is the instance file or product file in the store; a target only hands it back in `Delivered.file`.
+    `file` is the instance file or product file in the store; a target only hands it back in `Delivered.file`. `gone`:
+    it has left the store, and cannot be asked for. What is there of it stays; what is not is called "removed".
     """
 
     name: str
     sha256: str
     size: int
     file: str
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,15 @@ class Removed:
     removed: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Names of a receipt: `good` were given back, byte for byte; `bad` are not there as they were delivered."""
+
+    folder: str
+    good: tuple[str, ...] = ()
+    bad: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,4 +245,16 @@ class Target(Protocol):
 
     def remove(self, receipt: Receipt) -> Removed:
         """Remove what still equals its receipt, and leave everything else. TryLater, Held."""
+        ...
+
+
+@runtime_checkable
+class Giving(Protocol):
+    """What a target can do besides, from which a delivered file can be read back: only there retention trusts in it."""
+
+    def fetch(self, receipt: Receipt, names: Sequence[str], into: Sequence[int]) -> Fetched:
+        """Copy files of the receipt, by the names in it, into these empty files, which the worker closes.
+
+        Only what has the digest that it was delivered with is given back. TryLater, Held.
+        """
         ...

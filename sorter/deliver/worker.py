@@ -9,6 +9,7 @@ stays small (neither pydantic nor pydicom is imported) and ends when the other s
 
 Frames to it:     {target, code, settings} · {do: put|verify|remove|check|lab|copy, job} · {files: [n …]} ·
                   {cannot, held}
+                  {do: fetch, job, names}, with a descriptor to write to for each name
 Frames from it:   {ready} · {need: [n …]} · {alive} · {done} · {later, away} · {refused}
 """
 
@@ -26,11 +27,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from sorter.deliver.target import Copies, LabFolder, LabLook, Put, Target
+from sorter.deliver.target import Copies, Fetched, Giving, LabFolder, LabLook, Put, Target
 from sorter.durable import Buffer, Files
 from sorter.errors import Away, Held, SorterError, TryLater
 from sorter.model import Receipt, build, plain
-from sorter.wire import MOST_DESCRIPTORS, Channel, WireError
+from sorter.wire import MOST_DESCRIPTORS, Channel, WireError, close_all
 
 BATCH = 64
 """Descriptors asked for at once: many enough to save messages, few enough for several workers below 1,024."""
@@ -121,13 +122,15 @@ def serve(channel: Channel) -> None:
         return
     channel.send({"ready": True})
     while True:
-        message, _ = channel.receive()
+        message, descriptors = channel.receive(MOST_DESCRIPTORS)
         try:
-            answer: dict[str, Any] = {"done": plain(_do(target, message, channel))}
+            answer: dict[str, Any] = {"done": plain(_do(target, message, channel, descriptors))}
         except (EOFError, WireError):
             raise
         except Exception as error:  # noqa: BLE001 - the worker's loop
             answer = _failure(error)
+        finally:
+            close_all(descriptors)
         channel.send(answer)
 
 
@@ -141,14 +144,25 @@ def load(code: str, settings: Mapping[str, Any], files: Files) -> Target:
     return cast(Target, found(settings, files))
 
 
-def _do(target: Target, message: Mapping[str, Any], channel: Channel) -> Any:
+NOTHING_BACK = "this kind of target gives nothing back: images that were delivered only there never leave the store"
+
+
+def _do(target: Target, message: Mapping[str, Any], channel: Channel, descriptors: Sequence[int]) -> Any:
     what, job = message.get("do"), message.get("job")
     if what == "put":
         put = build(Put, job)
         with _pulled(channel, len(put.files)) as source:
             return target.put(put, source)
     if what == "verify":
+        if message.get("only") is True and not isinstance(target, Giving):
+            raise Held(NOTHING_BACK)
         return target.verify(build(Receipt, job), deep=bool(message.get("deep", True)))
+    if what == "fetch":
+        names = [str(each) for each in message.get("names", ())]
+        if len(names) != len(descriptors):
+            raise WireError("files to be fetched came without a place for each")
+        receipt = build(Receipt, job)
+        return target.fetch(receipt, names, descriptors) if isinstance(target, Giving) else _nothing(receipt, names)
     if what == "remove":
         return target.remove(build(Receipt, job))
     if what == "check":
@@ -171,6 +185,10 @@ def _pulled(channel: Channel, count: int) -> Iterator[Pulled]:
         yield source
     finally:
         source.close()
+
+
+def _nothing(receipt: Receipt, names: Sequence[str]) -> Fetched:
+    return Fetched(receipt.folder, bad=tuple(names))
 
 
 def _failure(error: Exception) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sorter.door.terms import Sight, Terms, name_of
 from sorter.door.wire import MOST_FILES
 from sorter.errors import SorterError
 from sorter.exports import in_store
-from sorter.exports.finding import Made
+from sorter.exports.finding import Made, delivered
 from sorter.exports.source import LONGEST_NAME, made, part_of, tell
 from sorter.model import DICOM, build, plain
 from sorter.naming import safe_component, short_hash
@@ -186,10 +186,11 @@ def images(desk: Desk, asked: ask.Images) -> Iterator[Line]:
     desk.saw("images", [asked.key])
     unit = desk.shelf.unit(asked.key)
     yield {"base": plain(unit.base)}
+    elsewhere = dict(delivered(unit, {name: Path(root) for name, root in desk.terms.roots.items()}))
     for each in unit.deliverable:
         line = plain(each)
         line.pop("source", None)  # who sent it is for `why`
-        yield {"image": line}
+        yield {"image": line, "at": str(elsewhere[each.file])} if each.file in elsewhere else {"image": line}
 
 
 @answering(ask.Made)

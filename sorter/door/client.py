@@ -20,7 +20,7 @@ from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.exports import Copy, Found
 from sorter.exports.finding import Made
-from sorter.exports.source import Told, parcels
+from sorter.exports.source import Told, open_copy, parcels
 from sorter.model import Header, build, plain
 from sorter.spool import UnitSummary
 from sorter.spool.unit import instance_from, product_from
@@ -132,7 +132,7 @@ class Door:
 
     def _with_images(self, found: Found) -> Found:
         base: Header = {}
-        images = []
+        images, elsewhere = [], {}
         for line, _ in self.asked(ask.Images(found.key)):
             if "base" in line:
                 base = {name: tuple(each) if isinstance(each, list) else each for name, each in line["base"].items()}
@@ -140,7 +140,9 @@ class Door:
                 image = instance_from(line["image"])
                 header = {name: value for name, value in {**base, **image.header}.items() if value != ""}
                 images.append(replace(image, header=header))
-        return replace(found, images=tuple(images))
+                if "at" in line:
+                    elsewhere[image.file] = Path(str(line["at"]))
+        return replace(found, images=tuple(images), elsewhere=elsewhere)
 
     def made(self, found: Found, product: str) -> Made | None:
         there = next((line["made"] for line, _ in self.asked(ask.Made(found.key, product))), None)
@@ -148,10 +150,13 @@ class Door:
 
     @contextlib.contextmanager
     def opened(self, copies: Sequence[Copy]) -> Iterator[Mapping[str, int | str]]:
-        """A copy's `source` is the key of its series, and the file there: see `_place`."""
+        """A copy's `source` is the key of its series, and the file there: see `_place`. What has left the store is
+        read where it was delivered, by whoever asks."""
         found: dict[str, int | str] = {}
         try:
-            for (key, product), group in itertools.groupby(copies, key=lambda copy: _place(copy)[:2]):
+            here = [copy for copy in copies if copy.delivered is None]
+            found.update({copy.name: open_copy(self._files, copy) for copy in copies if copy.delivered is not None})
+            for (key, product), group in itertools.groupby(here, key=lambda copy: _place(copy)[:2]):
                 rest = iter(group)
                 while batch := list(itertools.islice(rest, MOST_FILES)):
                     self._fetch(key, product, batch, found)

@@ -26,6 +26,8 @@ class Terms:
     admins: tuple[str, ...] = ()
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By lab: the targets that it was granted, its own root first."""
+    roots: Mapping[str, str] = field(default_factory=dict)
+    """By target: its folder, where it is one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,16 @@ _NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One image to copy: from where its giver has it, to a path relative to the destination. `sha256`: of the file."""
+    """One image to copy: from where its giver has it, to a path relative to the destination. `sha256`: of the file.
+
+    `delivered`: where its delivered copy lies, once the store has it no more.
+    """
 
     source: Path
     name: str
     sha256: str
     size: int
+    delivered: Path | None = None
 
 
 class Giver(Protocol):
@@ -213,6 +217,8 @@ class _Batch:
     def _place(self, item: _Item) -> bool:
         if self._digest(item.part) != item.copy.sha256:
             self._files.unlink(item.part)
+            if item.copy.delivered is not None:
+                raise SorterError("it has left the store, and its delivered copy was changed since; it was not copied")
             raise SorterError("what was written does not equal the original; is the disk all right?")
         if self._force:
             self._files.rename(item.part, item.target)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sorter.durable import Files
 from sorter.errors import Quarantine, SorterError, TryLater
 from sorter.model import Header, Identity, Instance, Standing, UnitKind, unit_key
+from sorter.naming import contained
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.unit import Product
+from sorter.spool.whereabouts import whereabouts
 from sorter.take.header import Parsed, examine, instance_of
 
 NOT_YET = "not published"
@@ -29,6 +31,7 @@ class Found:
     verdict: str
     folder: Path
     images: tuple[Instance, ...]
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)  # by file: where those lie that have left the store
 
     def text(self, *keywords: str) -> str:
         """The first of these header values that is not empty."""
@@ -63,8 +66,11 @@ class Left:
     why: str
 
 
-def in_store(spool: Spool, units: Iterable[UnitSummary]) -> Iterator[Found]:
-    """The series of these summaries, with everything that is deliverable of them."""
+def in_store(spool: Spool, units: Iterable[UnitSummary], roots: Mapping[str, Path] | None = None) -> Iterator[Found]:
+    """The series of these summaries, with everything that is deliverable of them.
+
+    `roots` are the folders of targets, by name: where delivered copies lie of images that have left the store.
+    """
     for summary in units:
         unit = Unit.load(spool, summary.key)
         yield Found(
@@ -76,7 +82,21 @@ def in_store(spool: Spool, units: Iterable[UnitSummary]) -> Iterator[Found]:
             verdict=summary.verdict or NOT_YET,
             folder=unit.images,
             images=tuple(replace(each, header=unit.header(each)) for each in unit.deliverable),
+            elsewhere=dict(delivered(unit, roots or {})),
         )
+
+
+def delivered(unit: Unit, roots: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    """Where a copy of each image should lie that left; what lies there is compared with its digest.
+
+    Of several places the one comes last, and so counts, where it was read before it left.
+    """
+    places = [each for each in whereabouts(unit) if each.target in roots] if unit.left else []
+    for receipt in reversed(places):
+        for each in receipt.files:
+            if each.file in unit.left and each.sha256 == unit.instances[each.file].sha256:
+                name = f"{receipt.folder}/{each.beside or each.name}"
+                yield each.file, Path(contained(str(roots[receipt.target]), name))
 
 
 def in_folder(root: Path, hear: Callable[[Left], None], seen: Callable[[], None] = lambda: None) -> list[Found]:

@@ -137,7 +137,13 @@ def _of_series(
     names = instance_names(how.file, images, values_of({}, identity), reserved)
     reserved.update({f"{series.key}/{file}": name for file, name in names.items()})
     return [
-        Copy(series.folder / each.file, os.path.join(where, names[each.file]), each.sha256, each.size)
+        Copy(
+            series.folder / each.file,
+            os.path.join(where, names[each.file]),
+            each.sha256,
+            each.size,
+            series.elsewhere.get(each.file),
+        )
         for each in images
         if each.file in names
     ]

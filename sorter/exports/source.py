@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from sorter.durable import Files
@@ -76,10 +79,7 @@ class Disk:
         found: dict[str, int | str] = {}
         try:
             for copy in copies:
-                try:
-                    found[copy.name] = self.files.open(copy.source)
-                except OSError as error:
-                    found[copy.name] = error.strerror or str(error)
+                found[copy.name] = open_copy(self.files, copy)
             yield found
         finally:
             for each in found.values():
@@ -90,12 +90,35 @@ class Disk:
         """A folder is nobody's to withdraw from."""
 
 
-class Store(Disk):
-    """A spool that one may read."""
+def open_copy(files: Files, copy: Copy) -> int | str:
+    """A descriptor of what lies on this machine, or why there is none.
 
-    def __init__(self, spool: Spool) -> None:
+    Where it was delivered the lab may have put a named pipe, which must not make us wait, or a link.
+    """
+    if copy.delivered is None:
+        try:
+            return files.open(copy.source)
+        except OSError as error:
+            return error.strerror or str(error)
+    try:
+        fd = files.open(copy.delivered, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        return f"{_ELSEWHERE}: {error.strerror}"
+    if stat.S_ISREG(files.stat(fd).st_mode):
+        return fd
+    files.close(fd)
+    return _ELSEWHERE
+
+
+_ELSEWHERE = "it has left the store, and its delivered copy is not where it was delivered"
+
+
+class Store(Disk):
+    """A spool that one may read. `roots`: the folders of its targets by name, for what has left it."""
+
+    def __init__(self, spool: Spool, roots: Mapping[str, Path] = MappingProxyType({})) -> None:
         super().__init__(spool.files)
-        self.spool = spool
+        self.spool, self.roots = spool, roots
 
     def units(self, called: str = "") -> Iterator[UnitSummary]:
         found = summaries(self.spool)
@@ -105,7 +128,7 @@ class Store(Disk):
         return tell(self.spool, unit)
 
     def candidates(self, units: Sequence[UnitSummary]) -> Iterator[Found]:
-        return in_store(self.spool, units)
+        return in_store(self.spool, units, self.roots)
 
     def complete(self, found: Sequence[Found]) -> list[Found]:
         return list(found)

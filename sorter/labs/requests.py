@@ -31,8 +31,8 @@ PIECE_FILES = 250
 PIECE_BYTES = 1 << 30
 """What is copied at a time."""
 
-AGAIN = 30.0
-"""Seconds until a piece is tried again that could not be copied."""
+AGAIN, BRING = 30.0, 2.0
+"""Seconds until a piece is tried again that could not be copied; that waits for images which had left the store."""
 
 Outcome: TypeAlias = Copied | Later | Refused
 
@@ -52,6 +52,7 @@ class _Work:
     written: int = 0
     same: int = 0
     taken: list[str] = field(default_factory=list)
+    lost: int = 0
     trouble: str = ""
 
 
@@ -71,12 +72,16 @@ def _in_a_thread(run: Callable[[], None]) -> None:
 
 @dataclass(slots=True)
 class Requests:
-    """`wake` is called from other threads when there is something to go on with; `start` starts what takes a while."""
+    """`wake` is called from other threads when there is something to go on with; `start` starts what takes a while.
+
+    `bring` has images of a unit in the store that left it: (why to wait, those that cannot be had).
+    """
 
     spool: Spool
     records: LabRecords
     outlets: Outlets
     wake: Callable[[], None]
+    bring: Callable[[str, Sequence[str]], tuple[str, Sequence[str]]]
     start: Callable[[Callable[[], None]], None] = _in_a_thread
     _labs: dict[str, _Lab] = field(default_factory=dict)
 
@@ -194,8 +199,31 @@ class Requests:
         work.busy = True
         self.start(run)
 
+    def _is_here(self, work: _Work) -> bool:
+        """Is all of the piece in the store, or will never be again? What cannot be had is left out of it."""
+        images: dict[str, list[str]] = {}
+        for copy in work.piece:
+            _, key, kind, *file = copy.source.relative_to(self.spool.store).parts
+            if kind == "images":
+                images.setdefault(key, []).append("/".join(file))
+        lost = set()
+        for key, files in images.items():
+            why, gone = self.bring(key, files)
+            if why:
+                return False
+            lost |= {self.spool.unit_folder(key) / "images" / file for file in gone}
+        work.lost += len(lost)
+        work.piece = [copy for copy in work.piece if copy.source not in lost]
+        return True
+
     def _copy(self, lab: str, work: _Work, now: float) -> None:
         assert work.prepared is not None
+        if not self._is_here(work):
+            work.due = now + BRING
+            return
+        if not work.piece:
+            work.piece, work.remembered = next(work.pieces, ()), False
+            return
         sources = {str(number): copy.source for number, copy in enumerate(work.piece)}
         wanted = tuple(Wanted(each.name, each.sha256, each.size, str(n)) for n, each in enumerate(work.piece))
 
@@ -248,12 +276,14 @@ def _text(work: _Work) -> str:
     """Of an answer. Its first line is "done" only where all that was asked for was."""
     prepared = work.prepared
     assert prepared is not None
-    failed = prepared.failed or work.taken or work.trouble
+    failed = prepared.failed or work.taken or work.lost or work.trouble
     lines = ["not done" if failed and not (work.written or work.same) else "done in part" if failed else "done", ""]
     if prepared.copies:
         lines.append(f"{work.written} {prepared.what} of {prepared.series} series were copied to {prepared.dest}; "
                      f"{work.same} were there already.")  # fmt: skip
     lines += prepared.says
+    if work.lost:
+        lines.append(f"{work.lost} images have left the store, and do not lie any more where they were delivered.")
     lines += [f"not overwritten: {name} is there with other content" for name in work.taken[:MOST_SAID]]
     if len(work.taken) > MOST_SAID:
         lines.append(f"… and {len(work.taken) - MOST_SAID} more")

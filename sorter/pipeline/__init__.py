@@ -32,6 +32,8 @@ from sorter.pipeline.intake import Intake, Whole
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import NOTHING, NoPlan, Planner, view
 from sorter.pipeline.queries import Answer, Case, Queries
+from sorter.pipeline.recall import Recall, absent, dispensable, is_same_delivery, lacking, only_there
+from sorter.pipeline.retention import Retention
 from sorter.pipeline.settling import Settling
 from sorter.pipeline.studies import Studies
 from sorter.pipeline.units import Live, Units, summarise
@@ -91,6 +93,8 @@ class Pipeline:
     alarms: Alarms = field(init=False)
     deciding: Deciding = field(init=False)
     reasking: Reasking = field(init=False)
+    recall: Recall = field(init=False)
+    retention: Retention = field(init=False)
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
     _walk_at: float = 0.0  # not before
     _unlisted: str = ""  # why some of it cannot be looked at, "" while it can
@@ -102,16 +106,18 @@ class Pipeline:
     _waiting: set[str] = field(default_factory=set)  # units that are held, or that nobody wants
     _grown: set[str] = field(default_factory=set)  # units of which more came than their summaries say
     _grown_said: float = -SUM_UP_EVERY  # when they were last summed up
-    _beyond: str = ""  # why studies and alarms wait, "" while they do not
+    _beyond: str = ""  # why studies, alarms and retention wait, "" while they do not
 
     def __post_init__(self, witness: Witness) -> None:
         self.settling = Settling(witness, self.units.timing, self.units.at_work, self._publish, self._improve)
         records = StudyRecords(self.spool.studies, self.spool.files)
         self.studies = Studies(records, self.units.timing, self.units.at_work, self._summary, self._study_settled)
-        self.exporting = Exporting(self.spool, self.outlets)
+        self.exporting = Exporting(self.spool, self.outlets, self._wait_for)
         self.withdrawing = Withdrawing(self.spool, self.outlets, self.exporting, self.workshop, self._happened)
         self.deciding = Deciding(self.spool, self.live, self._whose, self._happened)
         self.reasking = Reasking(self._tell_reasked)
+        self.recall = Recall(self.spool, self.outlets)
+        self.retention = Retention(self.spool, self.outlets, self._step, self._happened)
         file = AlarmFile(self.spool.alarms, self.spool.files)
         self.alarms = Alarms(file, self.clocks, self._whose, self._tell_alarm)
         self._walk = self.spool.keys()
@@ -138,6 +144,7 @@ class Pipeline:
         self._collect_products()
         self._collect_answers()
         self._collect_removals()
+        self._collect_recalled()
         self._query()
         self._try_again()
         self._export()
@@ -145,11 +152,11 @@ class Pipeline:
         for key in self.deciding.take():
             self.again(key)
         self._ask_about_unassigned()
+        self._look_beyond()
         while self._touched:
             with self._apart(key := self._touched.pop()):
                 self._sum_up(self.live(key))
         self._learn()
-        self._look_beyond()
         self._tell_outages()
         return self._next()
 
@@ -168,6 +175,11 @@ class Pipeline:
         self._touched.discard(key)
         self._failed[key] = self.now + PAUSE, why
 
+    def _step(self, key: str, step: Callable[[Live], None]) -> None:
+        with self._apart(key):
+            step(self.live(key))
+            self._touched.add(key)
+
     def problems(self) -> list[str]:
         """Sentences on what keeps files from being taken, or series from being worked on; [] while nothing does."""
         said = [*self.intake.problems(), *self.outlets.problems(), *filter(None, (self._unlisted, self._beyond))]
@@ -181,9 +193,8 @@ class Pipeline:
         return said
 
     def _next(self) -> float:
-        if (self._walk is not None and self._walk_at <= self.now) or not (
-            self.deciding.is_over and self.reasking.is_over
-        ):
+        walking = self._walk is not None and self._walk_at <= self.now
+        if walking or self.retention.more or not (self.deciding.is_over and self.reasking.is_over):
             return self.now
         times: list[float | None] = [*self.settling.due(self.units)]
         times += [self._walk_at] if self._walk is not None else []
@@ -266,6 +277,7 @@ class Pipeline:
         if filed.instance is None:
             return
         self.alarms.heard(filed.instance.source, self.now)
+        self.retention.came(filed.key)
         association = filed.instance.source.association
         if association:
             self._carried[association] = self._carried.get(association, 0) + 1
@@ -414,7 +426,7 @@ class Pipeline:
 
     def _deliver(self, live: Live) -> None:
         """Start every delivery that is owed and not on its way."""
-        plan = live.plan if not live.unit.held else None
+        plan = live.plan if not live.unit.held and not live.unplanned else None
         for delivery in plan.deliveries if plan else ():
             errand = (live.key, delivery.product, delivery.target)
             assert plan is not None
@@ -423,10 +435,30 @@ class Pipeline:
             if delivery.target not in self.outlets:
                 live.troubles[errand[1:]] = f"{delivery.target} is no configured target any more; configure it again"
                 continue
-            if delivery.product == DICOM:
-                self._send(live, delivery, self._images(live, delivery))
-            else:
+            if delivery.product != DICOM:
                 self._make_or_send(live, delivery)
+            elif not self._wait_for(live, errand[1:], lacking(live, delivery)):
+                self._send(live, delivery, self._images(live, delivery))
+
+    def _wait_for(self, live: Live, where: tuple[str, str], files: Sequence[str]) -> bool:
+        """Are images on their way back that are needed there first? What cannot be had is not waited for."""
+        why, later = self.recall.fetch(live, files) if files else ("", False)
+        if why:
+            live.troubles[where] = why
+        if later:
+            self.outlets.try_later((live.key, *where), self.now)
+        if live.unpublished and not live.state.pending:  # another copy stands for one that nobody has
+            live.state = replace(live.state, pending=True, last=self.now, by_network=True)
+        return bool(why)
+
+    def bring_back(self, key: str, files: Sequence[str]) -> tuple[str, list[str]]:
+        """Have those of these images in the store that left it: (why to wait, those that cannot be had)."""
+        with self._apart(key):
+            live = self.live(key)
+            gone = [file for file in files if file in live.unit.left]
+            why, _ = self.recall.fetch(live, gone) if gone else ("", False)
+            return why, [] if why else gone
+        return "its records cannot be read now", []
 
     def _make_or_send(self, live: Live, delivery: Delivery) -> None:
         assert live.revision is not None
@@ -446,13 +478,20 @@ class Pipeline:
         elif not live.revision.verdict.at_least(self.planner.products[delivery.product].min_verdict):
             least = self.planner.products[delivery.product].min_verdict
             live.troubles[where] = f"made when the verdict is at least {least}; it is {live.revision.verdict}"
-        else:
+        elif not self._wait_for(live, where, gone := absent(live)):
+            if gone:
+                live.troubles[where] = (
+                    f"{len(gone)} of its images have left the store, and are not any more where they were delivered: "
+                    "put them back there, or send them again, then run `sorter retry`"
+                )
+                return
             self.workshop.order(live, self.planner.products[delivery.product])
 
     def _images(self, live: Live, delivery: Delivery) -> list[Wanted]:
         assert live.revision is not None
         return [
-            Wanted(delivery.names[each.file], each.sha256, each.size, each.file) for each in live.revision.deliverable
+            Wanted(delivery.names[each.file], each.sha256, each.size, each.file, gone=each.file in live.unit.left)
+            for each in live.revision.deliverable
         ]
 
     def _send(self, live: Live, delivery: Delivery, files: Sequence[Wanted]) -> None:
@@ -517,7 +556,8 @@ class Pipeline:
             return
         if isinstance(result, Done):
             where = (put.product, target)
-            receipt = Receipt(live.key, *where, put.revision, result.folder, result.files, wall_clock(), result.note)
+            day, at = self.retention.days.count, wall_clock()
+            receipt = Receipt(live.key, *where, put.revision, result.folder, result.files, at, result.note, day=day)
             self._receive(live, receipt)
             self._deliver(live)
             return
@@ -529,18 +569,34 @@ class Pipeline:
             self._happened("delivery failed", live, product=product, target=target)
         live.troubles[product, target] = why
 
+    def _collect_recalled(self) -> None:
+        for key, take in self.recall.answers():
+            with self._apart(key):
+                live = self.live(key)
+                if why := take(live.unit):
+                    for product, target in (*live.owed, *((each.product, each.target) for each in live.retiring)):
+                        self._not_yet(live, product, target, why)
+                        self.outlets.try_later((key, product, target), self.now)
+                else:
+                    self._deliver(live)
+                    self._retire(live)
+                self._touched.add(key)
+
     def _look_beyond(self) -> None:
-        """At studies, and at what did not come. What the disk does not allow is tried again, and holds up nothing."""
+        """At studies, at what did not come, and at what may leave. What the disk does not allow is tried again, and
+        holds up nothing.
+        """
         ready = self.looked_around and not self.intake.behind and not self._news
         self._beyond = ""
         for turn in (
             partial(self.studies.turn, walked=ready),
             partial(self.alarms.turn, lives=self.units, ready=ready),
+            partial(self.retention.turn, ready=ready),
         ):
             try:
                 turn(self.now)
             except OSError as error:
-                self._beyond = f"what is to be told of studies and alarms cannot be written down: {error.strerror}"
+                self._beyond = f"what there is to tell of studies and days cannot be written down: {error.strerror}"
 
     def _tell_outages(self) -> None:
         """An event once a target has been out for some time, and another when it is back."""
@@ -611,7 +667,9 @@ class Pipeline:
             now_there = live.receipts.get((receipt.product, receipt.target))
             if receipt.product in owed or (now_there is not None and now_there.revision <= receipt.revision):
                 continue
-            if not self.outlets.remove(receipt):
+            if self._wait_for(live, (receipt.product, receipt.target), only_there(live, receipt)):
+                continue
+            if not self.outlets.remove(replace(receipt, files=dispensable(live, receipt))):
                 self._retired(live, receipt, f"{receipt.target} is no configured target any more; remove it by hand")
 
     def _collect_removals(self) -> None:
@@ -628,13 +686,17 @@ class Pipeline:
             self.withdrawing.taken_back(live, receipt, result)
         else:
             said = f"{len(result.removed)} files that were delivered to {receipt.target} before a correction"
-            self._retired(live, receipt, f"{said} were removed there{f'; {result.note}' if result.note else ''}")
+            said += f" were removed there{f'; {result.note}' if result.note else ''}"
+            kept = next((len(each.files) for each in live.retiring if is_same_delivery(each, receipt)), 0)
+            if kept > len(receipt.files):
+                said += f"; {kept - len(receipt.files)} stay in {result.folder}: the store has them no more"
+            self._retired(live, receipt, said)
         self.withdrawing.go_on(live)
 
     def _retired(self, live: Live, receipt: Receipt, says: str) -> None:
         live.unit.tell(says)
         live.unit.retired(receipt)
-        live.retiring = [each for each in live.retiring if each != receipt]
+        live.retiring = [each for each in live.retiring if not is_same_delivery(each, receipt)]
         live.troubles.pop((receipt.product, receipt.target), None)
         self._happened("retired", live, product=receipt.product, target=receipt.target)
 
@@ -709,6 +771,7 @@ class Pipeline:
             or summary.state not in ("delivered", "withdrawn")
             or summary.asking
             or summary.watched
+            or summary.is_of_before
             or summary.evidence != unit.evidence_size()
             or self.spool.decisions.waiting(key) is not None
         ):
@@ -741,6 +804,7 @@ class Pipeline:
         """The rules changed, or a person says so: ask for everything that waits, is held, or nobody wanted."""
         self.planner, self.plugins = planner or self.planner, plugins or self.plugins
         self.workshop.try_all_again()
+        self.recall.retry()
         self.outlets.try_all_now()
         self.exporting.look_again()
         waited = frozenset(self._waiting)

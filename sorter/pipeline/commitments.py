@@ -21,6 +21,8 @@ from sorter.model import DICOM, Instance
 from sorter.spool import Spool, Unit
 from sorter.spool.by_sop import BySop
 from sorter.spool.commitments import Commitment, Commitments, Reference
+from sorter.spool.days import days_passed
+from sorter.spool.unit import DELIVERED
 
 log = logging.getLogger("sorter.sort")
 
@@ -35,6 +37,9 @@ GIVE_UP = 86400.0
 
 MOST_REPORTS = 8
 """Reports under way at once; one at a time to each peer."""
+
+FRESH = 1
+"""Days of the count for which a delivered copy that was read again is a promise, once its image has left the store."""
 
 INDEX_STEP = 200
 """Units that one turn enters into the index while that is made."""
@@ -299,12 +304,22 @@ class _View:
         return Standing.NOT_DELIVERED
 
     def _is_there(self, instance: Instance) -> bool:
-        """Its file is, with its whole length; the records alone are no proof."""
+        """Its file is, with its whole length; other records are no proof."""
+        if self._unit.left.get(instance.file) == DELIVERED and not self._unit.withdrawn:
+            return self._was_read_again(instance)
         try:
             info = self._unit.spool.files.stat(self._unit.images / instance.file)
         except FileNotFoundError:
             return False
         return info.st_size == instance.size
+
+    def _was_read_again(self, instance: Instance) -> bool:
+        """It has left the store: was its delivered copy read lately? What the lab did since then is not known.
+
+        Whoever asks later than that is not told that it may delete its own: it keeps it, or sends it again.
+        """
+        grave, spool = self._unit.tombstone(instance.file), self._unit.spool
+        return grave is not None and days_passed(spool.days, spool.files) - int(grave["day"]) <= FRESH
 
     def _where_delivered(self) -> frozenset[str]:
         """The files that every planned delivery of the images has a receipt for; none where nothing is planned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sorter.deliver.target import Done, Put, Result, Wanted
@@ -15,10 +16,14 @@ from sorter.spool.layout import now as wall_clock
 
 @dataclass(slots=True)
 class Exporting:
-    """Owes each export until its target says that it is there, over restarts."""
+    """Owes each export until its target says that it is there, over restarts.
+
+    `wait_for` has images brought back that left the store, for a (product, target): are they on their way?
+    """
 
     spool: Spool
     outlets: Outlets
+    wait_for: Callable[[Live, tuple[str, str], Sequence[str]], bool]
     _records: ExportRecords = field(init=False)
     _owed: dict[Errand, Export] = field(init=False)
     _resting: set[Errand] = field(default_factory=set)  # of units that are held, and of targets that there are not
@@ -49,7 +54,7 @@ class Exporting:
                 self._resting.add(errand)
                 if not live.unit.held and not live.unit.withdrawn:
                     self._tell(live, errand, f"there is no target {export.target} in the configuration now")
-            elif not self.outlets.busy(errand, 0):
+            elif not self.outlets.busy(errand, 0) and not self.wait_for(live, errand[1:], _gone(live, export)):
                 waits = self.outlets.submit(export.target, _put(live, export))
                 if waits:
                     self._tell(live, errand, waits)
@@ -95,6 +100,12 @@ def _errand(export: Export) -> Errand:
     return (export.key, export.product, export.target)
 
 
+def _gone(live: Live, export: Export) -> list[str]:
+    """Images of it that have left the store."""
+    files = (each.file.removeprefix("images/") for each in export.files)
+    return [file for file in files if file in live.unit.left]
+
+
 def _put(live: Live, export: Export) -> Put:
     revision = live.revision.revision if live.revision is not None else 0
     manifest = {
@@ -104,5 +115,6 @@ def _put(live: Live, export: Export) -> Put:
         "series_uids": list(live.unit.series_uids),
         "revision": revision,
     }
-    files = tuple(Wanted(each.name, each.sha256, each.size, each.file) for each in export.files)
+    gone = {f"images/{file}" for file in _gone(live, export)}
+    files = tuple(Wanted(each.name, each.sha256, each.size, each.file, gone=each.file in gone) for each in export.files)
     return Put(f"{live.key}-{export.product}", live.key, export.product, revision, export.folder, files, None, manifest)

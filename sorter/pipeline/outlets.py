@@ -178,6 +178,14 @@ class Outlets:
 
         return told
 
+    def lane(self, target: str) -> Lane | None:
+        """The lane of a target, for errands of one's own; None where there is none, or it is out."""
+        return self._lanes[target][1] if target in self._lanes and target not in self.outages else None
+
+    def wake(self) -> None:
+        """Something is to be looked at; from any thread."""
+        self._wake()
+
     def removals(self, now: float) -> list[tuple[Receipt, Removed | Later | Refused]]:
         """What came of removing since the last call; what failed is put on the list to try again."""
         found = []

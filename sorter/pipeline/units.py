@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from sorter.completion import Arrived, AssociationEnded, DropWhole, Published, State, Timing, step
 from sorter.model import DICOM, Instance, Plan, Receipt, Revision
 from sorter.pipeline.planning import NoPlan
 from sorter.spool import Spool, Unit, UnitSummary
-from sorter.spool.unit import CountSaid, DeliveryState
+from sorter.spool.leaving import MAY_LEAVE
+from sorter.spool.unit import DELIVERED, CountSaid, DeliveryState, content
 from sorter.trust import Like
 from sorter.watch.names import is_import
 
@@ -72,11 +75,6 @@ class Live:
             return self.gone
         settled = not self.state.pending and not self.outdated
         return settled and self.no_plan is None and not self.owed and not self.retiring
-
-
-def content(instances: Iterable[Instance]) -> frozenset[tuple[str, str]]:
-    """What makes one revision differ from another: the copies that are delivered."""
-    return frozenset((each.file, each.standing) for each in instances if each.deliverable)
 
 
 class Units:
@@ -186,7 +184,21 @@ def summarise(live: Live, awaited: str = "images may still come") -> UnitSummary
         watched=bool(unit.lists) and not unit.at_rest,
         taught=unit.taught,
         counts=live.counts,
+        **_in_store(live),
     )
+
+
+def _in_store(live: Live) -> dict[str, Any]:
+    """What of it lies in the store, and what left it."""
+    unit = live.unit
+    here = [each for each in unit.instances.values() if each.file not in unit.left]
+    return {
+        "stored": dict(Counter(each.standing.value for each in here)),
+        "size": sum(each.size for each in here),
+        "leaving": sum(each.size for each in here if each.standing in MAY_LEAVE),
+        "left": sum(because == DELIVERED for because in unit.left.values()),
+        "day": max((each.day for each in live.receipts.values() if each.product == DICOM), default=0),
+    }
 
 
 def _standing(live: Live, awaited: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from sorter.deliver.target import Removed
 from sorter.model import DICOM, Delivered, Delivery, Receipt
 from sorter.pipeline.exporting import Exporting
 from sorter.pipeline.outlets import Outlets
+from sorter.pipeline.recall import is_same_delivery
 from sorter.pipeline.units import Live
 from sorter.pipeline.workshop import Workshop
 from sorter.spool import Spool
@@ -72,7 +73,7 @@ class Withdrawing:
     def _tell(self, live: Live, receipt: Receipt, says: str, **details: object) -> None:
         live.unit.tell(says, **details)
         live.unit.retired(receipt)
-        live.retiring = [each for each in live.retiring if each != receipt]
+        live.retiring = [each for each in live.retiring if not is_same_delivery(each, receipt)]
         live.troubles.pop((receipt.product, receipt.target), None)
 
     def _delivered(self, live: Live) -> Iterator[Receipt]:

@@ -263,8 +263,13 @@ class Arrivals:
                 self._segment.write_or_keep(how, association=association)
 
     def part(self, association: str, count: int) -> Part:
-        """A new part for the association's `count`-th instance. OSError where there can be none."""
-        self.check_room(look=self.space.short or next(self._parts) % _LOOK_EVERY == 0)
+        """A new part for the association's `count`-th instance. OSError where there can be none.
+
+        Where room gets scarce it takes its time: whoever sends is slowed down, and nothing is refused.
+        """
+        self.check_room(look=self.space.pause > 0 or next(self._parts) % _LOOK_EVERY == 0)
+        if self.space.pause:
+            time.sleep(self.space.pause)
         with self._lock:
             segment = self._current()
             segment.given += 1

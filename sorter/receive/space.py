@@ -1,9 +1,10 @@
 """Room on the disk: how much stays free, how long the rest will do, and who is refused when it runs short.
 
 Each step comes before the next one hurts. A day before the mark is reached, at the rate of the last hours, the log and
-`status` say so. Below the mark no association begins (a transient rejection: the scanner keeps its images and tries
-again), while those that are open go on. Below an eighth of it every instance is answered 0xA700; that last part is for
-sorting, which moves what is here and has to note where.
+`status` say so. From a quarter above it on each instance waits a little, the nearer the longer. Below the mark no
+association begins (a transient rejection: the scanner keeps its images and tries again), while those that are open go
+on. Below an eighth of it every instance is answered 0xA700; that last part is for sorting, which moves what is here and
+has to note where.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ _EVERY = 600.0  # seconds between two samples
 _LONGEST = 1 << 20  # bytes of the samples of a day
 SHARE, MOST_BYTES, MOST_INODES = 0.05, 10_000_000_000, 100_000
 """What stays free where nothing is configured: so much of a disk, and no more than so many bytes and inodes."""
+
+NEAR, SLOWEST = 0.25, 0.05
+"""From this share above the mark on each instance waits before it is taken, at the mark so many seconds."""
 
 LAST = 8
 """The mark's part that no instance may take."""
@@ -101,9 +105,41 @@ def warning(samples: Sequence[Sample], mark: Room) -> str:
     return f"{_amount(free)} free for the spool: at the rate of the last hours scanners will be rejected in {when}"
 
 
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What `status` knows of the spool's disk: free now, to stay free, and seconds until that is all (None: no end)."""
+
+    free: Room
+    mark: Room
+    seconds: float | None
+
+    def __str__(self) -> str:
+        if self.seconds is None:
+            return f"{_amount(self.free)} free, of which {_amount(self.mark)} stay free"
+        days = f"{self.seconds / DAY:.0f} days" if self.seconds >= 2 * DAY else f"{self.seconds / 3600:.0f} hours"
+        return f"{_amount(self.free)} free, of which {_amount(self.mark)} stay free; at the rate of late for {days}"
+
+
+def outlook(received: Path, files: Files, keep: Keep, now: float) -> Outlook | None:
+    """The forecast as it is now; None where the disk cannot be asked."""
+    try:
+        space = files.space(received)
+    except OSError:
+        return None
+    free, mark = room_of(space), mark_of(space, keep)
+    return Outlook(free, mark, forecast([*_read(received, files, now), Sample(now, free)], mark))
+
+
 def _amount(room: Room) -> str:
     inodes = f" and {room.inodes:,} inodes" if room.inodes else ""
     return f"{room.bytes / 1e9:.1f} GB{inodes}"
+
+
+def _pause(free: Room, mark: Room) -> float:
+    """The nearer to the mark, the slower: nothing from a quarter above it on, `SLOWEST` seconds an instance at it."""
+    both = ((free.bytes, mark.bytes), (free.inodes, mark.inodes))
+    above = [(have - kept) / (kept * NEAR) for have, kept in both if kept]
+    return SLOWEST * (1.0 - max(0.0, min([1.0, *above])))
 
 
 class Gauge:
@@ -113,6 +149,7 @@ class Gauge:
         self._place, self._files, self._keep = place, files, keep
         self.short = False  # no association may begin
         self.out = False  # no instance is taken
+        self.pause = 0.0  # seconds that each instance is to wait: room gets scarce
 
     def look(self) -> None:
         try:
@@ -124,6 +161,7 @@ class Gauge:
         if short != self.short:
             log.error("%s free; %s", _amount(free), "no association begins" if short else "associations begin again")
         self.short = short
+        self.pause = _pause(free, mark)
         self.out = free.bytes < mark.bytes // LAST or free.inodes < mark.inodes // LAST
 
 

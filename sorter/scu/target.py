@@ -48,14 +48,15 @@ class DicomTarget:
         if job.product != DICOM:
             raise Held(f"{self._peer} takes images, and no {job.product}; let a route send that elsewhere")
         there = {(each.file, each.sha256): each for each in job.previous.files} if job.previous else {}
-        new = [index for index, want in enumerate(job.files) if (want.file, want.sha256) not in there]
+        new = [index for index, want in enumerate(job.files) if (want.file, want.sha256) not in there and not want.gone]
         source.will_need(new)
         with _Sender(self._peer) as sender:
             for index in new:
                 want = job.files[index]
                 sop_uid = self._send(sender, want, source(index))
                 there[want.file, want.sha256] = Delivered(sop_uid, want.sha256, want.size, want.file)
-        return Done(str(self._peer), tuple(there[want.file, want.sha256] for want in job.files), sender.note)
+        files = tuple(there.get((want.file, want.sha256)) or _missed(want) for want in job.files)
+        return Done(str(self._peer), files, sender.note)
 
     def verify(self, receipt: Receipt, *, deep: bool = True) -> Verified:  # noqa: ARG002 - neither way is there
         raise Held(f"{self._peer} cannot be compared with what was sent: a node does not give back the same bytes")
@@ -107,6 +108,11 @@ class DicomTarget:
             raise Away(str(error)) from error
         except OSError as error:
             raise Away(f"{self._peer} cannot be reached: {error.strerror}") from error
+
+
+def _missed(want: Wanted) -> Delivered:
+    """It has left the store, and was never sent there."""
+    return Delivered(want.name, want.sha256, want.size, want.file, "removed")
 
 
 class _Sender:

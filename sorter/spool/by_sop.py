@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sorter.durable import Files
 from sorter.spool.layout import Spool
-from sorter.spool.unit import sop_hash
+from sorter.spool.unit import Unit, sop_hash
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _WHOLE = "whole"
@@ -97,7 +97,9 @@ class BySop:
         return True
 
     def _image_names(self, key: str) -> Iterable[str]:
-        images = self._spool.unit_folder(key) / "images"
+        unit = Unit(self._spool, key)
+        yield from (file.rpartition("/")[2][:32] for file in unit.buried())
+        images = unit.images
         if not self._files.exists(images):
             return
         for shard in self._files.names(images):

@@ -20,8 +20,8 @@ from sorter.spool.recovered import Recoveries
 from sorter.spool.withdrawals import Withdrawals
 
 PROBLEMS = "problems.json"
-VERSION = 1
-"""Of the layout. An older spool is always read; a newer one is refused."""
+VERSION = 2
+"""Of the layout. An older spool is always read; a newer one is refused. 2: images may have left (`mark_left`)."""
 
 
 class Spool:
@@ -52,6 +52,7 @@ class Spool:
         self.run = root / "run"  # where those knock who may not read all this
         self.access = root / "access"  # what they read
         self.exports = root / "exports"  # what a target is to be given copies of; see `sorter.spool.exports`
+        self.days = root / "days.json"  # how many days passed; see `sorter.spool.days`
         self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
 
     # --- a life on it -------------------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ class Spool:
         with files.opened(self.root, os.O_RDONLY | os.O_DIRECTORY) as fd:
             files.lock(fd, wait=True)  # `receive` and `sort` may start at the same moment
             if not files.exists(self.root / "version"):
-                files.write_file(self.root / "version", f"{VERSION}\n".encode())
+                files.write_file(self.root / "version", b"1\n")
             self.check_version()
         for folder in (
             self.received,
@@ -88,20 +89,28 @@ class Spool:
             files.make_folders(self.incoming)
             files.chmod(self.incoming, 0o3770)  # whoever is in its group may drop, nobody may move others' files
 
+    def mark_left(self) -> None:
+        """Images are about to leave: a sorter that would call them lost is to refuse this spool from now on."""
+        if self._version() < VERSION:
+            self.files.write_file(self.root / "version", f"{VERSION}\n".encode())
+
     def check_version(self) -> None:
         """SorterError where a newer sorter made this spool: its records may say what this one would not heed."""
-        path = self.root / "version"
-        try:
-            found = int(self.files.read_file(path, limit=64))
-        except ValueError:
-            raise SorterError(
-                f"{path} does not hold a number; put {VERSION} into it if this is sorter's spool"
-            ) from None
+        found = self._version()
         if found > VERSION:
             raise SorterError(
                 f"{self.root} was written by a newer sorter (layout {found}; this one knows {VERSION}): "
                 "start that version, or give another --root"
             )
+
+    def _version(self) -> int:
+        path = self.root / "version"
+        try:
+            return int(self.files.read_file(path, limit=64))
+        except ValueError:
+            raise SorterError(
+                f"{path} does not hold a number; put {VERSION} into it if this is sorter's spool"
+            ) from None
 
     def lock(self) -> int:
         """The descriptor that keeps a second `sort` away; SorterError if one is running."""

@@ -4,10 +4,11 @@ images/<hex>/…       the images, 4,096 a folder, named by a hash of their SOP 
 evidence.jsonl       truth: every instance taken, associations ended, drops known to be whole, senders' lists, which of
                      them were asked and how they answered, verdicts that later evidence changed, what the unit taught
                      of its sender, what people decided (held, withdrawn, to be mended, whose it is and what its
-                     subject is called), which images left the store
+                     subject is called), which images left the store, and which are back
 rev-0001.json …      truth: immutable manifests           plan-0001.json …   truth: lab, targets, names of each
 receipts/…           truth: proof of each delivery; retiring/ and retired/ hold those that a correction replaced
 exports.jsonl        truth: what people copied out of it, and whereto
+tombstones.jsonl     truth: of each image that left after its delivery: where its copy lies, when that was verified last
 story.jsonl          its own journal, for `sorter why`
 series.json          cache: a summary for `status` and `list`
 products/<name>-<rev>/   cache: made, perhaps not yet delivered
@@ -26,15 +27,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sorter.durable import Files
 from sorter.model import Header, Instance, Plan, Receipt, Revision, Source, Standing, UnitKind, Verdict, build, plain
 from sorter.spool.decisions import Decision
 from sorter.spool.layout import Spool, line, now
 from sorter.trust import Like, Outcome
 
 IMAGES_PER_FOLDER = 4096
+TOMBSTONES = "tombstones.jsonl"
 _Record = TypeVar("_Record", Revision, Plan, Receipt)
 
 RETIRING, RETIRED, EXPORTED = "retiring", "retired", "exported"  # below receipts/
+
+DELIVERED = "delivered"
+"""Because of what an image left the store, where nobody withdrew it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,16 @@ class UnitSummary:
     watched: bool = False  # its sender's lists have not stood the longest wait
     taught: Mapping[str, Any] = field(default_factory=dict)  # what it taught of its sender
     counts: tuple[CountSaid, ...] = ()
+    stored: Mapping[str, int] = field(default_factory=dict)  # images in the store, by standing
+    size: int = 0  # bytes of all of them
+    leaving: int = 0  # bytes of those that retention may let go one day
+    left: int = 0  # images that left the store after their delivery
+    day: int = 0  # of the count of days, of the last receipt of its images
+
+    @property
+    def is_of_before(self) -> bool:
+        """Was it written by a sorter that did not say what is in the store?"""
+        return self.state != "withdrawn" and bool(self.images) and not self.stored and not self.left
 
 
 @dataclass(slots=True)
@@ -128,7 +144,8 @@ class Unit:
     decided: Decision | None = None  # what people said of it, in place of its header and the rules
     last_decision: str = ""  # the id of the last one
     outdated: int = 0  # plans up to this revision are asked for again: somebody decided since
-    left: dict[str, str] = field(default_factory=dict)  # files that left the store -> because
+    left: dict[str, str] = field(default_factory=dict)  # files that are not in the store any more -> because
+    tombstones: dict[str, bytes] | None = None  # by file, once read
     unmentioned: list[str] = field(default_factory=list)  # image files that evidence does not know: a crash in between
 
     @property
@@ -184,7 +201,10 @@ class Unit:
         if spool.files.exists(unit.folder):
             for entry in unit._lines("evidence.jsonl"):
                 unit._apply(entry)
-            unit.unmentioned = [file for file in unit._image_files() if file not in unit.instances]
+            for file in unit._image_files():
+                if file not in unit.instances:
+                    unit.unmentioned.append(file)
+                unit.left.pop(file, None)  # a crash came before its name was gone: it is here
         return unit
 
     def _lines(self, name: str) -> Iterator[dict[str, Any]]:
@@ -237,20 +257,17 @@ class Unit:
         elif "decided" in entry:
             self.outdated = max(self.outdated, entry["outdated"])
             self._decide(build(Decision, entry["decided"]))
+        elif "instead" in entry:
+            self._take_place(entry["instead"])
         elif "left" in entry:
             self.left.update(dict.fromkeys(entry["left"], entry["because"]))
+        elif "back" in entry:
+            for file in entry["back"]:
+                self.left.pop(file, None)
 
     def digest_of(self, file: str) -> str | None:
         """SHA-256, in hex, of an image as it lies on the disk now; None where it is not there. OSError: unreadable."""
-        files, digest = self.spool.files, hashlib.sha256()
-        try:
-            with files.opened(self.images / file, os.O_RDONLY | os.O_NOFOLLOW) as fd:
-                files.drop_cache(fd)
-                for piece in files.chunks(fd):
-                    digest.update(piece)
-        except FileNotFoundError:
-            return None
-        return digest.hexdigest()
+        return digest_at(self.spool.files, self.images / file)
 
     def evidence_size(self) -> int:
         return self._size("evidence.jsonl")
@@ -381,8 +398,10 @@ class Unit:
         if not self.instances:
             self.study_uid, self.base = instance.study_uid, dict(instance.header)
             instance = dataclasses.replace(instance, header={})
+        if instance.file not in self.instances:
+            self.by_sop.setdefault(instance.sop_uid, []).append(instance.file)
         self.instances[instance.file] = instance
-        self.by_sop.setdefault(instance.sop_uid, []).append(instance.file)
+        self.left.pop(instance.file, None)
         self.whole_drops.discard(instance.source.drop)
         if instance.source.association:
             self.associations.setdefault(instance.source.association, "")
@@ -424,6 +443,10 @@ class Unit:
 
     def _decide(self, decision: Decision) -> None:
         self.last_decision, self.decided = decision.id, decision.after(self.decided)
+
+    def place_of_another(self, sop_uid: str, sha256: str) -> str:
+        """The same for one whose data set has a place, or had one, under another file meta."""
+        return f"{len(self.instances) // IMAGES_PER_FOLDER:02x}/{sop_hash(sop_uid)}-{sha256[:32]}.dcm"
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -485,6 +508,39 @@ class Unit:
         self.withdrawn = why
         self.add_evidence([{"withdrawn": why, "at": now()}])
 
+    def bury(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Durable: what is to be known of images that are about to leave; each entry names its `file`."""
+        self.spool.files.append(self.folder / TOMBSTONES, b"".join(line(each) for each in entries))
+        self.tombstones = None
+
+    def tombstone(self, file: str) -> Mapping[str, Any] | None:
+        """What is known of an image that left after its delivery; the last time, if it left more than once."""
+        if self.tombstones is None:
+            self.tombstones = {each["file"]: line(each) for each in self._lines(TOMBSTONES)}  # small in memory
+        found = self.tombstones.get(file)
+        return json.loads(found) if found is not None else None
+
+    def buried(self) -> list[str]:
+        """The files that left after their delivery, now or once."""
+        self.tombstone("")
+        return list(self.tombstones or ())
+
+    def come_back(self, files: Sequence[str]) -> None:
+        """These lie in the store again; the caller has synced their names."""
+        for file in files:
+            self.left.pop(file, None)
+        self.add_evidence([{"back": list(files)}])
+
+    def take_place(self, instead: Mapping[str, str]) -> None:
+        """By file, of which other it takes the place. One line: no crash comes between a file and the other."""
+        self.add_evidence([{"instead": instead}])
+        self._take_place(instead)
+
+    def _take_place(self, instead: Mapping[str, str]) -> None:
+        for file, other in instead.items():
+            self.restand(other, Standing.SUPERSEDED)
+            self.restand(file, Standing.CURRENT)
+
     def write_revision(self, revision: Revision) -> None:
         self._write(f"rev-{revision.revision:04d}.json", revision)
 
@@ -541,6 +597,24 @@ class Unit:
 
     def _write(self, name: str, value: Any, *, durable: bool = True) -> None:
         self.spool.files.write_file(self.folder / name, line(plain(value)), durable=durable)
+
+
+def content(instances: Iterable[Instance]) -> frozenset[tuple[str, str]]:
+    """What makes one revision differ from another: the copies that are delivered."""
+    return frozenset((each.file, each.standing) for each in instances if each.deliverable)
+
+
+def digest_at(files: Files, path: Path) -> str | None:
+    """SHA-256, in hex, of a file as it lies on the disk now; None where there is none. OSError: unreadable."""
+    digest = hashlib.sha256()
+    try:
+        with files.opened(path, os.O_RDONLY | os.O_NOFOLLOW) as fd:
+            files.drop_cache(fd)
+            for piece in files.chunks(fd):
+                digest.update(piece)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()
 
 
 def sop_hash(sop_uid: str) -> str:

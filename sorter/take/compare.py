@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag, tag_for_keyword
 
@@ -80,6 +83,34 @@ def header_change(files: Files, old_fd: int, new_fd: int) -> HeaderChange:
     corrected = _demographic().intersection(changed)
     only = bool(corrected) and not lost and all(tag in corrected or tag in _BOOKKEEPING for tag in changed)
     return HeaderChange(_names(changed), _names(lost), only)
+
+
+# --- when the older copy is not here any more -----------------------------------------------------------------------
+
+
+def sketch(files: Files, fd: int) -> dict[str, Any] | None:
+    """What `is_correction` has to know of an image that is about to leave: digests, and no value of its header.
+
+    None where it cannot be looked into: nothing that comes later is a correction of it then.
+    """
+    found = _outline(files, fd)
+    if found is None:
+        return None
+    people = {tag: value for tag, value in found.items() if tag in _demographic()}
+    rest = {tag: value for tag, value in found.items() if tag not in people and tag not in _BOOKKEEPING}
+    may_change = sorted(f"{tag:08x}" for tag in found.keys() - rest.keys())
+    return {"rest": _digest(rest), "people": _digest(people), "tags": may_change}
+
+
+def is_correction(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> bool:
+    """Of two sketches: `HeaderChange.demographic_only`."""
+    if old is None or new is None or not set(old["tags"]) <= set(new["tags"]):
+        return False
+    return bool(old["rest"] == new["rest"] and old["people"] != new["people"])
+
+
+def _digest(outline: Mapping[int, str | bytes]) -> str:
+    return hashlib.sha256(repr(sorted(outline.items())).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @functools.cache

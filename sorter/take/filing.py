@@ -29,7 +29,7 @@ from sorter.spool import Spool, Unit
 from sorter.spool.layout import now
 from sorter.spool.unit import IMAGES_PER_FOLDER, took
 from sorter.take import kinds
-from sorter.take.compare import header_change
+from sorter.take.compare import header_change, is_correction, sketch
 from sorter.take.groups import Groups
 from sorter.take.header import SAME_PIXELS, Parsed, Truncated, examine, file_meta, instance_of
 
@@ -207,11 +207,14 @@ class Filing:
             raise Quarantine(why)
         unit = self._unit(key)
         copies = [unit.instances[name] for name in unit.by_sop.get(instance.sop_uid, ())]
-        same = next((each for each in copies if each.dataset == instance.dataset), None)
-        if same is not None and not self._is_there(unit, same):
-            self._give_up(unit, same, batch)
-        elif same is not None:
-            return Filed(step.candidate, "same", same, key)
+        same = [each for each in copies if each.dataset == instance.dataset]
+        here = next((each for each in same if self._is_there(unit, each)), None)
+        if here is not None:
+            return Filed(step.candidate, "same", here, key)
+        if any(each.file in unit.left for each in same):
+            return self._take_again(step, unit, instance, same, batch)
+        for each in same:
+            self._give_up(unit, each, batch)
         place = unit.place(instance.sop_uid, instance.dataset)
         self._link(step.file, unit, place, batch)
         instance = self._enter(unit, instance, place, step.file, batch.of(unit))
@@ -228,6 +231,24 @@ class Filing:
         """A copy whose bytes are lost stands back, so that the one that came again is taken as a new one."""
         batch.of(unit).append({"stands": lost.file, "as": Standing.SUPERSEDED.value})
         unit.restand(lost.file, Standing.SUPERSEDED)
+
+    def _take_again(
+        self, step: _Step, unit: Unit, instance: Instance, same: Sequence[Instance], batch: _Batch
+    ) -> Filed:
+        """An image comes again that left after its delivery: it is known, and stays until that copy is verified again.
+
+        Byte for byte the same it takes its old place; under another file meta it gets one of its own.
+        """
+        evidence = batch.of(unit)
+        equal = next((each for each in same if each.sha256 == instance.sha256), None)
+        if equal is not None:
+            self._link(step.file, unit, equal.file, batch)
+            evidence.append({"back": [equal.file]})
+            unit.left.pop(equal.file)
+            return Filed(step.candidate, "same", equal, unit.key)
+        place = unit.place_of_another(instance.sop_uid, instance.sha256)
+        self._link(step.file, unit, place, batch)
+        return Filed(step.candidate, "same", self._enter(unit, instance, place, step.file, evidence), unit.key)
 
     def _enter(
         self, unit: Unit, instance: Instance, place: str, file: Path, evidence: list[dict[str, Any]]
@@ -251,6 +272,8 @@ class Filing:
         self, unit: Unit, instance: Instance, copies: list[Instance], file: Path
     ) -> tuple[Standing, str | None]:
         """What this copy is to those there already, and which of them it takes the place of."""
+        if any(each.dataset == instance.dataset and each.file in unit.left for each in copies):
+            return Standing.AGAIN, None
         rival = next((each for each in copies if each.standing is Standing.CURRENT), None)
         if rival is None:
             return Standing.CURRENT, None
@@ -264,11 +287,18 @@ class Filing:
             return Standing.CONFLICT, None
         if not self._rules.may_correct(rival.source, instance.source):
             return Standing.SUPERSEDED, None
-        with self._files.opened(unit.images / rival.file) as old, self._files.opened(file) as new:
-            change = header_change(self._files, old, new)
-        if change.demographic_only and not change.lost:
+        if self._corrects(unit, rival, file):
             return Standing.CURRENT, rival.file
         return Standing.SUPERSEDED, None
+
+    def _corrects(self, unit: Unit, rival: Instance, file: Path) -> bool:
+        """Does the header in `file` differ from the current one in nothing but the patient or the study?"""
+        with self._files.opened(file) as new:
+            if rival.file in unit.left:
+                return is_correction((unit.tombstone(rival.file) or {}).get("sketch"), sketch(self._files, new))
+            with self._files.opened(unit.images / rival.file) as old:
+                change = header_change(self._files, old, new)
+        return change.demographic_only and not change.lost
 
     def adopt(self, unit: Unit) -> None:
         """Count the images that a crash left in the store between their link and their line of evidence."""

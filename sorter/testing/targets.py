@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import os
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import pytest
 
 from sorter.deliver.lane import Lane
-from sorter.deliver.target import Checked, Done, Put, Result, Target, Verified, Wanted
+from sorter.deliver.target import Checked, Done, Fetched, Giving, Put, Result, Target, Verified, Wanted
 from sorter.deliver.worker import load
 from sorter.durable import Files
 from sorter.errors import Held, SorterError, TryLater
@@ -84,6 +84,17 @@ class Store:
         if self._given >= 0:
             os.close(self._given)
         self._given = -1
+
+
+@contextlib.contextmanager
+def given_back(count: int) -> Iterator[tuple[list[int], Callable[[], list[bytes]]]]:
+    """Empty files for a target to write into, and what is in them."""
+    files = [os.memfd_create("back") for _ in range(count)]
+    try:
+        yield files, lambda: [os.pread(fd, 1 << 24, 0) for fd in files]
+    finally:
+        for fd in files:
+            os.close(fd)
 
 
 def wanted(images: Sequence[bytes]) -> tuple[Wanted, ...]:
@@ -239,6 +250,39 @@ class TargetSuite:
             target.verify(held)
         place.come_back()
 
+    def test_what_it_gives_back_is_what_was_delivered_or_nothing(
+        self, place: Place, target: Target, store: Store
+    ) -> None:
+        """Only for kinds that can: of the others retention trusts in no copy."""
+        if not isinstance(target, Giving):
+            return
+        held = receipt(target.put(job(IMAGES), store))
+        lost = place.lose(IMAGES[1])
+        other = replace(held.files[0], sha256="0" * 64)
+        names = [each.name for each in held.files]
+        with given_back(len(names)) as (into, read):
+            found = target.fetch(held, names, into)
+            assert found.bad == tuple(names[1:2] if lost else ())
+            assert [content for name, content in zip(names, read(), strict=True) if name in found.good] == [
+                image for image, name in zip(IMAGES, names, strict=True) if name in found.good
+            ]
+            assert target.fetch(replace(held, files=(other,)), names[:1], into[:1]).good == ()
+            assert target.fetch(held, ["../x", "never.dcm"], into[:2]).good == ()
+
+    def test_what_has_left_the_store_is_not_asked_for(self, place: Place, target: Target, store: Store) -> None:
+        first = target.put(job(IMAGES), store)
+        store.asked.clear()
+        grown = job((*IMAGES, *LATE), revision=2, previous=receipt(first))
+        gone = tuple(replace(each, gone=each.file in {file.file for file in first.files}) for each in grown.files)
+        done = target.put(replace(grown, files=gone), Store(store._folder, (*IMAGES, *LATE)))
+        assert [place.count(image) for image in (*IMAGES, *LATE)] == [1] * (len(IMAGES) + len(LATE))
+        assert {each.state for each in done.files} == {"written"}
+        anew = replace(grown, files=gone, previous=None, folder=f"{grown.folder} moved", key="feed" * 8)
+        late = Store(store._folder, (*IMAGES, *LATE))
+        done = target.put(anew, late)
+        assert late.asked == list(range(len(IMAGES), len(IMAGES) + len(LATE)))
+        assert [each.state for each in done.files] == ["removed"] * len(IMAGES) + ["written"] * len(LATE)
+
     def test_remove_takes_what_equals_its_receipt_or_says_that_it_left_it(
         self, place: Place, target: Target, store: Store
     ) -> None:
@@ -283,5 +327,11 @@ class TargetSuite:
             lane.verify(receipt(done), checks.put)
             found = checks.get(timeout=SOON)
             assert isinstance(found, Verified) == place.comparable
+            with given_back(1) as (into, read):
+                held = receipt(done)
+                lane.fetch(held, [held.files[0].name], lambda: [os.dup(fd) for fd in into], checks.put)
+                fetched = checks.get(timeout=SOON)
+                assert isinstance(fetched, Fetched)
+                assert read() == [IMAGES[0] if fetched.good else b""]
         finally:
             lane.stop(SOON)

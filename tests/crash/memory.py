@@ -15,7 +15,6 @@ import random
 import stat
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -27,6 +26,17 @@ _FIRST_FD = 100_000  # none of the process's own
 
 Change = tuple[tuple[str, "Node | None"], ...]
 """Names of one folder that were made, replaced or (None) removed in one step: on the disk all of them or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Of os.DirEntry what is asked for here."""
+
+    name: str
+    mode: int
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        return stat.S_ISDIR(self.mode)
 
 
 @dataclass(eq=False, slots=True)
@@ -372,9 +382,10 @@ class Memory(Files):
             return [(name, self._stat(below)) for name, below in sorted(node.names.items())]
 
     def entries(self, path: PathLike | int) -> Iterator[os.DirEntry[str]]:
-        """Of each its name, which is all that is asked of them here."""
-        for name in self.names(path):
-            yield cast("os.DirEntry[str]", types.SimpleNamespace(name=name))
+        """Of each its name, and whether it is a folder, which is all that is asked of them here."""
+        self.names(path)  # of a folder, or an error
+        for name, info in self.scan(path):
+            yield cast("os.DirEntry[str]", _Entry(name, info.st_mode))
 
     def names(self, path: PathLike | int) -> list[str]:
         with self._lock:

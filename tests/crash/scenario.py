@@ -24,6 +24,7 @@ from sorter.deliver.target import (
     Checked,
     Copied,
     Copies,
+    Fetched,
     LabLook,
     LabSeen,
     Later,
@@ -31,6 +32,7 @@ from sorter.deliver.target import (
     Refused,
     Removed,
     Result,
+    Verified,
     Wanted,
 )
 from sorter.engine.work import Outcome
@@ -152,6 +154,32 @@ class Near:
         except TryLater as error:
             tell(Later(str(error), isinstance(error, Away)))
 
+    def waiting(self) -> int:
+        return 0
+
+    def verify(
+        self, receipt: Receipt, tell: Callable[[Verified | Later | Refused], None], *, deep: bool = True,
+        only: bool = False,
+    ) -> None:  # fmt: skip
+        try:
+            tell(self.target.verify(receipt, deep=deep))
+        except TryLater as error:
+            tell(Later(str(error), isinstance(error, Away)))
+
+    def fetch(
+        self, receipt: Receipt, names: list[str], opens: Callable[[], list[int]],
+        tell: Callable[[Fetched | Later | Refused], None],
+    ) -> None:  # fmt: skip
+        into = opens()
+        try:
+            answer: Fetched | Later = self.target.fetch(receipt, names, into)
+        except TryLater as error:
+            answer = Later(str(error), isinstance(error, Away))
+        finally:
+            for fd in into:
+                self.disk.close(fd)
+        tell(answer)
+
     def silence(self) -> float:
         return 0.0
 
@@ -271,10 +299,10 @@ def sop_uid(data: bytes) -> str:
     return data[at : at + length].rstrip(b"\0").decode()
 
 
-def settings_of(folder: Path, patch: pytest.MonkeyPatch) -> Config:
+def settings_of(folder: Path, patch: pytest.MonkeyPatch, text: str = "") -> Config:
     """What is the same for all lives, read once; deliveries without a process, and no products."""
     path = folder / "sorter.toml"
-    path.write_text(CONFIG)
+    path.write_text(text or CONFIG)
     config = load(path, Path(ROOT))
     plugins = assembly.load_plugins(config, Memory())
     patch.setattr(assembly, "load_plugins", lambda *_: plugins)

@@ -102,8 +102,8 @@ class Cut:
         return hashlib.sha256(repr((seen, self.acknowledged)).encode()).hexdigest()
 
 
-def cuts(settings: Config, story: Story, most: int) -> dict[str, Cut]:
-    """The distinct power cuts of a life, `most` of one moment at the most."""
+def cuts(settings: Config, story: Story, most: int, after: Story = lambda _: None) -> dict[str, Cut]:
+    """The distinct power cuts of a life, `most` of one moment at the most; `after` a part in which none is cut."""
     dice, disk = random.Random(SEED), Memory()
     life = begin(disk, settings)
     found: dict[str, Cut] = {}
@@ -114,6 +114,7 @@ def cuts(settings: Config, story: Story, most: int) -> dict[str, Cut]:
             cut = Cut(image, *promised)
             found.setdefault(cut.key(), cut)
 
+    after(life)
     disk.before = look
     story(life)
     look()

@@ -176,7 +176,7 @@ def not_gone_on_with(patch: pytest.MonkeyPatch) -> None:
 
 def other_units_too(patch: pytest.MonkeyPatch) -> None:
     class Anything(leaving.Withdrawn):
-        def forbids(self, unit: Unit, file: str) -> str:
+        def forbids(self, unit: Unit) -> str:
             return ""
 
     def all_of_it(unit: Unit) -> list[str]:

@@ -1,7 +1,8 @@
 """A spool as an earlier sorter left it, kept beside this test: it is read, nothing moves, and it goes on from there.
 
 `spool_layout_1.json` holds its files: a grown series with a conflict, a dropped one, a corrected one, a file in
-quarantine. A later layout gets a file of its own beside it; those that are here are never made anew.
+quarantine. In `spool_layout_2.json` their images have left the store, as far as they may. A later layout gets a file of
+its own beside them; those that are here are never made anew.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from pynetdicom.sop_class import MRImageStorage
 from sorter.cli.look import status_command
 from sorter.durable import Files, PathLike
 from sorter.receive import Keep, Receiver, ReceiveSettings
-from sorter.receive.space import DAY, SPACE, Gauge, Ledger, Room, Sample, forecast, mark_of, told, warning
+from sorter.receive.space import DAY, SLOWEST, SPACE, Gauge, Ledger, Room, Sample, forecast, mark_of, told, warning
 from sorter.scu.association import pause_reactor
 from sorter.spool import Spool
 from sorter.testing.peer import Peer, store
@@ -131,6 +131,17 @@ def test_the_gauge_has_two_marks() -> None:
         disk.free, disk.inodes = free, inodes
         gauge.look()
         assert (gauge.short, gauge.out) == seen, (free, inodes)
+
+
+def test_the_nearer_to_the_mark_the_slower() -> None:
+    disk = Filling(100 * GB)
+    gauge = Gauge(Path("/"), disk, Keep(8 * GB, 800))
+    pauses = []
+    for free, inodes in [(100, 1 << 20), (10, 1 << 20), (10, 900), (9, 1 << 20), (8, 1 << 20), (7, 1 << 20)]:
+        disk.free, disk.inodes = free * GB, inodes
+        gauge.look()
+        pauses.append(round(gauge.pause / SLOWEST, 2))
+    assert pauses == [0, 0, 0.5, 0.5, 1, 1]
 
 
 def test_a_day_ahead_it_is_said_once_and_remembered_over_restarts(

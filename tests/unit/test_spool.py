@@ -24,7 +24,7 @@ def test_several_processes_may_make_it_at_the_same_moment(tmp_path: Path) -> Non
 
 
 def test_a_newer_spool_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "version").write_text("2\n")
+    (tmp_path / "version").write_text("3\n")
     with pytest.raises(SorterError, match="newer sorter"):
         Spool(tmp_path, Files()).create()
 
@@ -51,7 +51,7 @@ def test_a_second_sorter_is_refused(tmp_path: Path) -> None:
 def test_a_command_refuses_a_newer_spool_too(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", Files())
     spool.create()
-    (spool.root / "version").write_text("2\n")
+    (spool.root / "version").write_text("3\n")
     done = CliRunner().invoke(sorter, ["status", "--root", str(tmp_path)])
     assert (done.exit_code, "newer sorter" in str(done.exception)) == (1, True)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import tempfile
 import warnings
 from typing import Any
 
@@ -13,7 +15,7 @@ from pydicom.sequence import Sequence
 
 from sorter.durable import Files
 from sorter.take import elements
-from sorter.take.compare import HeaderChange, header_change
+from sorter.take.compare import HeaderChange, header_change, is_correction, sketch
 
 IMPLICIT, EXPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
 
@@ -55,6 +57,30 @@ def compared(old: bytes, new: bytes) -> HeaderChange:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def from_sketches(old: bytes, new: bytes) -> bool:
+    """The same from what is known of an image that has left."""
+    found = []
+    for content in (old, new):
+        with tempfile.TemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            found.append(json.loads(json.dumps(sketch(Files(), file.fileno()))))
+    assert "Doe" not in json.dumps(found)
+    return is_correction(*found)
+
+
+@pytest.mark.parametrize("new", [
+    {}, {"PatientID": "008"}, {"PatientID": ""}, {"PatientName": None}, {"PatientID": "008", "PatientName": None},
+    {"SeriesDescription": "T2"}, {"PatientID": "008", "Rows": 4}, {"PatientSex": "O"}, {"StudyDescription": "x"},
+    {"PatientID": "008", "SpecificCharacterSet": "ISO_IR 192"}, {"SpecificCharacterSet": "ISO_IR 192"},
+    {"PatientID": "008", "SeriesDescription": None}, {"PatientID": "008", "EchoTime": "3"},
+])  # fmt: skip
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG])
+def test_a_sketch_says_what_the_comparison_says(syntax: str, new: dict[str, Any]) -> None:
+    for pair in ((image(syntax), image(syntax, **new)), (image(syntax, **new), image(syntax))):
+        assert from_sketches(*pair) == compared(*pair).demographic_only
 
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG])

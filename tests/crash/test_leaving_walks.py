@@ -1,0 +1,242 @@
+"""Whatever happens, in whatever order, to a series whose images leave: sorter never takes away the last copy of one.
+
+A walk is a row of happenings, drawn by a seed: images come late, again, corrected, with other pixels; a lab removes,
+edits and moves what it has, and puts it back; targets go away, are left out, come back as they were last week; days
+pass; sorter is started anew. After each the judge looks for every data set that was ever answered with success. It may
+be missing only if somebody else than sorter destroyed its last copy.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sorter.config import load
+from sorter.daemon import assembly
+from sorter.daemon.requests import request
+from sorter.durable import Files
+from sorter.model import DICOM
+from sorter.pipeline import outlets
+from tests.crash.scenario import Idle, Near, as_file, data_set
+from tests.unit.test_retention import CONFIG, KEY, begun
+
+LABS = ("memory", "archive", "other")
+NUMBERS = range(1, 5)
+
+
+class Walk:
+    """One life after the other on one spool, and what other people do beside it."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.dice = random.Random(seed)
+        (root / "sorter.toml").write_text(CONFIG)
+        self.site, self.root = begun(root), root
+        self.sent: dict[bytes, None] = {}
+        self.destroyed: set[bytes] = set()
+        self.rotted: set[bytes] = set()  # by the disk, once
+        self.told: list[str] = []
+        self.send(*map(data_set, (1, 2)))
+        self.site.turns(100)
+
+    # --- what comes ---------------------------------------------------------------------------------------------
+
+    def send(self, *data_sets: bytes) -> None:
+        self.site.receive(*data_sets)
+        self.sent.update(dict.fromkeys(data_sets))
+
+    def late(self) -> None:
+        self.send(data_set(self.dice.choice(NUMBERS)))
+
+    def again(self) -> None:
+        data = self.dice.choice(list(self.sent))
+        if self.dice.random() < 0.5:
+            self.send(data)
+        else:  # by another program, whose file meta differs
+            self.site.drop(f"disk{len(self.told)}", as_file(data))
+
+    def conflict(self) -> None:
+        self.send(data_set(self.dice.choice(NUMBERS), pixels=b"\4\3\2\1"))
+
+    def another_header(self) -> None:
+        self.send(data_set(self.dice.choice(NUMBERS), description="T2"))
+
+    def corrected(self) -> None:
+        some = [number for number in NUMBERS if data_set(number) in self.sent]
+        if self.dice.random() < 0.5:
+            some = some[:1]
+        self.send(*(data_set(number, subject=self.dice.choice(["P2", "P3"])) for number in some))
+
+    # --- what others do -----------------------------------------------------------------------------------------
+
+    def files(self) -> list[Path]:
+        return sorted(path for lab in LABS for path in (self.root / "labs" / lab).rglob("*.dcm"))
+
+    def beside(self, act: Callable[[], None]) -> None:
+        """Somebody does something to files: what has no copy any more afterwards is that one's doing."""
+        before = self.there()
+        act()
+        self.destroyed |= before - self.there()
+
+    def removed(self) -> None:
+        for path in self.files():
+            if self.dice.random() < 0.4:
+                self.beside(path.unlink)
+
+    def edited(self) -> None:
+        for path in self.files():
+            if self.dice.random() < 0.3:
+                self.beside(lambda path=path: path.write_bytes(b"the lab's own work"))
+
+    def moved(self) -> None:
+        """Within the lab's folder, or out of it, for a while."""
+        folders = sorted({path.parent for path in self.files()})
+        for number, folder in enumerate(folders):
+            where = self.dice.choice([self.root / "labs/memory", self.root / "outside"])
+            where.mkdir(exist_ok=True)
+            folder.rename(where / f"moved{len(self.told)}-{number}")
+
+    def back(self) -> None:
+        for folder in sorted((self.root / "outside").glob("moved*")):
+            (self.root / "labs/memory/back").mkdir(exist_ok=True)
+            folder.rename(self.root / "labs/memory/back" / folder.name)
+
+    def away(self) -> None:
+        marker = self.root / "labs" / self.dice.choice(LABS) / ".sorter/id"
+        if marker.exists():
+            marker.rename(marker.with_name("away"))
+
+    def here(self) -> None:
+        for marker in self.root.glob("labs/*/.sorter/away"):
+            marker.rename(marker.with_name("id"))
+
+    def backed_up(self) -> None:
+        shutil.rmtree(self.root / "backup", ignore_errors=True)
+        shutil.copytree(self.root / "labs", self.root / "backup")
+
+    def restored(self) -> None:
+        if (self.root / "backup").exists():
+            lab = self.dice.choice(LABS)
+            shutil.rmtree(self.root / "labs" / lab)
+            shutil.copytree(self.root / "backup" / lab, self.root / "labs" / lab)
+
+    def rotten(self) -> None:
+        stored = sorted(self.site.spool.store.rglob("*.dcm"))
+        if stored:
+            path = self.dice.choice(stored)
+            self.rotted |= {data for data in self.sent if path.read_bytes().endswith(data)}
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    # --- what people ask of sorter ------------------------------------------------------------------------------
+
+    def days(self) -> None:
+        self.site.days(self.dice.randint(1, 5))
+
+    def held(self) -> None:
+        self.site.parts.pipeline.hold(KEY, self.dice.choice(["", "", "a question"]))
+
+    def mended(self) -> None:
+        for (product, target), receipt in self.site.unit().receipts().items():
+            if product == DICOM and receipt.files and self.dice.random() < 0.7:
+                names = [self.dice.choice(receipt.files).name]
+                request(self.site.spool, f"mend-{target}",
+                        {"do": "mend", "key": KEY, "product": product, "target": target, "names": names})  # fmt: skip
+
+    def retried(self) -> None:
+        self.site.parts.pipeline.ask_again()
+
+    def restarted(self) -> None:
+        self.site = self.site.again()
+
+    def configured(self) -> None:
+        """Another folder pattern; a lab that goes to other targets; the usual."""
+        text = self.dice.choice([
+            CONFIG,
+            f"{CONFIG}\n[plugins.naming]\nfolder = 'other/{{subject}}'\n",
+            CONFIG.replace('targets = ["archive"]\n', ""),
+            CONFIG.replace('[labs.archive]\nproducts = ["dicom"]\n', "").replace('targets = ["archive"]\n', ""),
+            CONFIG.replace("keep = 3", "keep = 1"),
+        ])  # fmt: skip
+        (self.root / "sorter.toml").write_text(text)
+        self.site.parts.reload(load(self.root / "sorter.toml"), Files())
+
+    HAPPENINGS = (
+        late, again, again, conflict, another_header, corrected, corrected, removed, edited, moved, back, away, here,
+        backed_up, restored, rotten, days, days, days, held, mended, retried, restarted, configured,
+    )  # fmt: skip
+
+    # --- judgement ----------------------------------------------------------------------------------------------
+
+    def there(self) -> set[bytes]:
+        """The data sets of which there is a copy anywhere but in a backup."""
+        places = [self.site.spool.root, self.root / "labs", self.root / "outside"]
+        contents = [path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()]
+        return {data for data in self.sent if any(each.endswith(data) for each in contents)}
+
+    def wrong(self) -> Iterator[str]:
+        lost = set(self.sent) - self.destroyed - self.rotted - self.there()
+        if lost:
+            yield f"sorter took the last copy of {len(lost)} images"
+        unit = self.site.unit()
+        for file in unit.left:
+            if unit.tombstone(file) is None:
+                yield "an image left without a tombstone"
+        self.destroyed -= self.there()  # it was sent again
+
+    def step(self) -> None:
+        happening = self.dice.choice(self.HAPPENINGS)
+        self.told.append(happening.__name__)
+        if happening in (Walk.restored, Walk.rotten, Walk.edited, Walk.moved):
+            self.beside(lambda: happening(self))
+        else:
+            happening(self)
+        self.site.turns(self.dice.choice([10, 60, 120, 700]), 10)
+
+    def heal(self) -> None:
+        """All is well again: what is owed is delivered, and what may leave leaves."""
+        self.here()
+        (self.root / "sorter.toml").write_text(CONFIG)
+        self.site.parts.reload(load(self.root / "sorter.toml"), Files())
+        self.site.parts.pipeline.hold(KEY, "")
+        self.site.turns(1500, 30)
+        self.site.days(5)
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(assembly, "LocalEngine", Idle)
+    monkeypatch.setattr(outlets, "Lane", Near)
+    base = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    yield base
+    shutil.rmtree(base)
+
+
+def walked(root: Path, seed: int, steps: int) -> str:
+    """What is wrong after the walk of this seed, with the way that led there; "" if nothing is."""
+    folder = root / str(seed)
+    folder.mkdir()
+    walk = Walk(folder, seed)
+    for act in [*[walk.step] * steps, walk.heal]:
+        act()
+        if wrong := [*walk.wrong()]:
+            return f"seed {seed}: {', '.join(wrong)} after {' '.join(walk.told)}"
+    shutil.rmtree(folder)
+    return ""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sorter_never_takes_the_last_copy(root: Path, seed: int) -> None:
+    assert not walked(root, seed, 12)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("batch", range(10))
+def test_sorter_never_takes_the_last_copy_on_many_walks(root: Path, batch: int) -> None:
+    wrong = [said for seed in range(1000 + 50 * batch, 1050 + 50 * batch) if (said := walked(root, seed, 20))]
+    assert not wrong
