@@ -180,7 +180,8 @@ def _source(where: Where, dest: Path | None) -> Source | Corner:
     try:
         return open_source(where)
     except SorterError:
-        corner = corner_above(dest, Files()) if dest is not None and not (where.path or where.root) else None
+        here = _target(dest) or where.path or where.root
+        corner = None if dest is None or here else corner_above(dest, Files())
         if corner is None:
             raise
         return corner

@@ -104,11 +104,14 @@ def test_what_is_offered(sorter: RunningSorter, tmp_path: Path, shell: str) -> N
     """All that the shell may type for a person, and nothing that it would run or take for several words."""
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
-    (tmp_path / "a file").touch()
-    subjects, series = (offered(shell, line, surroundings(sorter, tmp_path), tmp_path)
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    (here / "a file").touch()
+    subjects, series = (offered(shell, line, surroundings(sorter, home), here)
                         for line in ("sorter rename ", "sorter rename MEM01 --series "))  # fmt: skip
     assert (subjects, series) == (["MEM01"], ["1"])
-    assert [each.name for each in tmp_path.iterdir()] == ["a file"]
+    assert [each.name for each in here.iterdir()] == ["a file"]
 
 
 def offered(shell: str, line: str, environment: Mapping[str, str], cwd: Path) -> list[str]:
