@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pwd
+import queue
 import stat
 import subprocess
 import tempfile
@@ -14,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from conftest import made_account
+from sorter.builtin._path_lab import MOST, MOST_OF_ALL, MOST_REQUESTS
 from sorter.builtin.path_target import mark
+from sorter.deliver.lane import Lane
+from sorter.deliver.target import LabLook, LabSeen, Wanted
 from sorter.durable import Files
 from sorter.testing.running import RunningSorter
 from sorter.testing.waiting import wait_until
@@ -191,3 +196,33 @@ def test_a_lab_that_breaks_its_own_corner_hurts_no_other(site: Site) -> None:
         (site.roots["memory"] / "gone").rename(corner)
     site.sorter.wait_delivered(10)
     wait_until(lambda: "MEM03" in site.scans("memory"), SOON)
+
+
+def test_a_worker_stays_small_whatever_a_lab_heaps_up(tmp_path: Path) -> None:
+    """As many and as large requests as are read at a look, the largest lab.toml, a table of 20,000 series."""
+    root, table = tmp_path / "lab", b"2026-01-05\tS0001\t\t3 T1w\t192\tlisted\tS0001/20260105_1011/003_T1w\t\n" * 20_000
+    root.mkdir()
+    mark(root, Files())
+    (tmp_path / "table").write_bytes(table)
+    page = Wanted("scans.tsv", hashlib.sha256(table).hexdigest(), len(table), "table")
+    answers: queue.Queue[object] = queue.Queue()
+    code = "sorter.builtin.path_target:PathTarget"
+    lane = Lane("memory", code, {"root": str(root)}, lambda *_: 0, lambda *_: None, stay=True)
+
+    def look() -> LabSeen:
+        lane.look_at_lab(LabLook(pages=(page,)), lambda _: os.open(tmp_path / "table", os.O_RDONLY), answers.put)
+        seen = answers.get(timeout=SOON)
+        assert isinstance(seen, LabSeen)
+        return seen
+
+    try:
+        assert look().unwritten == ()
+        for number in range(MOST_REQUESTS):
+            (root / ".sorter/requests" / f"{number:03}.toml").write_bytes(b"#" * (MOST_OF_ALL // MOST_REQUESTS))
+        (root / ".sorter/lab.toml").write_bytes(b"#" * MOST)
+        for _ in range(10):
+            assert len(look().requests) == MOST_REQUESTS
+        lines = Path(f"/proc/{lane.pid}/smaps_rollup").read_text().splitlines()
+        assert next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) <= 25_000
+    finally:
+        lane.stop(10.0)

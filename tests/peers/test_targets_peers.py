@@ -299,15 +299,18 @@ def test_a_mount_that_hangs_delays_no_other_lab(tmp_path: Path, share: Share) ->
         delay(sorter, share.sshfs.send_signal)
 
 
+@pytest.mark.timeout(400)
 def test_a_stopped_worker_delays_no_other_lab(tmp_path: Path) -> None:
     roots = {name: tmp_path / name for name in ("bad", "well")}
     for root in roots.values():
         root.mkdir()
         mark(root, Files())
-    with RunningSorter(tmp_path / "root", config=config(**roots)) as sorter:
+    with RunningSorter(tmp_path / "root", config=config(bad=roots["bad"])) as sorter:
         drop(sorter, "bad", 1)
         wait_until(lambda: delivered(sorter, "bad", 1), SOON)
         [worker] = sorter.workers()
+        sorter.reload(config(**roots))
+        wait_until(lambda: len(sorter.workers()) == 2, SOON)  # the other lab's, which looks at that lab's own file
         delay(sorter, lambda what: os.kill(worker, what))
         assert worker in sorter.workers()  # a lab's stays
         os.kill(worker, signal.SIGSTOP)

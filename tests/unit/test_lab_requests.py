@@ -274,7 +274,7 @@ def test_what_was_answered_is_known_while_it_lies_there(tmp_path: Path) -> None:
     spool.create()
     records = LabRecords(spool.labs, spool.files)
     records.note_answered("memory", {"mine.toml": "digest"})
-    requests = Requests(spool, records, None, lambda: None)  # type: ignore[arg-type]
+    requests = Requests(spool, records, None, lambda: None, lambda *_: ("", ()))  # type: ignore[arg-type]
     requests.configure({"memory": "/lab"})
     requests.heed("memory", [], None)  # nobody could look
     requests.heed("memory", [], ("mine.toml",))  # it was not read this time
