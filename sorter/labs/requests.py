@@ -43,6 +43,7 @@ class _Work:
 
     request: LabRequest
     prepared: Prepared | None = None
+    begun: bool = False  # to go through the pieces
     pieces: Iterator[Sequence[Copy]] = field(default_factory=lambda: iter(()))
     piece: Sequence[Copy] = ()
     remembered: bool = False  # of the piece where it goes
@@ -170,8 +171,8 @@ class Requests:
             return now + AGAIN
         if work.outcome is not None:
             self._heed_outcome(work, now)
-        elif not work.piece:
-            work.pieces = _pieces(work.prepared.copies)
+        elif not work.begun:
+            work.pieces, work.begun = _pieces(work.prepared.copies), True
             work.piece = next(work.pieces, ())
         if not work.piece or work.trouble:
             self._answer(lab, known, work)
