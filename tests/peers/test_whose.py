@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from conftest import Account, made_account
 from sorter.cli.main import sorter as command
 from sorter.testing.running import RunningSorter
 from sorter.testing.waiting import wait_until
@@ -26,6 +33,7 @@ table = "{folder}/subjects.csv"
 
 [labs.fmrif]
 root = "{folder}/roots/fmrif"
+{more}
 
 [labs.phantoms]
 projects = ["DCM*", "PHANTOMS"]
@@ -70,12 +78,10 @@ class Site(RunningSorter):
         }
 
 
-@pytest.fixture
-def site(tmp_path: Path, dcmtk: Any, sample: Path) -> Iterator[Site]:
-    folder = tmp_path / "site"
-    (folder / "roots/fmrif").mkdir(parents=True)
+@contextlib.contextmanager
+def running(folder: Path, dcmtk: Any, sample: Path, more: str = "") -> Iterator[Site]:
     (folder / "subjects.csv").write_text(TABLE)
-    made = Site(folder, config=CONFIG.format(folder=folder))
+    made = Site(folder, config=CONFIG.format(folder=folder, more=more))
     made.dcmtk, made.sample = dcmtk, sample
     made.start()
     try:
@@ -83,6 +89,13 @@ def site(tmp_path: Path, dcmtk: Any, sample: Path) -> Iterator[Site]:
         yield made
     finally:
         made.stop()
+
+
+@pytest.fixture
+def site(tmp_path: Path, dcmtk: Any, sample: Path) -> Iterator[Site]:
+    (tmp_path / "site/roots/fmrif").mkdir(parents=True)
+    with running(tmp_path / "site", dcmtk, sample) as made:
+        yield made
 
 
 def test_a_day_of_the_admin(site: Site) -> None:
@@ -151,3 +164,48 @@ def test_flags_become_a_rule_that_the_lab_s_worker_finds_and_apply_moves_what_wa
     wait_until(lambda: not list((lab / "DEV").rglob("*.dcm")), 60, "the old place to be left")
     assert "1 rule in" in site.say("rules", "--lab", "fmrif")
     site.say("verify", "--deep")
+
+
+def test_a_member_of_the_lab_writes_lists_and_removes_a_rule_without_a_right_on_the_spool(
+    dcmtk: Any, sample: Path
+) -> None:
+    group = f"st{os.getpid()}f"
+    with contextlib.ExitStack() as stack:
+        if os.geteuid() != 0:
+            pytest.skip("accounts and groups are made by root")
+        subprocess.run(["groupadd", "--system", group], check=True)
+        stack.callback(subprocess.run, ["groupdel", group], check=True)
+        amy, eve = (stack.enter_context(made_account(f"st{os.getpid()}{who}", *of)) for who, of in
+                    (("amy", (group,)), ("eve", ())))  # fmt: skip
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sorter-")))
+        lab = place / "site/roots/fmrif"
+        lab.mkdir(parents=True)
+        place.chmod(0o711)
+        os.chown(lab, 0, grp.getgrnam(group).gr_gid)
+        lab.chmod(0o2770)
+        site = stack.enter_context(running(place / "site", dcmtk, sample, f'group = "{group}"'))
+        site.send("nih-siemens/mr_0003", 2)
+        site.wait_delivered(2)
+
+        def typed(who: Account, *words: str) -> tuple[int, str]:
+            prefix = [each.replace("--clear-groups", "--init-groups") for each in who.prefix]
+            done = subprocess.run([*prefix, sys.executable, "-m", "sorter", *words], capture_output=True, text=True,
+                                  cwd=lab if who is amy else "/", timeout=100,
+                                  env={**os.environ, "SORTER_SOCKET": str(site.spool.root / "run/sock")})  # fmt: skip
+            return done.returncode, done.stdout + done.stderr
+
+        asked = ["rename", "DEV", str(lab / "pe"), "--series", "EPI*", "--from-now-on", "--yes"]
+        wait_until(
+            lambda: os.access(lab / ".sorter", os.X_OK) and (lab / ".sorter").stat().st_mode & 0o020, 60, "corner"
+        )
+        code, said = typed(amy, *asked)
+        assert code == 0, said
+        assert "Series of subject DEV, called EPI*, come into pe/{subject}/" in said
+        assert typed(eve, *asked)[0] == 1
+        wait_until(lambda: "lab fmrif has other rules now" in site.log.read_text(), 60, "the rule to be found")
+        site.send("nih-siemens/mr_0004", 2)
+        site.wait_delivered(4)
+        assert len(list((lab / "pe").rglob("*.dcm"))) == 2
+        assert f"By st{os.getpid()}amy" in typed(amy, "rules")[1]
+        assert typed(amy, "rules", "remove", "1")[0] == 0
+        assert "no rules" in typed(amy, "rules")[1]
