@@ -703,7 +703,8 @@ def test_a_product_is_made_of_late_images_and_of_what_has_left(tmp_path: Path) -
         dropped(running, "late", images[-1:])
         wait_until(lambda: counts() == [str(len(images))], 60)
         assert len(list((running.labs / "memory").rglob("*.dcm"))) == len(images)
-        (running.spool.root / "days.json").write_text('{"days": 50, "seconds": 0}')
+        wait_until(lambda: [each.state for each in running.series()] == ["delivered"], 30)
+    (running.spool.root / "days.json").write_text('{"days": 50, "seconds": 0}')
     with running:
         wait_until(lambda: stored() == 0, 60)
         for name, where in {"by the door": {}, "by the spool": {"-c": "sorter.toml", "--root": "."}}.items():
