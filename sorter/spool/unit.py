@@ -127,6 +127,8 @@ class Unit:
 
     spool: Spool
     key: str
+    folder: Path = field(init=False)
+    images: Path = field(init=False)
     study_uid: str = ""
     group: str | None = None
     base: Header = field(default_factory=dict)
@@ -148,18 +150,14 @@ class Unit:
     tombstones: dict[str, bytes] | None = None  # by file, once read
     unmentioned: list[str] = field(default_factory=list)  # image files that evidence does not know: a crash in between
 
-    @property
-    def folder(self) -> Path:
-        return self.spool.unit_folder(self.key)
+    def __post_init__(self) -> None:
+        self.folder = self.spool.unit_folder(self.key)
+        self.images = self.folder / "images"
 
     @property
     def at_rest(self) -> bool:
         """Has nothing come since it taught something of its sender, after the longest wait?"""
         return self.taught.get("images") == len(self.by_sop)
-
-    @property
-    def images(self) -> Path:
-        return self.folder / "images"
 
     @property
     def evidence(self) -> Path:

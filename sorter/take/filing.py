@@ -3,7 +3,7 @@
 A batch is decided first, in memory, and then committed in an order that survives a power cut at any point:
 
 1. what was dropped is copied into the spool, and all copies are synced (what sorter received itself already is);
-2. each image is linked under its name in the store, and the folders are synced;
+2. each image gets its name in the store (a copy is moved there, anything else linked), and the folders are synced;
 3. each unit's evidence is appended: it never mentions an image whose name a power cut could take;
 4. only then the names they came under are removed.
 
@@ -34,6 +34,9 @@ from sorter.take.groups import Groups
 from sorter.take.header import SAME_PIXELS, Parsed, Truncated, examine, file_meta, instance_of
 
 UNKNOWN = Source()
+
+SMALL = 256 << 10
+"""Bytes up to which the content of another's file is kept in memory while it is copied and read."""
 
 _NOT_THAT_FILE = (errno.ESTALE, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EACCES)
 """Somebody removed it, or put something else in its place, since it was found."""
@@ -161,14 +164,15 @@ class Filing:
         """What the file says, read from a copy if it is another's; None if the step says that it goes no further."""
         candidate = step.candidate
         try:
-            if candidate.door is not None and candidate.copy is None:
-                self._copy(step, candidate.door)
             if candidate.aside:
                 raise Quarantine(candidate.aside)
-            with self._files.opened(step.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
-                if candidate.copy is not None:
-                    self._refuse_archive(fd)
-                parsed = examine(self._files, fd)
+            if candidate.door is not None and candidate.copy is None:
+                parsed = self._copy(step, candidate.door)
+            else:
+                with self._files.opened(step.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
+                    if candidate.copy is not None:
+                        self._refuse_archive(self._files.pread(fd, kinds.HEAD, 0))
+                    parsed = examine(self._files, fd)
             if parsed.bare and not (candidate.own or candidate.final):
                 raise Truncated("its pixels are not there yet")
             if not parsed.has_meta:
@@ -216,7 +220,7 @@ class Filing:
         for each in same:
             self._give_up(unit, each, batch)
         place = unit.place(instance.sop_uid, instance.dataset)
-        self._link(step.file, unit, place, batch)
+        self._put(step, unit, place, batch)
         instance = self._enter(unit, instance, place, step.file, batch.of(unit))
         return Filed(step.candidate, "new", instance, key)
 
@@ -319,21 +323,28 @@ class Filing:
 
     # --- copies of what others dropped --------------------------------------------------------------------------
 
-    def _copy(self, step: _Step, door: Door) -> None:
-        """A copy of another's file in the spool; _IsArchive, before anything is copied; _Changed if it changed."""
-        reading = door.open()
+    def _copy(self, step: _Step, door: Door) -> Parsed:
+        """Copy another's file into the spool, and read the copy; _IsArchive, before anything is copied; _Changed if it
+        changed. The bytes of a small file are read once, for both.
+        """
+        reading, size = door.open(), step.candidate.found[0]
         try:
-            self._refuse_archive(reading)
+            content = self._files.pread(reading, size, 0) if size <= SMALL else None
+            self._refuse_archive(self._files.pread(reading, kinds.HEAD, 0) if content is None else content)
             with self._new_copy(step) as writing:
-                self._files.copy(reading, writing)
-            info = self._files.stat(reading)
+                if content is None:
+                    self._files.copy(reading, writing)
+                else:
+                    self._files.write_all(writing, content)
+                info = self._files.stat(reading)
+                if (info.st_size, info.st_mtime_ns) != step.candidate.found:
+                    raise _Changed("it is still changing")
+                return examine(self._files, writing, content)
         finally:
             self._files.close(reading)
-        if (info.st_size, info.st_mtime_ns) != step.candidate.found:
-            raise _Changed("it is still changing")
 
-    def _refuse_archive(self, fd: int) -> None:
-        if kinds.archive(self._files.pread(fd, kinds.HEAD, 0)):
+    def _refuse_archive(self, head: bytes) -> None:
+        if kinds.archive(head):
             raise _IsArchive
 
     def _add_meta(self, step: _Step, parsed: Parsed) -> None:
@@ -358,16 +369,34 @@ class Filing:
 
     # --- committing ---------------------------------------------------------------------------------------------
 
-    def _link(self, file: Path, unit: Unit, place: str, batch: _Batch) -> None:
+    def _put(self, step: _Step, unit: Unit, place: str, batch: _Batch) -> None:
+        """Under its name in the store: a copy that only we know of is moved there; what lies elsewhere keeps its other
+        name until all of the batch is durable.
+        """
         path = unit.images / place
-        if path.parent not in batch.folders:
-            self._make_folder(path.parent)
+        folder = path.parent
+        if folder not in batch.folders:
+            self._make_folder(folder)
         try:
-            self._files.link(file, path)
+            if not (step.fresh and self._moved(step.file, path)):
+                self._files.link(step.file, path)
+            else:
+                step.file, step.fresh = path, False
         except FileExistsError:
-            if self._files.stat(path).st_ino != self._files.stat(file).st_ino:
+            if self._files.stat(path).st_ino != self._files.stat(step.file).st_ino:
                 raise Quarantine("its place in the store is taken by a file that the unit does not know") from None
-        batch.folders.update(self._way_to(unit, path))
+        if folder not in batch.folders or len(unit.instances) % IMAGES_PER_FOLDER == 0:
+            batch.folders.update(self._way_to(unit, path))
+
+    def _moved(self, copy: Path, path: Path) -> bool:
+        """False where the file system cannot move a file without replacing another."""
+        try:
+            self._files.rename_new(copy, path)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        return True
 
     def _make_folder(self, folder: Path) -> None:
         """Like `Files.make_folders`, but synced once with the batch."""

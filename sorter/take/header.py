@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -185,13 +186,14 @@ class Meta:
         return self.values.get(0x00020010, "")
 
 
-def examine(files: Files, fd: int) -> Parsed:
-    """Read the open regular file once, from its start, in bounded memory.
+def examine(files: Files, fd: int, content: bytes | None = None) -> Parsed:
+    """Read the open regular file once, from its start, in bounded memory. `content` is all of it, where the caller has
+    just written it.
 
     Quarantine: it cannot be an image of ours; the subclass Truncated: it ends too early. OSError: it cannot be read.
     """
     whole = hashlib.sha256()
-    stream, meta = start(files, fd, whole)
+    stream, meta = start(files, fd, whole, content)
     if meta.transfer_syntax in DEFLATED:
         walked = _inflated(stream, fd, meta)
         codec = elements.EXPLICIT
@@ -204,14 +206,17 @@ def examine(files: Files, fd: int) -> Parsed:
     return _parsed(meta, walked, codec, (size, whole.hexdigest()))
 
 
-def start(files: Files, fd: int, whole: elements.Sink | None = None) -> tuple[Stream, Meta]:
+def start(
+    files: Files, fd: int, whole: elements.Sink | None = None, content: bytes | None = None
+) -> tuple[Stream, Meta]:
     """The stream of a regular file at its data set, and the file meta information before it. Quarantine: no image."""
     info = files.stat(fd)
     if not stat.S_ISREG(info.st_mode):
         raise Quarantine("not a regular file")
     if info.st_size > _LARGEST:
         raise Quarantine(f"{info.st_size} bytes: larger than any image")
-    stream = Stream(_reader(files, fd, info.st_size), info.st_size, whole)
+    read = _reader(files, fd, info.st_size) if content is None else io.BytesIO(content).read
+    stream = Stream(read, info.st_size, whole)
     meta = _read_meta(stream)
     if meta.values.get(0x00020002) == _MEDIA_DIRECTORY:
         raise Quarantine("a media directory (DICOMDIR): the images beside it are taken by themselves")
@@ -242,11 +247,13 @@ def _parsed(meta: Meta, walked: Walked, codec: elements.Codec, whole: tuple[int,
     found = walked.values
     charset = values.encodings(found[_CHARSET][1]) if _CHARSET in found else values.encodings(b"")
     header: dict[str, Value] = {}
-    for tag, (keyword, vr) in _TAGS.items():
-        if tag in found:
-            value = _value(found[tag], vr, charset, walked.order)
+    for tag, raw in found.items():
+        known = _TAGS.get(tag)
+        if known is not None:
+            read = _value if len(raw[1]) <= _SHORT else _value.__wrapped__
+            value = read(raw, known[1], charset, walked.order)
             if value is not None:
-                header[keyword] = value
+                header[known[0]] = value
     header.update(private.read(found, walked.order))
     uids = {keyword: _uid(keyword, found, meta) for keyword in _UIDS}
     size, sha256 = whole
@@ -278,14 +285,9 @@ _SYNTAX_OF = {
 }
 
 
+@functools.lru_cache(maxsize=4096)  # most values of an image are those of the image before
 def _value(found: tuple[bytes, bytes], vr: str, charset: tuple[str, ...], order: str) -> Value | None:
     """By the VR that the file gives, unless that is no text or number where the dictionary says one."""
-    read = _value_read_once if len(found[1]) <= _SHORT else _value_read_once.__wrapped__
-    return read(found, vr, charset, order)
-
-
-@functools.lru_cache(maxsize=4096)  # most values of an image are those of the image before
-def _value_read_once(found: tuple[bytes, bytes], vr: str, charset: tuple[str, ...], order: str) -> Value | None:
     given = found[0].decode("latin-1")
     if given and given != vr and values.known(given):
         return values.value(given, found[1], charset, order)

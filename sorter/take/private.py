@@ -54,6 +54,7 @@ PROTOCOL = {
 
 NAMES = (*(each.name for each in ELEMENTS), *PROTOCOL)
 
+_CREATORS = frozenset(each.group << 16 | block for each in (*ELEMENTS, _CSA) for block in BLOCKS)
 _BEGIN, _END = b"### ASCCONV BEGIN", b"\n### ASCCONV END ###"
 _NUMBER = re.compile(rb"[ \t]{0,80}=[ \t]{0,80}(0x[0-9a-fA-F]{1,8}|[0-9]{1,9})[ \t\r]{0,80}\n")
 
@@ -70,6 +71,8 @@ def wanted() -> dict[int, int]:
 
 def read(found: Mapping[int, tuple[bytes, bytes]], order: str) -> Iterator[tuple[str, Value]]:
     """The names and values that a walk found; `order` is that of its numbers."""
+    if _CREATORS.isdisjoint(found):
+        return
     for each in ELEMENTS:
         raw = _raw(each, found)
         if raw is None:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from pathlib import Path
 
 from sorter.durable import Files
 from sorter.watch.names import DONE
@@ -28,25 +28,23 @@ AWAY = frozenset(
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-@contextlib.contextmanager
-def _parent(files: Files, root: int, path: str) -> Iterator[tuple[int, str]]:
-    """A descriptor of the folder that holds `path`, and the name in it."""
-    *folders, name = path.split("/")
-    at = files.open(".", FOLDER, at=root)
+def open_folder(files: Files, top: Path, path: str) -> int:
+    """A descriptor of the folder `path` below `top`; "" for `top` itself."""
+    at = files.open(top, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        for each in folders:
+        for each in path.split("/") if path else ():
             below = files.open(each, FOLDER, at=at)
             files.close(at)
             at = below
-        yield at, name
-    finally:
+    except BaseException:
         files.close(at)
+        raise
+    return at
 
 
-def open_file(files: Files, root: int, ready: Ready) -> int:
-    """A descriptor of the file that was found ready. OSError ESTALE: another is there by now."""
-    with _parent(files, root, ready.path) as (at, name):
-        fd = files.open(name, FILE, at=at)
+def open_file(files: Files, at: int, name: str, ready: Ready) -> int:
+    """A descriptor of the file that was found ready, `name` in the folder `at`. OSError ESTALE: another is there."""
+    fd = files.open(name, FILE, at=at)
     info = files.stat(fd)
     if (info.st_ino, info.st_dev) != (ready.inode, ready.device) or not stat.S_ISREG(info.st_mode):
         files.close(fd)
@@ -54,17 +52,15 @@ def open_file(files: Files, root: int, ready: Ready) -> int:
     return fd
 
 
-def remove_file(files: Files, root: int, ready: Ready) -> bool:
-    """Remove the file that was found ready; False if another is there by now, or none. OSError: it may not be."""
-    try:
-        with _parent(files, root, ready.path) as (at, name):
-            info = files.stat(name, at=at)
-            found = (info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev)
-            if found != (ready.size, ready.mtime_ns, ready.inode, ready.device):
-                return False
-            files.unlink(name, at=at)
-    except (FileNotFoundError, NotADirectoryError):
+def remove_file(files: Files, at: int, name: str, ready: Ready) -> bool:
+    """Remove the file that was found ready, `name` in the folder `at`; False if another is there by now. OSError: it
+    may not be removed.
+    """
+    info = files.stat(name, at=at)
+    found = (info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev)
+    if found != (ready.size, ready.mtime_ns, ready.inode, ready.device):
         return False
+    files.unlink(name, at=at)
     return True
 
 

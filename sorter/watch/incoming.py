@@ -74,6 +74,7 @@ class Incoming:
         self._touched: dict[Drop, None] = {}
         self._swept = 0.0
         self._writers: frozenset[str] | None = None
+        self._held: tuple[str, str, int] | None = None  # what for, which folder, its descriptor
 
     # --- what the caller does -----------------------------------------------------------------------------------
 
@@ -103,6 +104,7 @@ class Incoming:
         that takes long. OSError: incoming/ cannot be read at all.
         """
         self._now = now
+        self._let_go()
         if self._scanned is None or now - self._scanned >= max(_GAP, min(4 * self._cost, self._habits.rest)):
             self._scan()
         ready = self._offer()
@@ -138,13 +140,30 @@ class Incoming:
 
         OSError ESTALE: another file is there by now. The caller closes it.
         """
-        with self._files.opened(self.folder, os.O_RDONLY | os.O_DIRECTORY) as root:
-            return beneath.open_file(self._files, root, ready)
+        folder, _, name = ready.path.rpartition("/")
+        return beneath.open_file(self._files, self._near("open", folder), name, ready)
 
     def remove(self, ready: Ready) -> bool:
         """Remove the file that was found ready; False if another is there by now, or none. OSError: it may not be."""
-        with self._files.opened(self.folder, os.O_RDONLY | os.O_DIRECTORY) as root:
-            return beneath.remove_file(self._files, root, ready)
+        folder, _, name = ready.path.rpartition("/")
+        try:
+            return beneath.remove_file(self._files, self._near("remove", folder), name, ready)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _near(self, what: str, folder: str) -> int:
+        """A descriptor of the folder of the next file, kept while the ones after it lie there too: until the next look,
+        or until something else is done in it.
+        """
+        if self._held is None or self._held[:2] != (what, folder):
+            self._let_go()
+            self._held = what, folder, beneath.open_folder(self._files, self.folder, folder)
+        return self._held[2]
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._files.close(held[2])
 
     def tidy(self, drop: str) -> bool:
         """Remove the drop's `.done` markers and empty folders, and nothing else. True if nothing is left of it."""
