@@ -17,6 +17,12 @@ from sorter.watch import Incoming, Lookout, Ready, Tree, Watched
 BATCH = 128
 """Files taken in one go: one sync of the folders serves them all, and a large one delays the others little."""
 
+DROPPED = 512
+"""The same of what was dropped: as many as are offered at once, so that what is offered first is taken first."""
+
+DROPPED_BYTES = 64 << 20
+"""Bytes at which a batch of what was dropped is full."""
+
 PAUSE = 5.0
 """Seconds until a file that could not be taken (a full disk, an error of reading) is tried again."""
 
@@ -183,7 +189,7 @@ class Intake:
             yield ended
 
     def _take_dropped(self) -> Iterator[Filed]:
-        filed, failed = self._file([self._dropped.popleft() for _ in range(min(BATCH, len(self._dropped)))])
+        filed, failed = self._file(self._next_dropped())
         for each in filed:
             door = _door(each.candidate)
             if each.outcome == "archive":
@@ -194,6 +200,14 @@ class Intake:
             yield each
         for candidate in failed:
             _door(candidate).again()
+
+    def _next_dropped(self) -> list[Candidate]:
+        batch: list[Candidate] = []
+        size = 0
+        while self._dropped and len(batch) < DROPPED and size < DROPPED_BYTES:
+            batch.append(self._dropped.popleft())
+            size += batch[-1].found[0]
+        return batch
 
     def _take_archives(self, now: float) -> Iterator[Filed | Whole | Read]:
         for news in self.archives.turn(now, self._file):

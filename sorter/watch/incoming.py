@@ -1,6 +1,8 @@
 """A folder tree where people and other programs leave files: incoming/, or one that `[[watch]]` names.
 
-Everything is found by looking; events only say when to look.
+Everything is found by looking; events only say when to look. A look takes a short time, however much there is: what
+comes new to the top, and small drops that are due, are looked at each time; all the rest in rounds that go on from look
+to look. What is ready of a drop is offered when all of the drop was looked at, so that it can be judged as a whole.
 
 A file is ready when its size, times and inode stood still between two looks at least `STILL` seconds apart, nobody is
 known to hold it open for writing, and its name is not that of something unfinished. Whether it is an image, whole to
@@ -11,16 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import stat
 import time
-from collections import deque
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TypeAlias
 
 from sorter.durable import Files
 from sorter.watch import beneath, names
 from sorter.watch.state import Drop, File, Folder, Habits, Look, Ready, State
 from sorter.watch.taken import Taken, facts, mark_of
+from sorter.watch.waiting import FEW, Waiting
 from sorter.watch.whole import came_whole
 from sorter.watch.writers import open_for_writing
 
@@ -39,39 +44,64 @@ MOST_OFFERED = 512
 DEEPEST = 64
 """Folders within folders."""
 
-_GAP = 0.5  # seconds between scans at least; more where a scan takes long
+SLICE = 0.1
+"""Seconds that a look spends on what is new or small, and again on the round, while other files wait to be taken."""
+
+_LONG_SLICE = 0.5  # seconds where none wait
+_GAP = 0.5  # seconds between looks at least, and between the begins of two rounds; more where a round takes long
+_AT_ONCE = 32  # entries looked at between two looks at the clock
 _SELDOM = 60.0  # seconds between looks at what is not expected to change
 _OVER_AT_ONCE = 2000  # files that were taken and stay, whose facts are read again at one look
 _TEMPORARY_FOR = 3600.0  # seconds after which a temporary name is reported
 _STANDING = 86400.0  # seconds after which an emptied folder of a drop that was not whole may go
 _USUAL = Habits()
+
+Walk: TypeAlias = "Generator[None, None, None]"
+"""Looking at folders, which may be interrupted between any two steps, and gone on with at the next look."""
+
 _LISTED_AFTER = 2.0  # seconds: the coarsest clock of a file system's times
 
 
 class Incoming:
     """Follows one folder tree. Every `now` is in seconds of one monotonic clock; not for use by several threads."""
 
-    def __init__(self, folder: Path, files: Files, taken: Taken, habits: Habits = _USUAL) -> None:
-        """`taken` remembers what was taken and is still there, so that another life does not take it again."""
-        self.folder, self._files, self._taken, self._habits = folder, files, taken, habits
+    def __init__(
+        self,
+        folder: Path,
+        files: Files,
+        taken: Taken,
+        habits: Habits = _USUAL,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`taken` remembers what was taken and is still there, so that another life does not take it again. `clock`
+        measures how long a look takes.
+        """
+        self.folder, self._files, self._taken, self._habits, self.clock = folder, files, taken, habits, clock
         self._now = 0.0
-        self._scanned: float | None = None
-        self._cost = 0.0
+        self._asked, self._asked_at = 0.0, 0.0  # `now` of this look, and what the clock said then
+        self._looks = 0
+        self._looked: float | None = None
+        self._begun: float | None = None  # when the last round began
+        self._cost = self._last_cost = 0.0  # seconds of looking that this round took, and the last one
+        self._round: Walk | None = None  # where the last look left it
+        self._at: Drop | None = None  # the drop in which that was
+        self._top: Walk | None = None  # the look at the entries of the top, where the last one left it
+        self._small: dict[str, float] = {}  # top folders that are new, or small and waited for, and when they are due
         self._soonest = 0.0
         self._fresh = 0
         self._strange: list[tuple[str, str]] = []
         self._root: Folder | None = None
+        self._first = True  # is this round the first one?
         self._device = 0
         self._shared = False  # others than this machine write to it: leases say nothing, inodes and ctimes may change
-        self._round, self._round_begun, self._left_over = 0, 0.0, 0  # of looking over what was taken and stays
+        self._over, self._over_begun, self._left_over = 0, 0.0, 0  # of looking over what was taken and stays
         self._drops: dict[str, Drop] = {}
         self._past: dict[str, Drop] = {}  # drops whose folder went away: a late .done may still come
-        self._queues: dict[Drop, deque[File]] = {}
+        self._waiting = Waiting()
         self._offered: dict[str, File] = {}
         self._finishing: dict[Drop, None] = {}  # told to be whole when the last of their files is gone
         self._done_names: set[str] = set()  # top entries called NAME.done
         self._left: set[bytes] = set()  # marks of files that an earlier life took, and could not remove
-        self._touched: dict[Drop, None] = {}
         self._swept = 0.0
         self._writers: frozenset[str] | None = None
         self._held: tuple[str, str, int] | None = None  # what for, which folder, its descriptor
@@ -100,12 +130,14 @@ class Incoming:
         return root is None or not (root.files or root.folders or root.left)
 
     def look(self, now: float) -> Look:
-        """What is new since the last look. Cheap: the folders are read at most every half second, and less often where
-        that takes long. OSError: incoming/ cannot be read at all.
+        """What is new since the last look. It takes a fraction of a second, and less where files wait to be taken.
+        OSError: incoming/ cannot be read at all.
         """
-        self._now = now
+        self._now = self._asked = now
+        self._asked_at = self.clock()
         self._let_go()
-        if self._scanned is None or now - self._scanned >= max(_GAP, min(4 * self._cost, self._habits.rest)):
+        if self._looked is None or self._round is not None or self._top is not None or now - self._looked >= _GAP:
+            self._looked = now
             self._scan()
         ready = self._offer()
         strange, self._strange = tuple(self._strange), []
@@ -181,38 +213,138 @@ class Incoming:
     # --- looking ------------------------------------------------------------------------------------------------
 
     def _scan(self) -> None:
-        begun, first = time.perf_counter(), self._root is None
-        self._soonest, self._writers, self._touched = self._now + POLL, None, {}
+        self._looks, self._writers = self._looks + 1, None
         try:
             root = self._files.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             self._root = None  # it was removed, and will perhaps come back
+            self._leave_off()
             return
         try:
             info = self._files.stat(root)
             if self._root is None or (self._root.inode, self._device) != (info.st_ino, info.st_dev):
                 self._start(info, self._files.is_shared(root))
-            assert self._root is not None
-            self._left_over = _OVER_AT_ONCE
-            self._visit(self._root, root, None, 0)
-            self._match_markers(self._root)
-            if self._left_over and self._now - self._round_begun >= _SELDOM:  # all of it was looked over: once more
-                self._round, self._round_begun = self._round + 1, self._now
+            most = SLICE if self._waiting or self._offered else _LONG_SLICE
+            self._look_first(root, self.clock() + most)
+            self._go_round(root, self.clock() + most)
+        except BaseException:
+            self._leave_off()
+            raise
         finally:
             self._files.close(root)
-        if first and not (self.empty and self._habits.stays):  # else: perhaps a share is not mounted yet
-            self._taken.only(self._left)
-        with contextlib.suppress(OSError):  # a full disk: it is known while this process lives, and written later
-            self._taken.keep()
-        self._judge()
-        self._scanned, self._cost = self._now, time.perf_counter() - begun
 
     def _start(self, info: os.stat_result, shared: bool) -> None:
+        self._leave_off()
+        self._first = self._root is None
         self._root, self._device, self._shared = Folder("", info.st_ino), info.st_dev, shared
-        self._drops, self._past, self._queues, self._finishing = {}, {}, {}, {}
-        self._offered, self._done_names, self._left = {}, set(), set()
+        self._drops, self._past, self._waiting, self._finishing = {}, {}, Waiting(), {}
+        self._offered, self._done_names, self._left, self._small = {}, set(), set(), {}
+        self._begun = None
 
-    def _visit(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> None:
+    def _leave_off(self) -> None:
+        """Whatever was begun begins anew."""
+        for each in (self._round, self._top):
+            if each is not None:
+                each.close()
+        self._round = self._top = self._at = None
+
+    def _until(self, walk: Walk, end: float) -> bool:
+        """Go on with it; False where the time was over before it was. `_now` goes on with what is looked at."""
+        for _ in walk:
+            at = self.clock()
+            self._now = self._asked + at - self._asked_at
+            if at >= end:
+                return False
+        return True
+
+    def _look_first(self, root: int, end: float) -> None:
+        """At the top itself, and at small drops: new ones, the latest first, then those that are due, by size."""
+        assert self._root is not None
+        self._top = self._top or self._look_at_top(self._root, root)
+        if not self._until(self._top, end):
+            return
+        self._top = None
+        self._match_markers(self._root)
+        due = [name for name, at in reversed(self._small.items()) if at <= self._now and self._drops[name] != self._at]
+        for name in sorted(due, key=lambda name: self._drops[name].open):
+            del self._small[name]
+            walk = self._see(name, root)
+            if not self._until(walk, end):
+                walk.close()
+                if self._drops[name].open <= FEW:  # else it is the round's
+                    self._small[name] = self._now
+                return
+
+    def _look_at_top(self, folder: Folder, root: int) -> Walk:
+        with self._files.opened(".", beneath.FOLDER, at=root) as own:
+            yield from self._look_at(folder, own, None, 0)
+
+    def _go_round(self, root: int, end: float) -> None:
+        """All there is, from where the last look left off."""
+        begun = self.clock()
+        if self._round is None:
+            gap = max(_GAP, min(4 * self._last_cost, self._habits.rest))
+            if self._top is not None or (self._begun is not None and self._asked - self._begun < gap):
+                return
+            self._begun, self._cost = self._asked, begun - self._asked_at
+            self._soonest, self._left_over = min(self._small.values(), default=POLL + self._now), _OVER_AT_ONCE
+            self._round = self._look_at_all(root)
+        over = self._until(self._round, end)
+        self._cost += self.clock() - begun
+        if over:
+            self._round, self._last_cost = None, self._cost
+            self._round_is_over()
+
+    def _look_at_all(self, root: int) -> Walk:
+        assert self._root is not None
+        with self._files.opened(".", beneath.FOLDER, at=root) as own:
+            for name in sorted(self._root.folders, key=lambda name: self._drops[name].open):
+                drop = self._drops.get(name)
+                if drop is not None and name in self._root.folders and drop.looked != self._looks:
+                    self._at = drop
+                    yield from self._see(name, own)
+                    self._at = None
+
+    def _round_is_over(self) -> None:
+        if self._left_over and self._now - self._over_begun >= _SELDOM:  # all of it was looked over: once more
+            self._over, self._over_begun = self._over + 1, self._now
+        if self._first and not (self.empty and self._habits.stays):  # else: perhaps a share is not mounted yet
+            self._taken.only(self._left)
+        self._first = False
+        with contextlib.suppress(OSError):  # a full disk: it is known while this process lives, and written later
+            self._taken.keep()
+
+    def _see(self, name: str, root: int) -> Walk:
+        """Look at all of a drop."""
+        assert self._root is not None
+        drop, top = self._drops[name], self._root.folders[name]
+        drop.covering, drop.due = True, math.inf
+        yield from self._descend(self._root, top, root, (drop, 1))
+        if self._root.folders.get(name) is top:
+            self._seen(drop, top)
+
+    def _seen(self, drop: Drop, top: Folder) -> None:
+        """All of it was looked at: did it come whole? What stands still is offered from now on."""
+        drop.looked, drop.covered = self._looks, drop.covered or drop.covering
+        busy = drop.counts[State.WATCHED] + drop.counts[State.WAITING] + drop.counts[State.TEMPORARY]
+        if not (busy or drop.offered or drop.judged) and drop.counts[State.QUEUED]:
+            drop.judged = True
+            drop.moved = came_whole(drop, top)
+            if drop.moved:
+                self._finishing[drop] = None
+        still, drop.still = drop.still, []
+        for file in still:
+            self._waiting.add(file)
+        if drop.due < math.inf and drop.open <= FEW:
+            self._small[drop.name] = drop.due
+
+    def _visit(self, folder: Folder, fd: int, drop: Drop, depth: int) -> Walk:
+        yield from self._look_at(folder, fd, drop, depth)
+        for inner in list(folder.folders.values()):
+            yield from self._descend(folder, inner, fd, (drop, depth + 1))
+
+    def _look_at(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> Walk:
+        """At the entries of one folder."""
         info = self._files.stat(fd)
         if info.st_mtime_ns != folder.mtime_ns:
             if depth == 1 and drop is not None and info.st_mtime_ns < folder.mtime_ns:
@@ -220,20 +352,27 @@ class Incoming:
             folder.mtime_ns, folder.changed, folder.settled = info.st_mtime_ns, self._now, False
         folder.ctime_ns = info.st_ctime_ns
         if not folder.settled:
-            self._list(folder, fd, drop, depth)
-            folder.settled = self._now - folder.changed >= _LISTED_AFTER
-        for name in list(folder.active):
-            file = folder.files[name]
-            if file.due <= self._now:
+            settled = self._now - folder.changed >= _LISTED_AFTER
+            yield from self._list(folder, fd, drop, depth)
+            folder.settled = settled
+        for count, name in enumerate(list(folder.active), 1):
+            file = folder.files.get(name)
+            if file is not None and file.due <= self._now:
                 self._check(file, name, fd)
-            if name in folder.active:
-                self._soonest = min(self._soonest, file.due)
-        if folder.left and folder.round != self._round:
+            file = folder.files.get(name)
+            if file is not None and name in folder.active:
+                self._expect(file)
+            if count % _AT_ONCE == 0:
+                yield
+        if folder.left and folder.over != self._over:
             self._look_over(folder, fd, drop, depth)
-        for name, inner in list(folder.folders.items()):
-            self._descend(folder, inner, fd, (self._drops[name] if drop is None else drop, depth + 1))
+        yield
 
-    def _list(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> None:
+    def _expect(self, file: File) -> None:
+        """It is to be looked at again."""
+        self._soonest, file.drop.due = min(self._soonest, file.due), min(file.drop.due, file.due)
+
+    def _list(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> Walk:
         found = self._files.names(fd)
         present = set(found)
         for name in folder.files.keys() - present:
@@ -242,9 +381,13 @@ class Incoming:
             self._forget_folder(folder, name)
         for name in folder.left.keys() - present:
             self._taken.forget(folder.left.pop(name))
+        met = 0
         for name in found:
             if name not in folder.files and name not in folder.folders and name not in folder.left:
                 self._meet(folder, name, fd, (drop or self._drop(name), depth))
+                met += 1
+                if met % _AT_ONCE == 0:
+                    yield
 
     def _look_over(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> None:
         """Has what was taken and stays here changed? A part of it at each look, so that a large tree costs no more."""
@@ -260,13 +403,13 @@ class Incoming:
                     self._taken.forget(folder.left.pop(name))
                     self._meet(folder, name, fd, (drop or self._drop(name), depth))
         if not folder.unchecked:
-            folder.round = self._round
+            folder.over = self._over
 
     def _mark_of(self, path: str, found: tuple[int, int, int, int]) -> bytes:
         size, mtime_ns, inode, ctime_ns = found
         return mark_of(path, (size, mtime_ns, 0, 0) if self._shared else (size, mtime_ns, inode, ctime_ns))
 
-    def _descend(self, outer: Folder, inner: Folder, fd: int, where: tuple[Drop, int]) -> None:
+    def _descend(self, outer: Folder, inner: Folder, fd: int, where: tuple[Drop, int]) -> Walk:
         name = inner.path.rpartition("/")[2]
         drop, depth = where
         try:
@@ -287,7 +430,7 @@ class Incoming:
                 self._forget_folder(outer, name)
                 outer.settled = False
                 return
-            self._visit(inner, below, drop, depth)
+            yield from self._visit(inner, below, drop, depth)
         except OSError as error:
             if error.errno in beneath.AWAY:
                 raise
@@ -315,6 +458,8 @@ class Incoming:
             why = self._not_entered(info, depth)
             if why is None:
                 folder.folders[name] = Folder(path, info.st_ino)
+                if depth == 0:
+                    self._small[name] = self._now
                 self._grown(drop)
                 return
             self._strange.append((path, why))
@@ -351,7 +496,7 @@ class Incoming:
         return True
 
     def _mark(self, drop: Drop, info: os.stat_result) -> None:
-        drop.marker = info.st_ino, info.st_ctime_ns
+        drop.marker, drop.covered = (info.st_ino, info.st_ctime_ns), False
         self._finishing[drop] = None
 
     def _match_markers(self, root: Folder) -> None:
@@ -361,7 +506,7 @@ class Incoming:
             drop = self._drops.get(target) if target in root.folders or target in root.files else self._past.get(target)
             if file is None or drop is None or file.state not in (State.WATCHED, State.QUEUED, State.TEMPORARY):
                 continue
-            drop.marker = file.info[2], file.info[3]
+            drop.marker, drop.covered, drop.covering = (file.info[2], file.info[3]), False, False
             self._finishing[drop] = None
             self._set(file, State.MARKER)
 
@@ -385,11 +530,10 @@ class Incoming:
         file.drop.counts[file.state] += 1
         if file.state is not State.MARKER:
             file.home.active.add(file.name)
-            self._soonest = min(self._soonest, file.due)
-        self._touched[file.drop] = None
+            self._expect(file)
 
     def _grown(self, drop: Drop) -> None:
-        drop.grew = drop.grew or self._now > drop.seen
+        drop.grew = drop.grew or drop.looked > 0
         drop.judged = drop.moved = False
 
     def _drop(self, name: str) -> Drop:
@@ -457,7 +601,10 @@ class Incoming:
             self._left_unfinished(file)
             return
         self._set(file, State.QUEUED)
-        self._queues.setdefault(file.drop, deque()).append(file)
+        if file.home is self._root:
+            self._waiting.add(file)
+        else:
+            file.drop.still.append(file)
 
     def _has_writer(self, reading: int, path: str) -> bool | None:
         """None: nobody that can be seen has it open for writing; whether anybody does, cannot be known here."""
@@ -506,7 +653,6 @@ class Incoming:
         file.drop.counts[file.state] -= 1
         file.drop.counts[state] += 1
         file.state = state
-        self._touched[file.drop] = None
         if state in (State.QUEUED, State.OFFERED, State.MARKER):
             file.home.active.discard(file.name)
 
@@ -515,7 +661,6 @@ class Incoming:
         del file.home.files[name]
         file.home.active.discard(name)
         file.drop.counts[file.state] -= 1
-        self._touched[file.drop] = None
         if file.state is State.OFFERED:
             self._offered.pop(file.path, None)
         file.state = State.GONE  # whoever still has it in a queue passes it over
@@ -537,6 +682,7 @@ class Incoming:
 
     def _ended(self, name: str) -> None:
         """The top entry of a drop went away."""
+        self._small.pop(name, None)
         drop = self._drops.pop(name, None)
         if drop is not None and (drop.ever > 1 or drop.offered):
             self._past[name] = drop
@@ -544,40 +690,20 @@ class Incoming:
 
     # --- what is told -------------------------------------------------------------------------------------------
 
-    def _judge(self) -> None:
-        """Which drops, now that all of them stands still, came whole?"""
-        assert self._root is not None
-        for drop in self._touched:
-            busy = drop.counts[State.WATCHED] + drop.counts[State.WAITING] + drop.counts[State.TEMPORARY]
-            top = self._root.folders.get(drop.name)
-            if busy or drop.offered or drop.judged or not drop.counts[State.QUEUED] or top is None:
-                continue
-            drop.judged = True
-            drop.moved = came_whole(drop, top)
-            if drop.moved:
-                self._finishing[drop] = None
-
     def _offer(self) -> tuple[Ready, ...]:
-        """Of each drop in turn, one file at a time."""
         offered: list[Ready] = []
-        while self._queues and len(self._offered) < MOST_OFFERED:
-            drop = next(iter(self._queues))
-            queue = self._queues.pop(drop)
-            file = queue.popleft()
-            if queue:
-                self._queues[drop] = queue
-            if file.state is State.QUEUED:
-                self._set(file, State.OFFERED)
-                drop.offered = True
-                file.final = file.final or names.is_import(drop.name)
-                self._offered[file.path] = file
-                offered.append(file.ready())
+        for file in self._waiting.next(MOST_OFFERED - len(self._offered)):
+            self._set(file, State.OFFERED)
+            file.drop.offered = True
+            file.final = file.final or names.is_import(file.drop.name)
+            self._offered[file.path] = file
+            offered.append(file.ready())
         return tuple(offered)
 
     def _told_whole(self) -> tuple[str, ...]:
         told: list[str] = []
         for drop in list(self._finishing):
-            unfinished = drop.open or (drop.marker is None and drop.counts[State.TEMPORARY])
+            unfinished = drop.open or (drop.marker is None and drop.counts[State.TEMPORARY]) or self._is_unseen(drop)
             evidence = drop.marker or ((0, 0) if drop.moved else None)
             if evidence is None:
                 del self._finishing[drop]
@@ -587,6 +713,11 @@ class Incoming:
                     drop.told_for = evidence
                     told.append(drop.name)
         return tuple(told)
+
+    def _is_unseen(self, drop: Drop) -> bool:
+        """May there be files in it that nobody has looked at since its marker was seen?"""
+        is_folder = self._root is not None and drop.name in self._root.folders
+        return drop.marker is not None and is_folder and not drop.covered
 
     def _emptied(self) -> tuple[str, ...]:
         if self._now - self._swept < _SELDOM or self._root is None:
@@ -601,6 +732,7 @@ class Incoming:
         return not left and drop.offered and (drop.told_for is not None or self._now - drop.newest >= _STANDING)
 
     def _next(self) -> float:
-        if self._queues and len(self._offered) < MOST_OFFERED:
+        if self._round is not None or self._top is not None or (self._waiting and len(self._offered) < MOST_OFFERED):
             return self._now
-        return max(min(self._soonest, self._now + POLL), self._now)
+        soonest = min(self._soonest, self._asked + POLL)
+        return soonest if soonest > self._asked or self._looked is None else max(self._looked + _GAP, self._asked)

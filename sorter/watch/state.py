@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -70,7 +71,7 @@ class Habits:
     """How a tree is followed."""
 
     stays: bool = False  # what was taken is not removed, but remembered
-    rest: float = 1.0  # seconds between two scans at most, however long they take
+    rest: float = 2.0  # seconds between the begins of two rounds at most, however long they take
 
 
 class State(enum.IntEnum):
@@ -130,7 +131,7 @@ class Folder:
     active: set[str] = field(default_factory=set)  # files to look at again
     left: dict[str, bytes] = field(default_factory=dict)  # files that were taken and stay, with their marks
     unchecked: list[str] = field(default_factory=list)  # of `left`, in this round
-    round: int = 0  # of looking over what is left, that this folder has seen the end of
+    over: int = 0  # the round of looking over what is left that this folder has seen the end of
 
 
 @dataclass(slots=True, eq=False)
@@ -142,6 +143,11 @@ class Drop:
     counts: list[int] = field(default_factory=lambda: [0] * len(State))
     newest: float = 0.0  # when its latest file was first seen
     ever: int = 0  # files seen
+    looked: int = 0  # the number of the look in which all of it was last seen; 0: not yet
+    covered: bool = False  # all of it was looked at since its marker was seen
+    covering: bool = False  # it is being
+    due: float = math.inf  # when one of its files is to be looked at again
+    still: list[File] = field(default_factory=list)  # to be offered when all of it was looked at
     grew: bool = False  # something came after the first look at it
     set_back: bool = False  # its mtime was set to an earlier time: a copying program restored it, its last act
     offered: bool = False

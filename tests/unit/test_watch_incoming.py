@@ -34,7 +34,7 @@ class Bench:
 
     def follow(self, habits: Habits = USUAL) -> Incoming:
         """As the next life of sorter would."""
-        return Incoming(self.folder, Files(), Taken(self.root / "left", Files()), habits)
+        return Incoming(self.folder, Files(), Taken(self.root / "left", Files()), habits, lambda: 0.0)
 
     def look(self, later: float = STEP) -> Look:
         self.now += later
