@@ -457,17 +457,21 @@ class Receipt:
 # --- to JSON and back -----------------------------------------------------------------------------------------------
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
 def plain(value: Any) -> Any:
     """JSON of a value made of the classes above: a dataclass becomes an object without what equals its default."""
+    if type(value) in _PLAIN:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         out: dict[str, Any] = {}
         if isinstance(value, Add | Only | Skip | Hold):
             out["route"] = type(value).__name__.lower()
-        for each in dataclasses.fields(value):
+        for each in _said(type(value)):
             item = getattr(value, each.name)
-            if each.name == "ask" or _is_default(each, item):
-                continue
-            out[each.name] = plain(item)
+            if not _is_default(each, item):
+                out[each.name] = plain(item)
         return out
     if isinstance(value, enum.Enum):
         return value.value
@@ -476,6 +480,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return value
+
+
+@functools.cache
+def _said(kind: type) -> tuple[dataclasses.Field[Any], ...]:
+    return tuple(each for each in dataclasses.fields(kind) if each.name != "ask")
 
 
 def _is_default(each: dataclasses.Field[Any], item: Any) -> bool:

@@ -40,6 +40,8 @@ class Withdrawals:
     def refuses(self, key: str, study_uid: str) -> str:
         """Why nothing of this unit is taken; "" where it is."""
         known = self._known()
+        if not known:
+            return ""
         name = next((each for each in (key, _of_study(study_uid)) if each in known), None)
         if name is None:
             return ""

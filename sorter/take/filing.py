@@ -117,6 +117,7 @@ class _Step:
 
 @dataclass(slots=True)
 class _Batch:
+    at: str  # when it was taken
     units: dict[str, Unit] = field(default_factory=dict)
     evidence: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     folders: set[Path] = field(default_factory=set)
@@ -140,7 +141,7 @@ class Filing:
 
     def take(self, candidates: Sequence[Candidate]) -> list[Filed]:
         """Take a batch. OSError (a full disk, say) leaves every file where it was, to be taken again later."""
-        batch, steps = _Batch(), [_Step(each, each.copy or each.path, Filed(each, "new")) for each in candidates]
+        batch, steps = _Batch(now()), [_Step(each, each.copy or each.path, Filed(each, "new")) for each in candidates]
         try:
             read = [self._read(step) for step in steps]
             self._files.fsync_all([step.file for step in steps if step.fresh])
@@ -205,7 +206,7 @@ class Filing:
             source = dataclasses.replace(
                 source, calling=parsed.calling, called=parsed.called, address=parsed.address or source.address
             )
-        instance = instance_of(parsed, source, arrived=now())
+        instance = instance_of(parsed, source, arrived=batch.at)
         key = self._groups.key(instance)
         if why := self._spool.withdrawals.refuses(key, instance.study_uid):
             raise Quarantine(why)
@@ -306,7 +307,7 @@ class Filing:
 
     def adopt(self, unit: Unit) -> None:
         """Count the images that a crash left in the store between their link and their line of evidence."""
-        batch = _Batch()
+        batch = _Batch(now())
         waiting, unit.unmentioned = unit.unmentioned, []
         for name in waiting:
             path = unit.images / name
@@ -318,7 +319,7 @@ class Filing:
                 continue
             source = Source(calling=parsed.calling, called=parsed.called, address=parsed.address)
             batch.folders.update(self._way_to(unit, path))
-            self._enter(unit, instance_of(parsed, source, arrived=now()), name, path, batch.of(unit))
+            self._enter(unit, instance_of(parsed, source, arrived=batch.at), name, path, batch.of(unit))
         self._commit(batch)
 
     # --- copies of what others dropped --------------------------------------------------------------------------

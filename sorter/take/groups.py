@@ -34,7 +34,9 @@ class Groups:
 
     def group(self, instance: Instance) -> str | None:
         """What this instance's series was put under; None: it is by itself. Durable when this returns."""
-        own = unit_key(UnitKind.SERIES, instance.study_uid, instance.series_uid)
+        return self._group(unit_key(UnitKind.SERIES, instance.study_uid, instance.series_uid), instance)
+
+    def _group(self, own: str, instance: Instance) -> str | None:
         if own not in self._known:
             self._known[own] = self._recorded(own) or self._decide(own, instance)
             if len(self._known) > REMEMBERED:
@@ -43,7 +45,9 @@ class Groups:
 
     def key(self, instance: Instance) -> str:
         """The key of the unit that it belongs to."""
-        return unit_key(UnitKind.SERIES, instance.study_uid, self.group(instance) or instance.series_uid)
+        own = unit_key(UnitKind.SERIES, instance.study_uid, instance.series_uid)
+        group = self._group(own, instance)
+        return unit_key(UnitKind.SERIES, instance.study_uid, group) if group else own
 
     def _decide(self, own: str, instance: Instance) -> str | None:
         group = self._ask(instance)

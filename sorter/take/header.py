@@ -96,6 +96,10 @@ SAME_PIXELS = frozenset({_IMPLICIT_LITTLE, _EXPLICIT_LITTLE, "1.2.840.10008.1.2.
 
 _IMAGES = frozenset(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("4", "4.1", "4.3", "4.4", "7", "2", "2.1", "128"))
 """MR (enhanced, enhanced colour, legacy converted), secondary capture, CT, PET: never without pixels."""
+_META = frozenset({0x0002, 0x0010, 0x0012, 0x0013, 0x0016, 0x0017, 0x0018, 0x0026})
+"""What is read of group 0002: SOP class, transfer syntax, who wrote it, the senders' AE titles and address."""
+
+_USUAL_META = frozenset({b"OB", b"UL", b"UI", b"SH", b"AE"})
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 _LARGEST = 16 << 30  # bytes; a native pixel value ends at 4 GiB
@@ -339,7 +343,7 @@ def _read_meta(stream: Stream) -> Meta:
 
 def _meta_values(stream: Stream) -> dict[int, str]:
     """Group 0002, always explicit little endian; where it ends is seen by the group, not by its length."""
-    found: dict[int, str] = {}
+    found = _usual_meta_values(stream)
     while stream.fill(12) >= 8 and stream.buf[stream.pos : stream.pos + 2] == b"\x02\x00":
         explicit = elements.seems_explicit(stream.buf[stream.pos : stream.pos + 8])
         tag, _, length = stream.element(elements.EXPLICIT if explicit else elements.IMPLICIT)
@@ -349,6 +353,24 @@ def _meta_values(stream: Stream) -> dict[int, str]:
             stream.fill(min(length, stream.left()))
             found[tag] = values.text(stream.buf[stream.pos : stream.pos + length])
         stream.value(tag, length)
+    return found
+
+
+def _usual_meta_values(stream: Stream) -> dict[int, str]:
+    """The elements that lie whole in the window and are as nearly every file has them, in one tight loop."""
+    found: dict[int, str] = {}
+    buf, pos = stream.buf, stream.pos
+    while pos <= len(buf) - 12:
+        group, element, vr, length = elements.EXPLICIT.head.unpack_from(buf, pos)
+        start = pos + 8
+        if vr == b"OB":
+            (length,), start = elements.EXPLICIT.long.unpack_from(buf, start), start + 4
+        if group != 2 or vr not in _USUAL_META or length > 4096 or start + length > len(buf):
+            break
+        pos = start + length
+        if element in _META:
+            found[2 << 16 | element] = values.text(buf[start:pos])
+    stream.pos = pos
     return found
 
 
