@@ -318,7 +318,7 @@ class Incoming:
         """Look at all of a drop."""
         assert self._root is not None
         drop, top = self._drops[name], self._root.folders[name]
-        drop.covering, drop.due = True, math.inf
+        drop.covering, drop.early, drop.due = True, False, math.inf
         yield from self._descend(self._root, top, root, (drop, 1))
         if self._root.folders.get(name) is top:
             self._seen(drop, top)
@@ -332,11 +332,17 @@ class Incoming:
             drop.moved = came_whole(drop, top)
             if drop.moved:
                 self._finishing[drop] = None
-        still, drop.still = drop.still, []
-        for file in still:
-            self._waiting.add(file)
+        if not (busy and self._may_be_whole(drop)):
+            still, drop.still = drop.still, []
+            for file in still:
+                self._waiting.add(file)
         if drop.due < math.inf and drop.open <= FEW:
             self._small[drop.name] = drop.due
+
+    def _may_be_whole(self, drop: Drop) -> bool:
+        """Is it only too early to say? Once one of its files was offered, nothing can be said any more."""
+        untouched = not (drop.offered or drop.grew or drop.restless)
+        return untouched and drop.early and not (drop.counts[State.WAITING] or drop.counts[State.TEMPORARY])
 
     def _visit(self, folder: Folder, fd: int, drop: Drop, depth: int) -> Walk:
         yield from self._look_at(folder, fd, drop, depth)
@@ -362,6 +368,7 @@ class Incoming:
             file = folder.files.get(name)
             if file is not None and name in folder.active:
                 self._expect(file)
+                file.drop.early = file.drop.early or file.state is State.WATCHED
             if count % _AT_ONCE == 0:
                 yield
         if folder.left and folder.over != self._over:
@@ -594,7 +601,7 @@ class Incoming:
         finally:
             self._files.close(reading)
         if writer or not same:
-            file.final = False
+            file.final, file.drop.restless = False, True
             file.since, file.due = self._now, self._now + STILL
             return
         if file.final and writer is None:

@@ -147,6 +147,8 @@ class Drop:
     covered: bool = False  # all of it was looked at since its marker was seen
     covering: bool = False  # it is being
     due: float = math.inf  # when one of its files is to be looked at again
+    early: bool = False  # when it was looked at, some of its files were too new to be said to stand still
+    restless: bool = False  # one was being written, or changed
     still: list[File] = field(default_factory=list)  # to be offered when all of it was looked at
     grew: bool = False  # something came after the first look at it
     set_back: bool = False  # its mtime was set to an earlier time: a copying program restored it, its last act

@@ -6,15 +6,16 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sorter.durable import Files
+from sorter.durable import Files, PathLike
 from sorter.watch import Incoming, Look, Ready, Taken
 from sorter.watch import incoming as incoming_module
 from sorter.watch.names import is_temporary
-from sorter.watch.state import Habits
+from sorter.watch.state import Drop, Folder, Habits
 
 STEP = 2.0
 USUAL = Habits()
@@ -32,9 +33,9 @@ class Bench:
         self.strange: dict[str, str] = {}
         self.whole: list[str] = []
 
-    def follow(self, habits: Habits = USUAL) -> Incoming:
-        """As the next life of sorter would."""
-        return Incoming(self.folder, Files(), Taken(self.root / "left", Files()), habits, lambda: 0.0)
+    def follow(self, habits: Habits = USUAL, clock: Callable[[], float] = lambda: 0.0) -> Incoming:
+        """As the next life of sorter would; `clock` says how long a look takes: no time at all."""
+        return Incoming(self.folder, Files(), Taken(self.root / "left", Files()), habits, clock)
 
     def look(self, later: float = STEP) -> Look:
         self.now += later
@@ -747,3 +748,98 @@ def test_next_says_when_to_look_again(bench: Bench) -> None:
     assert look.fresh == 1
     [found] = bench.look().ready
     assert found.path == "a"
+
+
+class Slow(Bench):
+    """A bench whose time goes on by `step` with each few entries that are looked at, and by a twentieth between looks.
+
+    So a look is over before all was looked at.
+    """
+
+    def __init__(self, root: Path, step: float) -> None:
+        self.step, self.taking = step, True
+        super().__init__(root)
+        self.incoming = self.follow(clock=self.tick_on)
+
+    def tick_on(self) -> float:
+        self.now += self.step
+        return self.now
+
+    def look_on(self, until: Callable[[], object], looks: int = 2000) -> dict[str, float]:
+        """Look until something is true: when each file was ready; each is taken at once, if `taking`."""
+        found: dict[str, float] = {}
+        for _ in range(looks):
+            ready = self.look(0.05).ready
+            assert not found.keys() & {each.path for each in ready}, "each is offered once"
+            found |= {each.path: self.now for each in ready}
+            if self.taking:
+                self.take(*ready)
+            if until():
+                return found
+        raise AssertionError(f"{looks} looks in vain; found {sorted(found)}")
+
+
+@pytest.mark.parametrize("step", [0.0, 0.06, 0.2])
+def test_looks_that_are_short_find_the_same(tmp_path: Path, step: float) -> None:
+    bench = Slow(tmp_path, step)
+    for number in range(6):
+        source = bench.source(f"scan{number}", files=15 * number)
+        source.rename(bench.folder / source.name)
+    wanted = {str(each.relative_to(bench.folder)) for each in bench.folder.rglob("*.dcm")}
+    assert bench.look_on(lambda: len(bench.whole) == 5).keys() == wanted
+    assert sorted(bench.whole) == [f"scan{number}" for number in range(1, 6)]
+
+
+class Lagging(Files):
+    """Reading a folder takes three seconds."""
+
+    def __init__(self, bench: Slow) -> None:
+        self.bench = bench
+
+    def names(self, path: PathLike | int) -> list[str]:
+        self.bench.now += 3.0
+        return super().names(path)
+
+
+def test_between_two_looks_at_a_file_are_two_seconds_however_long_a_look_takes(tmp_path: Path) -> None:
+    bench = Slow(tmp_path, 0.0)
+    bench.incoming = Incoming(bench.folder, Lagging(bench), Taken(tmp_path / "left", Files()), clock=bench.tick_on)
+    for name in ("a", "b"):
+        (bench.folder / name).mkdir()
+        (bench.folder / name / "1").write_bytes(b"1")
+    met: dict[str, float] = {}
+    looked = bench.incoming._meet
+
+    def meet(folder: Folder, name: str, fd: int, where: tuple[Drop, int]) -> None:
+        met[f"{folder.path}/{name}"] = bench.now
+        looked(folder, name, fd, where)
+
+    bench.incoming._meet = meet  # type: ignore[method-assign]
+    found = bench.look_on(lambda: not list(bench.folder.rglob("1")))
+    assert len(found) == 2
+    assert all(at - met[path] >= 2.0 for path, at in found.items())
+
+
+def test_a_drop_ended_by_a_file_beside_it_is_not_whole_before_all_of_it_was_seen(tmp_path: Path) -> None:
+    bench = Slow(tmp_path, 0.2)
+    shutil.copytree(bench.source(files=80), bench.folder / "scan")
+    bench.look_on(lambda: bench.incoming._round is not None)
+    (bench.folder / "scan.done").touch()
+    bench.look_on(lambda: bench.whole)
+    assert not list(bench.folder.rglob("*.dcm"))
+    assert bench.whole == ["scan"]
+
+
+def test_a_single_file_is_found_while_a_large_drop_is_looked_through(tmp_path: Path) -> None:
+    bench = Slow(tmp_path, 0.05)
+    for number in range(100):
+        (bench.folder / "many" / str(number)).mkdir(parents=True)
+        for each in range(40):
+            (bench.folder / "many" / str(number) / str(each)).write_bytes(b"1")
+    bench.look_on(lambda: bench.incoming._round is not None)
+    (bench.folder / "alone").mkdir()
+    (bench.folder / "alone" / "x").write_bytes(b"1")
+    begun = bench.now
+    found = bench.look_on(lambda: not list((bench.folder / "alone").iterdir()))
+    assert found.keys() == {"alone/x"}, "the large one is not through yet"
+    assert found["alone/x"] - begun <= 4.0
