@@ -247,12 +247,12 @@ class Filing:
         evidence = batch.of(unit)
         equal = next((each for each in same if each.sha256 == instance.sha256), None)
         if equal is not None:
-            self._link(step.file, unit, equal.file, batch)
+            self._put(step, unit, equal.file, batch)
             evidence.append({"back": [equal.file]})
             unit.left.pop(equal.file)
             return Filed(step.candidate, "same", equal, unit.key)
         place = unit.place_of_another(instance.sop_uid, instance.sha256)
-        self._link(step.file, unit, place, batch)
+        self._put(step, unit, place, batch)
         return Filed(step.candidate, "same", self._enter(unit, instance, place, step.file, evidence), unit.key)
 
     def _enter(
