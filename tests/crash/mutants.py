@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import pytest
 
 from sorter.builtin import _path_stage
 from sorter.builtin._path_folders import Visit
-from sorter.durable import Files
+from sorter.durable import Files, PathLike
 from sorter.pipeline import Pipeline
 from sorter.receive import arrivals
 from sorter.spool import Unit
@@ -66,13 +65,32 @@ def no_sync_of_received_bytes(patch: pytest.MonkeyPatch) -> None:
 
 
 def received_file_removed_before_the_commit(patch: pytest.MonkeyPatch) -> None:
-    link = filing.Filing._link
+    _removed_at_once(patch, lambda candidate: candidate.own)
 
-    def eager(self: filing.Filing, file: Path, unit: Unit, place: str, batch: filing._Batch) -> None:
-        link(self, file, unit, place, batch)
-        self._files.unlink(file)
 
-    patch.setattr(filing.Filing, "_link", eager)
+def dropped_file_removed_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    _removed_at_once(patch, lambda candidate: not candidate.own)
+
+
+def _removed_at_once(patch: pytest.MonkeyPatch, which: Callable[[filing.Candidate], bool]) -> None:
+    put = filing.Filing._put
+
+    def eager(self: filing.Filing, step: filing._Step, unit: Unit, place: str, batch: filing._Batch) -> None:
+        put(self, step, unit, place, batch)
+        if which(step.candidate):
+            self._files.unlink(step.candidate.path)
+
+    patch.setattr(filing.Filing, "_put", eager)
+
+
+def copies_moved_into_the_store_before_they_are_synced(patch: pytest.MonkeyPatch) -> None:
+    sync = Files.fsync_all
+
+    def fsync_all(self: Files, files: Iterable[PathLike], folders: Iterable[PathLike] = ()) -> None:
+        if folders := list(folders):  # else they are copies
+            sync(self, files, folders)
+
+    patch.setattr(Files, "fsync_all", fsync_all)
 
 
 def files_written_in_place(patch: pytest.MonkeyPatch) -> None:
@@ -130,9 +148,14 @@ MUTANTS: tuple[Mutant, ...] = (
     rename_before_the_bytes_are_synced,
     no_sync_of_received_bytes,
     received_file_removed_before_the_commit,
+    dropped_file_removed_before_the_commit,
+    copies_moved_into_the_store_before_they_are_synced,
     files_written_in_place,
     records_not_synced,
     receipt_before_the_delivered_folder_is_synced,
     delivered_bytes_not_synced,
     receipt_without_delivery,
 )
+
+OF_DROPS = (dropped_file_removed_before_the_commit, copies_moved_into_the_store_before_they_are_synced)
+"""Of them, those that only what was dropped can suffer from."""
