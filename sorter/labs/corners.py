@@ -31,6 +31,11 @@ class _Known:
     errors: Wanted | None = None  # its page of them
     due: float = 0.0
     asked: bool = False
+    gone: bool = False  # what there was is empty or away; at the second sight it is so
+
+
+MOMENT = 2.0
+"""Seconds after which a file that is empty, or away, is looked at again before that is believed."""
 
 
 @dataclass(slots=True)
@@ -97,9 +102,7 @@ class LabCorners:
         if seen.state == "refused":
             known.digest, known.faults = "", (seen.why,)
         elif seen.state != "same":
-            data = bytes.fromhex(seen.text) if seen.state == "new" else None
-            known.faults = self.take(lab, data)
-            known.digest = "" if data is None else hashlib.sha256(data).hexdigest()
+            self._take(lab, known, bytes.fromhex(seen.text) if seen.state == "new" else None, now)
         told = (*known.faults, *seen.beside)
         self.say(lab, told)
         if told != known.told:
@@ -107,3 +110,12 @@ class LabCorners:
             known.errors = (
                 page(self.records, lab, ERRORS, errors_text(known.faults, seen.beside).encode()) if told else None
             )
+
+    def _take(self, lab: str, known: _Known, data: bytes | None, now: float) -> None:
+        """An editor empties a file, or takes it away, a moment before it writes it: that alone changes no rules yet."""
+        if not data and not known.gone and self.records.good(lab):
+            known.gone, known.due = True, now + min(MOMENT, self.every)
+            return
+        known.gone = False
+        known.faults = self.take(lab, data)
+        known.digest = "" if data is None else hashlib.sha256(data).hexdigest()

@@ -22,7 +22,7 @@ from sorter.deliver.target import LabLook, LabSeen, Later, Refused, Wanted
 from sorter.durable import Files
 from sorter.errors import TryLater
 from sorter.labs.asking import Request, read_request
-from sorter.labs.corners import ERRORS, LabCorners
+from sorter.labs.corners import ERRORS, LabCorners, _Known
 from sorter.labs.news import News
 from sorter.labs.requests import Requests
 from sorter.labs.scans import Scans
@@ -325,3 +325,27 @@ def test_a_lab_edits_its_file_while_sorter_runs(tmp_path: Path) -> None:
         (mine / "lab.toml").write_bytes(MINE)
         wait_until(lambda: not page.exists() and not status(sorter), 60, "the page to go")
         assert copy.read_bytes() == MINE
+
+
+def test_what_is_empty_or_away_for_a_moment_changes_nothing(tmp_path: Path) -> None:
+    """As an editor leaves it between opening it and writing it."""
+    taken: list[bytes | None] = []
+    spool = Spool(tmp_path / "spool", Files())
+    spool.create()
+    records = LabRecords(spool.labs, spool.files)
+    corners = LabCorners(
+        None, records, lambda _, data: taken.append(data) or (), lambda *_: None,  # type: ignore[arg-type, func-returns-value]
+        Scans(records, lambda: True), News(records, lambda _: None), None,  # type: ignore[arg-type]
+    )  # fmt: skip
+    known = _Known()
+    corners._take("memory", known, b"", 0.0)
+    assert taken == [b""], "nothing was there before"
+    records.keep("memory", MINE)
+    for nothing in (b"", None):
+        corners._take("memory", known, nothing, 10.0)
+        assert known.due == 12.0, "it is looked at again soon"
+        corners._take("memory", known, MINE, 12.0)
+        assert taken == [b"", *[MINE] * (1 if nothing == b"" else 2)]
+    corners._take("memory", known, None, 20.0)
+    corners._take("memory", known, None, 22.0)
+    assert taken[-1] is None, "it stays away"
