@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import resource
@@ -90,6 +91,8 @@ def test_the_hostile_set(group: Callable[[], Iterator[Case]], tmp_path: Path) ->
     life = Life(tmp_path / "spool")
     wrong, count = [], 0
     around, earlier, ours = sorted(os.listdir(tmp_path)), largest_child(), 0
+    gc.collect()
+    gc.freeze()  # what thousands of tests before this one left is not looked through in the time of a case
     for case in group():
         count += 1
         base, begun = forget_peak(), seconds()
