@@ -331,6 +331,8 @@ class Filing:
         reading, size = door.open(), step.candidate.found[0]
         try:
             content = self._files.pread(reading, size, 0) if size <= SMALL else None
+            if content is not None and len(content) < size:  # a share may give less than it was asked for
+                content = None
             self._refuse_archive(self._files.pread(reading, kinds.HEAD, 0) if content is None else content)
             with self._new_copy(step) as writing:
                 if content is None:

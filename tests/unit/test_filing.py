@@ -268,6 +268,24 @@ def crashing(at: int, effects: tuple[str, ...], disk: type[Files] = Files) -> tu
     return kind(), lambda: count
 
 
+class Sparing(Files):
+    """A share that gives half of what it is asked for, as it may."""
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        return super().pread(fd, max(1, size // 2), offset)
+
+
+def test_a_share_that_gives_less_than_it_is_asked_for_loses_no_byte(tmp_path: Path) -> None:
+    """What is cut off here would not be missed: it stands behind the pixels, and the file parses to its end."""
+    data = image()
+    more = len(data) - 12  # so that half of it ends where the image could
+    data += b"\xfc\xff\xfc\xffOB\0\0" + more.to_bytes(4, "little") + bytes(more)
+    sparing = Bench(tmp_path / "spool", Sparing())
+    [filed] = sparing.take(sparing.dropped(data))
+    assert filed.outcome == "new", filed
+    assert sparing.stored() == [data]
+
+
 class Forgetful(Files):
     """A disk that keeps every removal at once, and of every new name nothing until its folder was synced."""
 
@@ -276,6 +294,10 @@ class Forgetful(Files):
 
     def link(self, old: Any, new: Any, **kwargs: Any) -> None:
         super().link(old, new, **kwargs)
+        self._new(new)
+
+    def rename_new(self, old: Any, new: Any, **kwargs: Any) -> None:
+        super().rename_new(old, new, **kwargs)
         self._new(new)
 
     def mkdir(self, path: Any, *args: Any, **kwargs: Any) -> None:
@@ -301,7 +323,7 @@ class Forgetful(Files):
                 os.unlink(path)
 
 
-EFFECTS = ("link", "unlink", "write", "mkdir", "fsync", "rename", "sync_file_system")
+EFFECTS = ("link", "unlink", "write", "mkdir", "fsync", "rename", "rename_new", "sync_file_system")
 
 
 def test_a_crash_before_any_effect_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
