@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -52,3 +53,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     by_fold = {each.lower(): each for each in known}
     near = difflib.get_close_matches(word[:80].lower(), by_fold, n=1, cutoff=0.7)
     return f', did you mean "{by_fold[near[0]]}"?' if near else ""
+
+
+def place_of(error: BaseException) -> str:
+    """ "KeyError at asking.py:31", for a log: what the error itself says may hold a name from a header."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {place.filename.rpartition('/')[2]}:{place.lineno}"

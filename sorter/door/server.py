@@ -16,7 +16,6 @@ import selectors
 import socket
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,7 +24,7 @@ from sorter.door.access import AccessLog
 from sorter.door.answers import Desk, Handed, Shelf, answer
 from sorter.door.terms import Terms, sight_of
 from sorter.door.wire import LONGEST_REQUEST, Broken, Connection, peer_of
-from sorter.errors import SorterError
+from sorter.errors import SorterError, place_of
 from sorter.spool import Spool
 
 log = logging.getLogger("sorter.door")
@@ -131,9 +130,7 @@ class Server:
         except Broken:
             pass  # nobody is there any more who could be told
         except Exception as error:  # noqa: BLE001 - the worker's loop: one request never ends the others
-            place = traceback.extract_tb(error.__traceback__)[-1]  # its text may hold what a header says
-            where = f"{type(error).__name__} at {place.filename.rpartition('/')[2]}:{place.lineno}"
-            log.error("a request at the door failed in a way that it should not (%s); please report this", where)
+            log.error("a request at the door failed in a way that it should not (%s); report this", place_of(error))
         finally:
             connection.close()
             with self._lock:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from sorter.deliver.target import Copied, Copies, LabRequest, Later, Refused, Wanted
+from sorter.errors import place_of
 from sorter.exports.copying import Copy
 from sorter.labs.pages import described
 from sorter.labs.preparing import MOST_SAID, Prepared, prepare, remember
@@ -158,8 +159,8 @@ class Requests:
             else:
                 try:
                     prepared = prepare(self.spool, lab, request.name, bytes.fromhex(request.text))
-                except Exception:
-                    log.exception("lab %s: a request could not be prepared", lab)
+                except Exception as error:  # noqa: BLE001 - one request never ends the others
+                    log.error("lab %s: a request could not be prepared (%s); report this", lab, place_of(error))
                     prepared = Prepared(says=["sorter itself failed; please tell your admin"], failed=True)
             work.prepared, work.busy = prepared, False
             self.wake()

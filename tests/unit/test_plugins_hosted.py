@@ -21,7 +21,7 @@ from sorter.testing.waiting import wait_until
 PATIENT = Patience(answer=4.0, rest=0.0)
 
 ROGUE = """
-import ctypes, os, signal, subprocess, sys, time
+import ctypes, os, signal, subprocess, sys
 from pathlib import Path
 from sorter import Identity, hookimpl
 
@@ -43,7 +43,7 @@ def daemon(series):
 def hang(series):
     for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(sign, signal.SIG_IGN)
     for _ in range(50): subprocess.Popen(["sleep", "3600"], start_new_session=True)
-    time.sleep(3600)
+    while True: signal.pause()
 def values(series): return Identity(session=",".join(map(str, series.values("EchoTime"))))
 def nothing(series): return None
 
@@ -81,7 +81,13 @@ def put(folder: Path, **code: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
+def others() -> set[int]:
+    """Processes below this one that were there before."""
+    return lives()
+
+
+@pytest.fixture(scope="module")
+def hosted(others: set[int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
     base = tmp_path_factory.mktemp("hosted")
     folder = put(base / "plugins", a_honest=HONEST, m_rogue=ROGUE, z_honest=HONEST)
     found = Hosted(folder, {"m_rogue": {"heard": str(base / "heard")}}, PATIENT)
@@ -107,14 +113,14 @@ def lives() -> set[int]:
         ("hog", "MemoryError"),
     ],
 )
-def test_what_a_plugin_does_costs_its_own_answer(hosted: Hosted, what: str, said: str) -> None:
+def test_what_a_plugin_does_costs_its_own_answer(others: set[int], hosted: Hosted, what: str, said: str) -> None:
     asked = hosted.ask("sorter_identify", {"series": series(what)})
 
     assert [name for name, _ in asked.answers] == ["a_honest", "z_honest"]
     assert [each.plugin for each in asked.failures] == ["m_rogue"]
     assert said in str(asked.failures[0])
     # nothing of it lives: the keeper and one life are all there is, whatever the plugin started
-    wait_until(lambda: len(below := lives()) <= 2 or below, timeout=20)
+    wait_until(lambda: len(lives() - others) <= 2, 20, "what the plugin started to be gone")
 
 
 def test_what_a_plugin_prints_goes_nowhere(hosted: Hosted, capfd: pytest.CaptureFixture[str]) -> None:
@@ -247,4 +253,4 @@ def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     begun = lives() - before
     assert len(begun) == 2
     del hosted
-    wait_until(lambda: not lives() & begun or lives(), timeout=20)
+    wait_until(lambda: not lives() & begun, 20, "its processes to be gone")
