@@ -74,11 +74,21 @@ class Stage:
 
     def fill(self, items: Sequence[Item], source: Source) -> None:
         """Write all, sync them, and read each back past the page cache. TryLater when one reads back differently."""
+        with self.filling(items, source):
+            pass
+
+    @contextlib.contextmanager
+    def filling(self, items: Sequence[Item], source: Source) -> Iterator[None]:
+        """`fill`, over at the end of the block: what is written to the stage within it costs no time of its own."""
         ready = self._tidy({item.name: item.wanted for item in items})
         todo = [item for item in items if item.name not in ready]
         source.will_need([item.index for item in todo])
-        for group in _groups(todo):
-            self._write(group, source)
+        with contextlib.ExitStack() as before:  # a group is proved while the next one is written
+            for group in _groups(todo):
+                with self._write(group, source) as written:
+                    before.close()
+                    before.push(written.pop_all())
+            yield
 
     def put_bytes(self, name: str, content: bytes) -> None:
         """One small file of our own making, synced."""
@@ -107,26 +117,32 @@ class Stage:
         seen = look(self.files, name, self.fd, settle=True)
         return seen is not None and seen.sha256 == want.sha256
 
-    def _write(self, group: Sequence[Item], source: Source) -> None:
+    def _write(self, group: Sequence[Item], source: Source) -> contextlib.ExitStack:
+        """Write these files; they are synced and read back beside, and proved when what is returned is closed."""
         files = self.files
+        written: list[int] = []
         with contextlib.ExitStack() as opened:
-            written: list[int] = []
             for item in group:
                 fd = files.open(item.name, _NEW, self._file_mode, at=self.fd)
                 opened.callback(files.close, fd)
                 files.copy(source(item.index), fd)
+                files.start_writeback(fd, 0, item.wanted.size)
                 self.visit.own_file(fd, listed=self.listed)
                 written.append(fd)
-            right = [False] * len(group)
 
-            def settle(number: int) -> None:
+            def prove(number: int) -> None:
                 files.fsync(written[number])
-                right[number] = digest(files, written[number]) == group[number].wanted.sha256
+                if digest(files, written[number]) != group[number].wanted.sha256:
+                    raise _Differs(number)
 
-            _together(settle, len(group), self._threads)
-        for item, is_right in zip(group, right, strict=True):
-            if not is_right:
-                raise self._wrong(item, source)
+            opened.callback(self._end, _Together(prove, len(group), self._threads), group, source)
+            return opened.pop_all()
+
+    def _end(self, proof: _Together, group: Sequence[Item], source: Source) -> None:
+        try:
+            proof.end()
+        except _Differs as error:
+            raise self._wrong(group[error.number], source) from None
 
     def _wrong(self, item: Item, source: Source) -> Exception:
         """Who changed the bytes: this target, or the store itself?"""
@@ -268,28 +284,38 @@ def _groups(items: Sequence[Item]) -> Iterator[list[Item]]:
         yield group
 
 
-def _together(work: Callable[[int], None], count: int, threads: int) -> None:
-    """`work` for each of 0 … count-1, several at once; what one raised is raised here, after all have ended."""
-    failed: list[BaseException] = []
-    numbers = iter(range(count))
-    taking = threading.Lock()
+class _Differs(Exception):
+    """What was written reads back as something else."""
 
-    def run() -> None:
-        while not failed:
-            with taking:
-                number = next(numbers, None)
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class _Together:
+    """`work` for each of 0 … count-1, several at once, beside whoever began it and goes on until `end`."""
+
+    def __init__(self, work: Callable[[int], None], count: int, threads: int) -> None:
+        self._work, self._numbers, self._taking = work, iter(range(count)), threading.Lock()
+        self._failed: list[BaseException] = []
+        self._helpers = [threading.Thread(target=self._run) for _ in range(min(threads, count) - 1)]
+        for helper in self._helpers:
+            helper.start()
+
+    def end(self) -> None:
+        """Help with the rest; what one raised is raised here, after all have ended."""
+        self._run()
+        for helper in self._helpers:
+            helper.join()
+        if self._failed:
+            raise self._failed[0]
+
+    def _run(self) -> None:
+        while not self._failed:
+            with self._taking:
+                number = next(self._numbers, None)
             if number is None:
                 return
             try:
-                work(number)
-            except BaseException as error:  # noqa: BLE001 - raised below, on the thread that waits for all
-                failed.append(error)
-
-    helpers = [threading.Thread(target=run) for _ in range(min(threads, count) - 1)]
-    for helper in helpers:
-        helper.start()
-    run()
-    for helper in helpers:
-        helper.join()
-    if failed:
-        raise failed[0]
+                self._work(number)
+            except BaseException as error:  # noqa: BLE001 - raised in `end`, on the thread that waits for all
+                self._failed.append(error)

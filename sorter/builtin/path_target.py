@@ -359,10 +359,10 @@ class PathTarget:
             return Done(place.folder, files, "; ".join(visit.notes))
         stage = Stage(visit, above, _stage_name(job.key, job.product), self._threads)
         with stage.opened():
-            stage.fill(here, source)
-            manifest = self._manifest_name(stage.fd, job.key, job.product)
-            stage.put_bytes(manifest, _manifest_text(job, files))
-            write_sums(stage, stage.fd, manifest, files)
+            with stage.filling(here, source):
+                manifest = self._manifest_name(stage.fd, job.key, job.product)
+                stage.put_bytes(manifest, _manifest_text(job, files))
+                write_sums(stage, stage.fd, manifest, files)
             stage.become(parts[-1], manifest)
         visit.settle("/".join(parts[:-1]))
         return Done(place.folder, files, "; ".join(visit.notes))

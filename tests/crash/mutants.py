@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 
@@ -117,12 +118,23 @@ def receipt_before_the_delivered_folder_is_synced(patch: pytest.MonkeyPatch) -> 
 
 
 def delivered_bytes_not_synced(patch: pytest.MonkeyPatch) -> None:
-    def write(self: _path_stage.Stage, group: object, source: object) -> None:
+    def write(self: _path_stage.Stage, group: object, source: object) -> contextlib.ExitStack:
         for item in group:  # type: ignore[attr-defined]
             with self.files.opened(item.name, _path_stage._NEW, 0o644, at=self.fd) as fd:
                 self.files.copy(source(item.index), fd)  # type: ignore[operator]
+        return contextlib.ExitStack()
 
     patch.setattr(_path_stage.Stage, "_write", write)
+
+
+def groups_that_nobody_waits_for(patch: pytest.MonkeyPatch) -> None:
+    def filling(self: _path_stage.Stage, items: object, source: object) -> contextlib.AbstractContextManager[None]:
+        for group in _path_stage._groups(items):  # type: ignore[arg-type]
+            with self._write(group, source) as written:  # type: ignore[arg-type]
+                written.pop_all()
+        return contextlib.nullcontext()
+
+    patch.setattr(_path_stage.Stage, "filling", filling)
 
 
 def receipt_without_delivery(patch: pytest.MonkeyPatch) -> None:
@@ -154,6 +166,7 @@ MUTANTS: tuple[Mutant, ...] = (
     records_not_synced,
     receipt_before_the_delivered_folder_is_synced,
     delivered_bytes_not_synced,
+    groups_that_nobody_waits_for,
     receipt_without_delivery,
 )
 

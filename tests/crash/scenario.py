@@ -14,6 +14,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
+from sorter.builtin import _path_stage
 from sorter.builtin.path_target import PathTarget
 from sorter.config import Config, load
 from sorter.daemon import assembly
@@ -300,7 +301,10 @@ def sop_uid(data: bytes) -> str:
 
 
 def settings_of(folder: Path, patch: pytest.MonkeyPatch, text: str = "") -> Config:
-    """What is the same for all lives, read once; deliveries without a process, and no products."""
+    """What is the same for all lives, read once; deliveries without a process, and no products.
+
+    A delivery proves each file while it writes the next, as it does with 64 of them.
+    """
     path = folder / "sorter.toml"
     path.write_text(text or CONFIG)
     config = load(path, Path(ROOT))
@@ -308,6 +312,7 @@ def settings_of(folder: Path, patch: pytest.MonkeyPatch, text: str = "") -> Conf
     patch.setattr(assembly, "load_plugins", lambda *_: plugins)
     patch.setattr(assembly, "LocalEngine", Idle)
     patch.setattr(outlets, "Lane", Near)
+    patch.setattr(_path_stage, "_MOST_FILES", 1)
     return config
 
 
