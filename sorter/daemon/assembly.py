@@ -287,8 +287,13 @@ def watched_of(config: Config) -> list[Watched]:
     return [Watched(each.path, each.take == "copy", each.observer == "polling", apart) for each in config.watch]
 
 
-def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
-    """Everything that sorts, for this spool. `wake` is called, from any thread, when there is something to do."""
+def assemble(
+    config: Config, spool: Spool, wake: Callable[[], None], hear: Callable[[Path], bool] = lambda _: True
+) -> Parts:
+    """Everything that sorts, for this spool. `wake` is called, from any thread, when there is something to do.
+
+    `hear` is given the receiver's arrivals files: see `Received`.
+    """
     files = spool.files
     plugins = load_plugins(config, files)
     outlets = Outlets(spool, wake, config.delivery.tell_after)
@@ -305,7 +310,7 @@ def assemble(config: Config, spool: Spool, wake: Callable[[], None]) -> Parts:
     filing = Filing(spool, rules, lambda key: pipeline.unit(key), lambda key: pipeline.let_go(key))
     intake = Intake(
         filing,
-        Received(spool.received, files),
+        Received(spool.received, files, hear),
         Incoming(spool.incoming, files, Taken(spool.left / "incoming", files)),
         Archives(spool),
         lambda watched: Lookout(watched, spool, wake),

@@ -17,7 +17,7 @@ from sorter.daemon.requests import answer_requests
 from sorter.durable import Files
 from sorter.errors import ConfigError, SorterError
 from sorter.spool import Spool
-from sorter.watch import Hints
+from sorter.watch import Hints, Written
 
 log = logging.getLogger("sorter.sort")
 
@@ -63,7 +63,8 @@ class Sort:
         self._spool.create()
         self._lock = self._spool.lock()
         self._spool.clear_temporary()
-        self._parts = assemble(config, self._spool, self._wake.set)
+        self._arrivals = Written(self._wake.set)
+        self._parts = assemble(config, self._spool, self._wake.set, self._arrivals.add)
         self._parts.reread = self._take_up_configuration
         mark_defaults(config, self._files)
         self._door: Doorkeeper | None = None
@@ -86,7 +87,7 @@ class Sort:
 
     def run(self) -> None:
         """Turn after turn. A full disk or an error of the spool's disk is waited out, and said once."""
-        hints = Hints([self._spool.received, self._spool.incoming], self._wake.set)
+        hints = Hints([self._spool.incoming], self._wake.set)
         said: tuple[str, ...] | None = None
         clock = Awake()
         tables = clock()
@@ -114,6 +115,7 @@ class Sort:
         finally:
             self._close_door()
             hints.stop()
+            self._arrivals.stop()
             self._parts.pipeline.stop(10.0)
             self._files.close(self._lock)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class _Segment:
     sources: dict[str, Source] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
     offered: set[str] = field(default_factory=set)
+    heard: bool = False  # what is written to its arrivals file is told of
     closed: bool = False  # its last line says so
     dead: bool = False  # its process ended without closing it
     listed: bool = False  # its files were listed since it was over
@@ -49,10 +50,13 @@ class _Segment:
 
 
 class Received:
-    """Follows received/. `look` may be called as often as there is a hint; it reads only what is new."""
+    """Follows received/. `look` may be called as often as there is a hint; it reads only what is new.
 
-    def __init__(self, folder: Path, files: Files) -> None:
-        self._folder, self._files = folder, files
+    `hear` is asked, for the arrivals file of each segment, until it says that hints will come when that is written to.
+    """
+
+    def __init__(self, folder: Path, files: Files, hear: Callable[[Path], bool] = lambda _: True) -> None:
+        self._folder, self._files, self._hear = folder, files, hear
         self._segments: dict[Path, _Segment] = {}
         self._news: list[Candidate | Ended] = []  # found, and not told yet: a look may fail in the middle
 
@@ -74,6 +78,7 @@ class Received:
             self._lose(self._segments.pop(path))
         for path in paths:
             segment = self._segments.setdefault(path, _Segment(path))
+            segment.heard = segment.heard or self._hear(path / ARRIVALS)  # before reading, so that no line is missed
             told = self._follow(segment)
             if relist or not told or (segment.over and not segment.listed):
                 with contextlib.suppress(FileNotFoundError):  # its receiver could not use it, and removed it
@@ -152,10 +157,12 @@ class Received:
                 segment.closed = True
 
     def _offer(self, segment: _Segment, name: str, source: Source) -> None:
-        if name in segment.offered or os.sep in name or not self._files.exists(segment.path / name):
+        if name in segment.offered or os.sep in name:
             return
-        segment.offered.add(name)
-        self._news.append(Candidate(segment.path / name, source))
+        path = segment.path / name
+        if self._files.exists(path):
+            segment.offered.add(name)
+            self._news.append(Candidate(path, source))
 
     def _list(self, segment: _Segment) -> None:
         """The folder itself: what its arrivals file did not say. Parts of a process that is gone go too."""

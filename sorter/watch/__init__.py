@@ -5,5 +5,6 @@ from sorter.watch.incoming import Incoming
 from sorter.watch.lookout import Lookout, Watched
 from sorter.watch.state import Look, Ready, Tree
 from sorter.watch.taken import Taken
+from sorter.watch.written import Written
 
-__all__ = ["Hints", "Incoming", "Look", "Lookout", "Ready", "Taken", "Tree", "Watched"]
+__all__ = ["Hints", "Incoming", "Look", "Lookout", "Ready", "Taken", "Tree", "Watched", "Written"]
