@@ -15,6 +15,7 @@ import io
 import os
 import random
 import statistics
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -165,7 +166,7 @@ then a new study begins. A restart is the time from the command until it prints 
 
 {total:,} kills in all.
 
-| date | processors, load | seed | kills | acknowledged images | lost, doubled or torn | restart: median | slowest |
+| date, commit | processors, load | seed | kills | acknowledged | lost, doubled or torn | restart: median | slowest |
 |---|---|--:|--:|--:|---|--:|--:|
 """
 _ROW = "| 20"
@@ -174,9 +175,10 @@ _ROW = "| 20"
 def add_to_page(path: Path, run: Run) -> None:
     rows = [line for line in path.read_text().splitlines() if line.startswith(_ROW)] if path.exists() else []
     load = f"{os.cpu_count()}, {os.getloadavg()[0]:.1f}"
+    said = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     cells = (
-        datetime.date.today().isoformat(), load, SEED, len(run.restarts), len(run.acknowledged), run.wrong or 0,
-        f"{statistics.median(run.restarts):.2f} s", f"{max(run.restarts):.2f} s",
+        f"{datetime.date.today().isoformat()}, {said.stdout.strip() or 'unknown'}", load, SEED, len(run.restarts),
+        len(run.acknowledged), run.wrong or 0, f"{statistics.median(run.restarts):.2f} s", f"{max(run.restarts):.2f} s",
     )  # fmt: skip
     rows.append(f"| {' | '.join(map(str, cells))} |")
     total = sum(int(row.split("|")[4]) for row in rows)

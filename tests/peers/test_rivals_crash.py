@@ -176,8 +176,8 @@ def mounted(what: Path | str, at: Path, *options: str) -> Iterator[Path]:
             "umount",
             str(at),
         ]  # not -l, which would let the kernel write on while a test goes on with what is behind
-        wait_until(lambda: subprocess.run(gone, capture_output=True).returncode == 0, 20, f"{at} to be unmounted")
-        wait_until(lambda: not run("losetup", "-j", what), 20, "the loop device to be done with it")
+        wait_until(lambda: subprocess.run(gone, capture_output=True).returncode == 0, 60, f"{at} to be unmounted")
+        wait_until(lambda: not run("losetup", "-j", what), 60, "the loop device to be done with it")
 
 
 @contextlib.contextmanager
