@@ -427,7 +427,8 @@ class Plan:
 class Delivered:
     """One file at a target, as a receipt remembers it.
 
-    `state` is "written", "kept" (the lab's own edit stays; ours lies beside under `beside`) or "removed" (by the lab).
+    `state` is "written", "committed" (written, and the node has said that it keeps it: PS3.4 annex J), "kept" (the
+    lab's own edit stays; ours lies beside under `beside`) or "removed" (by the lab).
     """
 
     name: str

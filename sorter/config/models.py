@@ -412,6 +412,11 @@ class NodeSettings(Section):
     """The AE title that it is called by."""
     calling: AETitle | None = None
     """The AE title that sorter calls itself there. Default: `"SORTER"`."""
+    commitment_port: int | None = Field(default=None, ge=1, le=65535)
+    """A port of this machine for the node's reports of storage commitment, which is asked for where the node offers it.
+    Default: it is not asked for."""
+    commitment_wait: Seconds | None = None
+    """Seconds after which a report that has not come is asked for again. Default: 600."""
 
     def plain(self) -> dict[str, Any]:
         """As the target's worker gets it: without what is not set."""

@@ -326,7 +326,16 @@ class _Reader(Tables):
                 target = TargetConfig.model_validate({"kind": target.kind, **plain})
             if target is not None:
                 found[name] = target
+        self._ports_of(found)
         return found
+
+    def _ports_of(self, targets: Mapping[str, TargetConfig]) -> None:
+        """No two nodes may report to one port: each target listens in a process of its own."""
+        taken: dict[Any, str] = {}
+        for name, target in targets.items():
+            port = target.settings.get("commitment_port") if target.kind in OWN_KINDS else None
+            if port is not None and taken.setdefault(port, name) != name:
+                self.fault(("targets", name, "commitment_port"), f"is that of [targets.{taken[port]}] already")
 
     def _plugins(self) -> dict[str, dict[str, Any]]:
         # Their names are those of modules and distributions, and never become a path: any name will do.

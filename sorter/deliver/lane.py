@@ -53,10 +53,12 @@ _GRACE = 5.0  # seconds for a process to end after its socket was closed, or aft
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """In seconds. `idle`: how long a worker without work stays; None for as long as the lane. `silence`: how long a
-    worker at work may make no progress before it is ended."""
+    """In seconds. `idle`: how long a worker without work stays; None for as long as the lane. `waiting`: how long one
+    does whose target waits for something itself. `silence`: how long a worker at work may make no progress before it is
+    ended."""
 
     idle: float | None = 60.0
+    waiting: float = 1200.0
     silence: float = 300.0
 
 
@@ -89,7 +91,7 @@ class Lane:
         self._hello = {"target": target, "code": code, "settings": dict(settings)}
         self._open_input, self._report = open_input, report
         patience = patience or Patience()
-        self._idle = None if stay else patience.idle
+        self._idle, self._patience = None if stay else patience.idle, patience
         self._silence = patience.silence
         self._waiting: dict[tuple[str, ...], _Task] = {}
         self._changed = threading.Condition()
@@ -225,7 +227,10 @@ class Lane:
 
     def _next(self) -> _Task | None:
         """The job that waits longest; None after the idle time, or at the stop."""
-        until = None if self._idle is None else time.monotonic() + self._idle
+        idle = self._idle
+        if idle is not None and self._worker is not None and self._worker.waits:
+            idle = max(idle, self._patience.waiting)
+        until = None if idle is None else time.monotonic() + idle
         with self._changed:
             while not self._waiting and not self._stopping:
                 left = None
@@ -302,6 +307,7 @@ class Lane:
             if "need" in answer:
                 self._hand_over(channel, task, answer["need"])
             elif "alive" not in answer:
+                worker.waits = answer.get("waits") is True
                 return _answer(answer, task.good)
 
     def _hand_over(self, channel: Channel, task: _Task, asked: Any) -> None:
@@ -365,6 +371,7 @@ class _Worker:
                 raise
         self.channel = Channel(ours, silence)
         self.heard = False  # anything about the job at hand
+        self.waits = False  # its target, for something that comes between two jobs
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):

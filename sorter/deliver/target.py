@@ -223,7 +223,11 @@ class LabFolder(Protocol):
 
 
 class Target(Protocol):
-    """A place to deliver to. Made as `Class(settings, files)` inside the worker of one target."""
+    """A place to deliver to. Made as `Class(settings, files)` inside the worker of one target.
+
+    One that may learn something between two jobs has an attribute `waits` besides: while it is True, the worker is not
+    ended for want of work.
+    """
 
     def check(self, *, prepare: bool = False) -> Checked:
         """Could a delivery be made now, by this process? Raises the sentence that a delivery would. TryLater, Held.

@@ -10,7 +10,8 @@ stays small (neither pydantic nor pydicom is imported) and ends when the other s
 Frames to it:     {target, code, settings} · {do: put|verify|remove|check|lab|copy, job} · {files: [n …]} ·
                   {cannot, held}
                   {do: fetch, job, names}, with a descriptor to write to for each name
-Frames from it:   {ready} · {need: [n …]} · {alive} · {done} · {later, away} · {refused}
+Frames from it:   {ready} · {need: [n …]} · {alive} · {done} · {later, away} · {refused};
+                  the last three may say {waits}
 """
 
 from __future__ import annotations
@@ -131,6 +132,8 @@ def serve(channel: Channel) -> None:
             answer = _failure(error)
         finally:
             close_all(descriptors)
+        if getattr(target, "waits", False) is True:
+            answer["waits"] = True
         channel.send(answer)
 
 

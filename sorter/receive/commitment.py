@@ -1,7 +1,7 @@
 """Storage Commitment, Push Model, as far as the receiver goes: an N-ACTION becomes a durable file (PS3.4 J.3.2).
 
-The data set is a short list, and may be anything: it is read by a parser of its own that keeps two kinds of element,
-never recurses deeper than real lists are nested, and counts its steps.
+The data set is a short list, and may be anything: it is read by a parser of its own that keeps a few kinds of element,
+never recurses deeper than real lists are nested, and counts its steps. It reads the reports of other nodes, too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import struct
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from sorter.receive.dimse import Command, Outcome, Status
 from sorter.receive.file_meta import Route
@@ -26,8 +27,8 @@ MOST_INSTANCES = 30_000
 _INSTANCE = "1.2.840.10008.1.20.1.1"  # the well-known SOP instance that is asked (PS3.4 J.3.5)
 _REQUEST_COMMITMENT = 1  # the one action type (PS3.4 J.3.2.1)
 
-_TRANSACTION, _SEQUENCE = 0x00081195, 0x00081199
-_CLASS, _SOP_UID = 0x00081150, 0x00081155
+_TRANSACTION, _SEQUENCE, _FAILED = 0x00081195, 0x00081199, 0x00081198
+_CLASS, _SOP_UID, _REASON = 0x00081150, 0x00081155, 0x00081197
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 _DEEPEST = 8
@@ -140,6 +141,31 @@ def parse(data: bytes, transfer: str) -> tuple[str, tuple[Reference, ...]]:
     return transaction, tuple(found)
 
 
+class Report(NamedTuple):
+    """What a node answers: what it keeps, and what it does not, with the failure reason (PS3.3 C.14.1.1)."""
+
+    transaction: str
+    safe: frozenset[Reference]
+    failed: dict[Reference, int]
+
+
+def parse_report(data: bytes, transfer: str) -> Report:
+    """The event information of an N-EVENT-REPORT (PS3.4 table J.3-2); Unreadable where it is none."""
+    elements = _Elements(data, transfer)
+    transaction, safe, failed = "", set[Reference](), dict[Reference, int]()
+    for tag, start, end in elements.of(0, len(data)):
+        if tag == _TRANSACTION:
+            transaction = _uid(data[start:end])
+        elif tag == _SEQUENCE:
+            safe.update(_reference(elements, data, *item) for item in elements.items(start, end))
+        elif tag == _FAILED:
+            for item in elements.items(start, end):
+                failed[_reference(elements, data, *item)] = elements.number(*item, _REASON)
+    if not is_uid(transaction):
+        raise Unreadable("Transaction UID missing or not a UID")
+    return Report(transaction, frozenset(safe - failed.keys()), failed)
+
+
 def _reference(elements: _Elements, data: bytes, start: int, end: int) -> Reference:
     uids = {tag: _uid(data[at:to]) for tag, at, to in elements.of(start, end) if tag in (_CLASS, _SOP_UID)}
     reference = Reference(uids.get(_CLASS, ""), uids.get(_SOP_UID, ""))
@@ -169,6 +195,13 @@ class _Elements:
                 raise Unreadable("an element is longer than what holds it")
             yield tag, at, stop
             at = stop
+
+    def number(self, start: int, end: int, wanted: int) -> int:
+        """The value of an element of VR US; 0 where there is none."""
+        for tag, at, stop in self.of(start, end):
+            if tag == wanted and stop - at == self._short.size:
+                return int(self._short.unpack_from(self._data, at)[0])
+        return 0
 
     def items(self, start: int, end: int, depth: int = 0) -> Iterator[tuple[int, int]]:
         """Start and end of what each item of a sequence holds (PS3.5 7.5)."""

@@ -46,15 +46,18 @@ USUAL = Limits(message=30, seconds=7 * 86400, octets=1 << 30)
 
 
 @contextlib.contextmanager
-def associated(peer: Peer, contexts: Contexts, limits: Limits = USUAL, roles: Sequence[Any] = ()) -> Iterator[Any]:
+def associated(
+    peer: Peer, contexts: Contexts, limits: Limits = USUAL, roles: Sequence[Any] = (), handlers: Sequence[Any] = ()
+) -> Iterator[Any]:
     """An established association, released at the end, or aborted after an exception. SorterError: why there is none.
 
-    The peer is not trusted to end anything: beyond `limits` the connection is cut, wherever it stands.
+    The peer is not trusted to end anything: beyond `limits` the connection is cut, wherever it stands. `handlers` are
+    pynetdicom's, for reports that come meanwhile (N-EVENT-REPORT); no other request is answered.
     """
-    guard, whole = _Guard(limits), False
+    guard, whole = Guard(limits), False
     association = None
     try:
-        association = _associate(peer, contexts, roles, guard)
+        association = _associate(peer, contexts, roles, guard, handlers)
         guard.arm(limits.seconds)
         yield association
         whole = True
@@ -64,6 +67,7 @@ def associated(peer: Peer, contexts: Contexts, limits: Limits = USUAL, roles: Se
         raise
     finally:
         if association is not None and whole and association.is_established:
+            association._is_paused = True  # so it is, since `pause_reactor`; but it says otherwise after a report
             association.release()
         else:
             guard.end("was cut off")  # else it might be read from for ever, or stay open
@@ -72,7 +76,7 @@ def associated(peer: Peer, contexts: Contexts, limits: Limits = USUAL, roles: Se
         guard.disarm()
 
 
-class _Guard:
+class Guard:
     """Cuts a connection from outside: pynetdicom would wait for the rest of a PDU for ever, and keep all of any."""
 
     def __init__(self, limits: Limits) -> None:
@@ -89,7 +93,7 @@ class _Guard:
         link.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket, self._read = link.socket, link.recv
         link.recv = self._recv
-        self.arm(3 * PATIENCE)
+        self.arm(min(3 * PATIENCE, self.limits.seconds))
 
     def arm(self, seconds: float) -> None:
         """From now on so long, and no longer."""
@@ -116,17 +120,17 @@ class _Guard:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def _associate(peer: Peer, contexts: Contexts, roles: Sequence[Any], guard: _Guard) -> Any:
+def _associate(peer: Peer, contexts: Contexts, roles: Sequence[Any], guard: Guard, handlers: Sequence[Any]) -> Any:
     from pynetdicom import AE, build_context, evt
 
     entity = AE(ae_title=peer.calling)
     entity.connection_timeout = entity.acse_timeout = PATIENCE
     entity.dimse_timeout = guard.limits.message
     wanted = [build_context(uid, list(syntaxes)) for uid, syntaxes in contexts]
-    handlers: list[Any] = [(evt.EVT_CONN_OPEN, guard.opened)]
+    events: list[Any] = [(evt.EVT_CONN_OPEN, guard.opened), *handlers]
     try:
         association = entity.associate(
-            peer.host, peer.port, contexts=wanted, ae_title=peer.called, ext_neg=list(roles), evt_handlers=handlers
+            peer.host, peer.port, contexts=wanted, ae_title=peer.called, ext_neg=list(roles), evt_handlers=events
         )
     except OSError as error:  # the name has no address
         raise SorterError(f"{peer} cannot be reached: {error.strerror}") from None

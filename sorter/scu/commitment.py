@@ -8,7 +8,7 @@ from sorter.errors import SorterError
 from sorter.scu.association import Peer, associated, exchange
 from sorter.spool.commitments import Commitment, Reference
 
-_COMMITMENT, _COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
+COMMITMENT, COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
 REPORT_SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
 _ALL_SAFE, _FAILURES_EXIST = 1, 2  # event types (PS3.4 J.3.3.1)
 
@@ -21,8 +21,8 @@ def report_commitment(request: Commitment, host: str, port: int) -> None:
     """
     from pynetdicom import build_role
 
-    context = (_COMMITMENT, REPORT_SYNTAXES)
-    roles = [build_role(_COMMITMENT, scp_role=True)]
+    context = (COMMITMENT, REPORT_SYNTAXES)
+    roles = [build_role(COMMITMENT, scp_role=True)]
     with associated(Peer(host, port, request.calling, request.called), [context], roles=roles) as association:
         status = _event_report(association, request)
     if status != 0:
@@ -44,7 +44,7 @@ def _event_report(association: Any, request: Commitment) -> int:
         raise SorterError("the report could not be encoded")
     report = N_EVENT_REPORT()
     report.MessageID = 1
-    report.AffectedSOPClassUID, report.AffectedSOPInstanceUID = _COMMITMENT, _COMMITMENT_INSTANCE
+    report.AffectedSOPClassUID, report.AffectedSOPInstanceUID = COMMITMENT, COMMITMENT_INSTANCE
     report.EventTypeID = _FAILURES_EXIST if request.failed else _ALL_SAFE
     report.EventInformation = BytesIO(data)
     answer = exchange(association, report, accepted[0].context_id)

@@ -1,15 +1,18 @@
 """The target kind "dicom": another node, to which images go by C-STORE (PS3.4 B) as they are, byte for byte.
 
 What the node answered success to is delivered, instance by instance: DICOM has no way to read it back, so nothing here
-verifies later, and nothing is ever removed there. A job that comes twice sends its images twice, which a node takes as
-what it has already. This module imports pynetdicom, and runs in the worker of its own target alone.
+verifies later, and nothing is ever removed there. Where the node offers storage commitment (PS3.4 J), and we have a
+port for its answers, an image is delivered only when the node has committed itself to it. A job that comes twice sends
+its images twice, which a node takes as what it has already; what waits for the node's word is remembered as long as
+this process lives, and not sent twice. This module imports pynetdicom, and runs in the worker of its own target alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sorter.deliver.target import Checked, Done, Put, Removed, Source, Verified, Wanted
@@ -17,17 +20,25 @@ from sorter.durable import Files
 from sorter.errors import Away, Held, Quarantine, SorterError, TryLater
 from sorter.model import DICOM, Delivered, Receipt
 from sorter.scu.association import CONTEXTS, Peer, associated
+from sorter.scu.commitment import COMMITMENT
+from sorter.scu.committed import CONTEXT, FAILURES, Ear, Ledger, Sent, ask
 from sorter.scu.storage import STATUSES, echo, is_stored, store_data
+from sorter.spool.commitments import Reference
 from sorter.take.header import Parsed, examine
 
 _STEP = 1 << 20
 _LARGEST = 4 << 30  # bytes of one image
 _VERIFICATION = ("1.2.840.10008.1.1", ("1.2.840.10008.1.2",))  # proposed too, so that refused images have a sentence
 _NO_ROOM = 0xA700  # to 0xA7FF (PS3.4 table B.2-1)
+_COMMITMENT_WAIT = 600.0  # seconds
+_AT_HAND = 5.0  # seconds that a job waits for an answer; what comes later is found when it comes again
+_BETWEEN = 1200.0  # seconds, more than between two attempts of what waits
+_COMMITTED = "committed"
 
 
 class DicomTarget:
-    """Settings: `host` and `port` of the node, `ae_title`, which it is called by, and `calling`, ours."""
+    """Settings: `host` and `port` of the node, `ae_title`, which it is called by, and `calling`, ours; where storage
+    commitment is to be asked for, `commitment_port`, ours, and `commitment_wait`, seconds until it is asked again."""
 
     def __init__(self, settings: Mapping[str, Any], files: Files | None = None) -> None:
         self._files = files or Files()
@@ -35,28 +46,61 @@ class DicomTarget:
         if not isinstance(host, str) or not isinstance(port, int) or not isinstance(called, str):
             raise Held("a dicom target needs a `host`, a `port` and an `ae_title`: those of the node to send to")
         self._peer = Peer(host, port, called, str(settings.get("calling") or "SORTER"))
+        self._wait = float(settings.get("commitment_wait") or _COMMITMENT_WAIT)
+        self._ledger, answers = Ledger(), settings.get("commitment_port")
+        self._ear = Ear(self._ledger, self._peer, int(answers)) if answers else None
+
+    @property
+    def waits(self) -> bool:
+        """For the node's word, which would be lost if the process ended."""
+        asked = self._ledger.youngest()
+        return asked is not None and time.monotonic() - asked < self._wait + _BETWEEN
 
     # --- the four methods of a target ---------------------------------------------------------------------------
 
     def check(self, *, prepare: bool = False) -> Checked:  # noqa: ARG002 - nothing has to be made at a node
-        """A C-ECHO (PS3.4 A)."""
+        """A C-ECHO (PS3.4 A); and is storage commitment offered, where it would be asked for?"""
         with self._reached():
             echo(self._peer.host, self._peer.port, called=self._peer.called, calling=self._peer.calling)
-        return Checked()
+            if self._ear is None:
+                return Checked()
+            with associated(self._peer, [_VERIFICATION, CONTEXT]) as association:
+                offered = _offers_commitment(association)
+        if not offered:
+            return Checked(("it offers no storage commitment; a receipt says what it has answered success to",))
+        try:
+            self._ear.listen()
+        except TryLater as error:
+            return Checked((f"{error}; that may be the running sorter itself",))
+        return Checked(("it offers storage commitment; an image is delivered when it has committed itself to it",))
 
     def put(self, job: Put, source: Source) -> Done:
         if job.product != DICOM:
             raise Held(f"{self._peer} takes images, and no {job.product}; let a route send that elsewhere")
         there = {(each.file, each.sha256): each for each in job.previous.files} if job.previous else {}
         new = [index for index, want in enumerate(job.files) if (want.file, want.sha256) not in there and not want.gone]
-        source.will_need(new)
-        with _Sender(self._peer) as sender:
+        unsent = [index for index in new if self._ear is None or self._ledger.find(job.files[index].sha256) is None]
+        source.will_need(unsent)
+        with self._reached():
+            if self._ear is not None and new:
+                self._ear.listen()
+        sent: dict[int, Sent] = {}
+        with _Sender(self._peer, self._ear) as sender:
             for index in new:
                 want = job.files[index]
-                sop_uid = self._send(sender, want, source(index))
-                there[want.file, want.sha256] = Delivered(sop_uid, want.sha256, want.size, want.file)
+                known = None if index in unsent else self._ledger.find(want.sha256)
+                sent[index] = known or self._send(sender, want, source(index))
+            self._no_second_content(sent.values(), job)
+            alone = [each for each in sent.values() if each.alone]
+            asked = self._ear is not None and self._ask(sender, alone)
+        if asked:
+            self._judge(alone)
+        for index, each in sent.items():
+            want, state = job.files[index], _COMMITTED if asked and each.alone and each.safe else "written"
+            there[want.file, want.sha256] = Delivered(each.reference.sop_uid, want.sha256, want.size, want.file, state)
+        self._ledger.forget(sent.values())
         files = tuple(there.get((want.file, want.sha256)) or _missed(want) for want in job.files)
-        return Done(str(self._peer), files, sender.note)
+        return Done(str(self._peer), files, _note(files, sender, len(sent) - len(alone)))
 
     def verify(self, receipt: Receipt, *, deep: bool = True) -> Verified:  # noqa: ARG002 - neither way is there
         raise Held(f"{self._peer} cannot be compared with what was sent: a node does not give back the same bytes")
@@ -68,8 +112,8 @@ class DicomTarget:
 
     # --- sending ------------------------------------------------------------------------------------------------
 
-    def _send(self, sender: _Sender, want: Wanted, fd: int) -> str:
-        """Send one image; its SOP Instance UID, which is its name there."""
+    def _send(self, sender: _Sender, want: Wanted, fd: int) -> Sent:
+        """Send one image, and remember that the node has it."""
         content = self._content(fd, want)
         try:
             parsed = examine(self._files, fd)
@@ -79,7 +123,7 @@ class DicomTarget:
             status = sender.store(parsed, content[parsed.dataset_offset :])
         if not is_stored(status):
             raise self._refused(status)
-        return parsed.sop_uid
+        return self._ledger.add(Reference(parsed.sop_class, parsed.sop_uid), want.sha256)
 
     def _content(self, fd: int, want: Wanted) -> bytes:
         """The file, with the digest it came with; Held when it has another."""
@@ -96,6 +140,39 @@ class DicomTarget:
         why = STATUSES.get(status, "the receiver gives no better reason")
         said = f"{self._peer} refuses an image with status 0x{status:04X}: {why}"
         return Away(said) if status & 0xFF00 == _NO_ROOM else Held(said)
+
+    # --- storage commitment -------------------------------------------------------------------------------------
+
+    def _no_second_content(self, images: Iterable[Sent], job: Put) -> None:
+        """A node that has an instance may go on with its first content, and commit itself to that."""
+        before = {each.name: each.sha256 for each in job.previous.files} if job.previous else {}
+        for each in images:
+            if before.get(each.reference.sop_uid, each.sha256) != each.sha256:
+                each.alone = False
+
+    def _ask(self, sender: _Sender, images: Sequence[Sent]) -> bool:
+        """Ask, where it is to be asked, whether the node keeps these. False where it offers no storage commitment."""
+        due = [each for each in images if self._is_to_be_asked(each)]
+        if due:
+            with self._reached():
+                return sender.ask(due, self._ledger)
+        return True
+
+    def _judge(self, images: Sequence[Sent]) -> None:
+        """Returns if the node keeps them all. TryLater: not yet, or it does not, and they are sent again then."""
+        failed = {each: each.failure for each in images if each.failure is not None}
+        if failed:
+            self._ledger.forget(failed)
+            reason = next(iter(failed.values()))
+            says = f"{FAILURES.get(reason, 'it gives no better reason')} (0x{reason:04X})"
+            raise TryLater(f"{self._peer} does not keep {len(failed)} images: {says}; they are sent again")
+        if not all(each.safe for each in images):
+            raise TryLater(f"{self._peer} has the images, and was asked whether it keeps them; it has not answered yet")
+
+    def _is_to_be_asked(self, sent: Sent) -> bool:
+        if sent.safe or sent.failure is not None:
+            return False
+        return sent.asked is None or time.monotonic() - sent.asked > self._wait
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
@@ -116,14 +193,18 @@ def _missed(want: Wanted) -> Delivered:
 
 
 class _Sender:
-    """The association of one put: opened with the first image, and anew where one needs what was not proposed yet."""
+    """The association of one put: opened with the first image, and anew where one needs what was not proposed yet.
 
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
+    `ear` hears what the node says of storage commitment; None where it is not asked for.
+    """
+
+    def __init__(self, peer: Peer, ear: Ear | None) -> None:
+        self._peer, self._ear = peer, ear
         self._pairs: set[tuple[str, str]] = set()
         self._open = contextlib.ExitStack()
         self._association: Any = None
-        self._warned = 0
+        self.warned = 0
+        self.offered = True  # as far as it was asked
 
     def __enter__(self) -> _Sender:
         return self
@@ -131,9 +212,15 @@ class _Sender:
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
-    @property
-    def note(self) -> str:
-        return f"{self._warned} images were stored with a warning" if self._warned else ""
+    def ask(self, images: Sequence[Sent], ledger: Ledger) -> bool:
+        """Ask whether the node keeps these; False where it offers no storage commitment."""
+        if self._association is None:
+            self._associate(None)
+        self.offered = _offers_commitment(self._association)
+        if self.offered:
+            ask(self._association, self._peer, ledger, images)
+            ledger.wait(images, _AT_HAND)
+        return self.offered
 
     def store(self, parsed: Parsed, data: bytes) -> int:
         """The node's status. SorterError where the association broke."""
@@ -143,11 +230,37 @@ class _Sender:
         status = store_data(self._association, parsed, data)
         if status is None:
             raise SorterError(f"{self._peer} broke off while an image was sent")
-        self._warned += status != 0 and is_stored(status)
+        self.warned += status != 0 and is_stored(status)
         return status
 
-    def _associate(self, pair: tuple[str, str]) -> None:
+    def _associate(self, pair: tuple[str, str] | None) -> None:
         self._open.close()
-        self._pairs = {pair} if len(self._pairs) >= CONTEXTS - 1 else {*self._pairs, pair}
-        contexts: Sequence[Any] = [_VERIFICATION, *((sop, (syntax,)) for sop, syntax in sorted(self._pairs))]
-        self._association = self._open.enter_context(associated(self._peer, contexts))
+        if pair is not None:
+            self._pairs = {pair} if len(self._pairs) >= CONTEXTS - 2 else {*self._pairs, pair}
+        contexts: list[Any] = [_VERIFICATION, *((sop, (syntax,)) for sop, syntax in sorted(self._pairs))]
+        handlers: list[Any] = []
+        if self._ear is not None:
+            contexts.append(CONTEXT)
+            handlers = self._ear.handlers()
+        self._association = self._open.enter_context(associated(self._peer, contexts, handlers=handlers))
+
+
+def _offers_commitment(association: Any) -> bool:
+    return any(each.abstract_syntax == COMMITMENT for each in association.accepted_contexts)
+
+
+def _note(files: Sequence[Delivered], sender: _Sender, twice: int) -> str:
+    """What is known of them, in the words of a receipt. `twice`: so many share their UID with another content."""
+    kept, count = (sum(each.state in states for each in files) for states in ((_COMMITTED,), (_COMMITTED, "written")))
+    if not count:
+        return ""
+    said = [f"{kept} committed, {count - kept} sent, answered 0x0000" if kept else "sent, answered 0x0000"]
+    if kept == count:
+        said = ["committed"]
+    if not sender.offered:
+        said.append("the node offers no storage commitment")
+    if twice:
+        said.append(f"{twice} share their SOP Instance UID with another image, of which a node may keep one only")
+    if sender.warned:
+        said.append(f"{sender.warned} images were stored with a warning")
+    return "; ".join(said)

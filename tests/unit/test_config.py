@@ -627,3 +627,10 @@ def test_the_dicom_target_reads_what_may_be_written() -> None:
     text = (PROJECT / "sorter" / "scu" / "target.py").read_text()
     asked = set(re.findall(r'settings\.get\("(\w+)"', text))
     assert asked == set(NodeSettings.model_fields)
+
+
+def test_two_nodes_cannot_report_to_one_port(tmp_path: Path) -> None:
+    node = 'kind = "dicom"\nhost = "pacs"\nport = 104\nae_title = "PACS"\ncommitment_port = 11113\n'
+    (tmp_path / "sorter.toml").write_text(f"[sorter]\nroot = 'r'\n[targets.a]\n{node}[targets.b]\n{node}")
+    with pytest.raises(ConfigError, match=r"targets\.b\.commitment_port: is that of \[targets\.a\] already"):
+        load(tmp_path / "sorter.toml")

@@ -61,7 +61,7 @@ def test_images_go_byte_for_byte_over_one_association(node: Node, store: Store) 
 
 def test_a_warning_is_stored_and_said(node: Node, store: Store) -> None:
     node.statuses = [0xB000, 0xB007, 0x0000]
-    assert node.target().put(job(IMAGES), store).note == "2 images were stored with a warning"
+    assert node.target().put(job(IMAGES), store).note == "sent, answered 0x0000; 2 images were stored with a warning"
 
 
 @pytest.mark.parametrize(
