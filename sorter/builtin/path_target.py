@@ -12,7 +12,6 @@ found again that the lab moved.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import functools
 import grp
@@ -45,6 +44,7 @@ from sorter.builtin._path_folders import (
     unchanged,
 )
 from sorter.builtin._path_lab import Corner
+from sorter.builtin._path_manifest import digests_in, files_in, is_as_before, manifest_text, seconds_of, standing_of
 from sorter.builtin._path_stage import Item, Stage
 from sorter.builtin._path_sums import remove_sums, write_sums
 from sorter.deliver.target import (
@@ -63,7 +63,7 @@ from sorter.deliver.target import (
 )
 from sorter.durable import PART, Files
 from sorter.errors import Held
-from sorter.model import DICOM, Delivered, Receipt, build, plain
+from sorter.model import DICOM, Delivered, Receipt
 
 _MANIFEST = ".json"
 MOVED = "MOVED.txt"
@@ -74,7 +74,6 @@ _FAMILIAR = 16  # files by which a folder is known again that has lost its manif
 _SEARCH_FOLDERS = 20_000  # looked into for a folder that the lab moved,
 _SEARCH_ENTRIES = 200_000  # names seen there,
 _SEARCH_DEPTH = 8  # and levels below the root
-_CLOCKS = 2.0  # seconds that a server's clock may be ahead of ours before a write counts as the lab's
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +158,12 @@ class PathTarget:
         with self._visit(alone=False) as visit:
             folder, fd = self._locate(visit, receipt)
             found: dict[str, list[str]] = {"same": [], "missing": [], "changed": [], "damaged": [], "outdated": []}
-            since, earlier = _seconds(receipt.verified), self._earlier_state(fd, receipt)
+            since, earlier = seconds_of(receipt.verified), self._earlier_state(fd, receipt)
             for each in receipt.files:
                 if each.state != "removed":
                     seen = None if fd is None else self._look_at(each, fd, deep)
-                    standing = _standing(each, seen, since, deep)
-                    if earlier is not None and standing != "same" and _is_as_before(each, seen, earlier):
+                    standing = standing_of(each, seen, since, deep)
+                    if earlier is not None and standing != "same" and is_as_before(each, seen, earlier):
                         standing = "outdated"
                     found[standing].append(each.name)
             said = "" if folder == receipt.folder else "the lab moved the folder"
@@ -182,7 +181,7 @@ class PathTarget:
         """Where the folder's own manifest is of an earlier revision: what that one wrote; None where it is not."""
         manifest = {} if fd is None else self._manifest(fd, receipt.key, receipt.product)
         revision = manifest.get("revision")
-        return _earlier(manifest) if isinstance(revision, int) and revision < receipt.revision else None
+        return digests_in(manifest) if isinstance(revision, int) and revision < receipt.revision else None
 
     def remove(self, receipt: Receipt) -> Removed:
         with self._visit() as visit:
@@ -215,7 +214,7 @@ class PathTarget:
     def _has_more(self, fd: int, receipt: Receipt) -> bool:
         """Does something lie beside our files that no other delivery brought: work of the lab?"""
         others = list(self._others(fd, receipt.key, receipt.product))
-        claimed = {name for other in others for each in _manifest_files(other) for name in (each.name, each.beside)}
+        claimed = {name for other in others for each in files_in(other) for name in (each.name, each.beside)}
         ours = {each.beside or each.name for each in receipt.files}
         for name, info in self._files.scan(fd):
             if name.startswith(MARKER) or name in claimed or name in ours:
@@ -262,7 +261,7 @@ class PathTarget:
         manifest = self._manifest(fd, receipt.key, receipt.product)
         if self._is_newer(fd, receipt):
             return []
-        return [each for each in _manifest_files(manifest) if each.name not in names and each.sha256 in digests]
+        return [each for each in files_in(manifest) if each.name not in names and each.sha256 in digests]
 
     def _is_newer(self, fd: int, receipt: Receipt) -> bool:
         """Does the folder hold a later revision? Then it is the successor's, found where this one's is gone."""
@@ -361,7 +360,7 @@ class PathTarget:
         with stage.opened():
             with stage.filling(here, source):
                 manifest = self._manifest_name(stage.fd, job.key, job.product)
-                stage.put_bytes(manifest, _manifest_text(job, files))
+                stage.put_bytes(manifest, manifest_text(job, files))
                 write_sums(stage, stage.fd, manifest, files)
             stage.become(parts[-1], manifest)
         visit.settle("/".join(parts[:-1]))
@@ -384,13 +383,13 @@ class PathTarget:
             stage.fill([Item(step.index, step.name, step.wanted) for step in copied], source)
             if copied:
                 # First what is about to be: should we die in between, the next revision knows these digests as ours.
-                stage.put_bytes(manifest, _manifest_text(job, files, _earlier(place.manifest)))
+                stage.put_bytes(manifest, manifest_text(job, files, digests_in(place.manifest)))
                 stage.move_over(manifest, fd, manifest)
                 self._files.fsync_folder(fd)
             for step in copied:
                 self._move(stage, fd, step)
             self._supersede(visit, place, steps)
-            stage.put_bytes(manifest, _manifest_text(job, files))
+            stage.put_bytes(manifest, manifest_text(job, files))
             stage.move_over(manifest, fd, manifest)
             write_sums(stage, fd, manifest, files)
             stage.end()
@@ -425,12 +424,10 @@ class PathTarget:
         @functools.cache
         def claimed() -> frozenset[str]:
             others = self._others(fd, job.key, job.product)
-            return frozenset(
-                fold(each.name) for other in others for each in _manifest_files(other) if each.state != "removed"
-            )
+            return frozenset(fold(each.name) for other in others for each in files_in(other) if each.state != "removed")
 
         receipt = place.before.files if place.before else ()
-        known = {fold(name): frozenset(digests) for name, digests in _earlier(place.manifest).items()}
+        known = {fold(name): frozenset(digests) for name, digests in digests_in(place.manifest).items()}
         before = {fold(each.name): each for each in receipt}
         return _History(before, known, claimed, fold, frozenset(job.mend) if receipt else frozenset())
 
@@ -606,68 +603,9 @@ def _stage_name(key: str, product: str) -> str:
     return f"{MARKER}-{key[:8]}-{product}{PART}"
 
 
-def _manifest_text(job: Put, files: Sequence[Delivered], earlier: Mapping[str, Sequence[str]] | None = None) -> bytes:
-    content = {
-        **job.manifest,
-        "key": job.key,
-        "product": job.product,
-        "revision": job.revision,
-        "files": [plain(each) for each in files],
-    }
-    if earlier:
-        content["earlier"] = earlier
-    return json.dumps(plain(content), sort_keys=True, separators=(",", ":")).encode() + b"\n"
-
-
-def _earlier(manifest: Mapping[str, Any]) -> dict[str, list[str]]:
-    """All digests that our manifest says we wrote under each name, those of unfinished attempts included."""
-    found: dict[str, list[str]] = {}
-    for each in _manifest_files(manifest):
-        found.setdefault(each.name, []).append(each.sha256)
-    listed = manifest.get("earlier")
-    for name, digests in listed.items() if isinstance(listed, dict) else ():
-        if isinstance(digests, list):
-            found.setdefault(name, []).extend(each for each in digests if isinstance(each, str))
-    return {name: sorted(set(digests)) for name, digests in found.items()}
-
-
-def _manifest_files(manifest: Mapping[str, Any]) -> tuple[Delivered, ...]:
-    """What a manifest says of its files; nothing where the lab wrote nonsense into it."""
-    listed = manifest.get("files")
-    try:
-        return tuple(build(Delivered, each) for each in listed) if isinstance(listed, list) else ()
-    except ValueError:
-        return ()
-
-
-def _standing(each: Delivered, seen: Look | None, since: float, deep: bool) -> str:
-    if each.state == "kept" and not each.beside:
-        return "changed"
-    if seen is None:
-        return "changed" if each.state == "kept" else "missing"
-    if seen.sha256 == each.sha256 or (not deep and seen.size == each.size):
-        return "same"
-    return "changed" if seen.changed > since + _CLOCKS else "damaged"
-
-
-def _is_as_before(each: Delivered, seen: Look | None, earlier: Mapping[str, list[str]]) -> bool:
-    """Is it as the earlier revision left it: not delivered yet, or with that one's content?"""
-    if seen is None:
-        return each.name not in earlier
-    return seen.sha256 in earlier.get(each.name, ())
-
-
 def _as_new(name: str, want: Wanted) -> Delivered:
     state = "removed" if want.gone else "written"
     return Delivered(name, want.sha256, want.size, want.file, state)
-
-
-def _seconds(verified: str) -> float:
-    """Seconds since 1970 of a receipt's time; 0, so that everything counts as edited later, where it has none."""
-    try:
-        return datetime.datetime.fromisoformat(verified).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def _access(settings: Mapping[str, Any]) -> Access:
