@@ -297,7 +297,8 @@ class Pipeline:
             live.unit.tell("an image came with the SOP Instance UID of another and other pixels: both are delivered")
         association = instance.source.association
         is_open = bool(association) and (self._ends[association] > 0 or self.intake.is_open(association))
-        self.settling.arrived(live, instance, self.now, is_open=is_open)
+        came = max(self.intake.came, live.state.last) if association else self.now
+        self.settling.arrived(live, instance, came, is_open=is_open)
         self.studies.came(live, instance, self.now, is_open=is_open)
 
     def hear(self, kind: str, sender: str, names: Sequence[str]) -> None:

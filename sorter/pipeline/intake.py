@@ -54,6 +54,15 @@ class _Door:
 
 
 @dataclass(frozen=True, slots=True)
+class _Come:
+    """What came by network: found by the look at `at`, and not by the one before it, at `after`."""
+
+    item: Candidate | Ended
+    at: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class Whole:
     """Every file of this drop has been taken or set aside."""
 
@@ -71,9 +80,10 @@ class Intake:
     follow: Callable[[Watched], Lookout]
     lookouts: dict[Watched, Lookout] = field(default_factory=dict)  # the trees of [[watch]]
     problem: str = ""  # why nothing is taken at the moment, "" if it is
-    heard: float = 0.0  # when all that had come by network was taken
+    heard: float = 0.0  # all that had come by network at this time was taken
     heard_drops: float = 0.0  # the same of what was dropped
-    _own: deque[Candidate | Ended] = field(default_factory=deque)
+    came: float = 0.0  # when the last of what came by network and was taken had come, at the latest
+    _own: deque[_Come] = field(default_factory=deque)
     _dropped: deque[Candidate] = field(default_factory=deque)
     _late: list[tuple[float, Candidate]] = field(default_factory=list)
     _ends: Counter[str] = field(default_factory=Counter)  # associations whose end is still in the queue
@@ -85,14 +95,16 @@ class Intake:
     fresh: int = 0  # files that the last look saw for the first time
     _relisted: float | None = None
     _look_again: float = 0.0
+    _looked: float = 0.0
 
     def look(self, now: float) -> None:
         """Find what is new. Cheap; may be called at every turn."""
         relist = self._relisted is None or now - self._relisted >= RELIST
         if relist:
             self._relisted = now
+        after, self._looked = self._looked, now
         for item in self.received.look(relist=relist):
-            self._own.append(item)
+            self._own.append(_Come(item, now, after))
             if isinstance(item, Ended):
                 self._ends[item.association] += 1
         looks = [(tree, tree.look(now)) for tree in self._trees]
@@ -104,7 +116,7 @@ class Intake:
         self.fresh = looks[0][1].fresh
         self._look_again = min(look.next for _, look in looks)
         late, self._late = self._late, [each for each in self._late if each[0] > now]
-        self._own.extend(candidate for due, candidate in late if due <= now)
+        self._own.extend(_Come(candidate, now, after) for due, candidate in late if due <= now)
 
     @property
     def _trees(self) -> list[Tree]:
@@ -161,8 +173,7 @@ class Intake:
         yield from self._take_own(now)
         yield from self._take_dropped()
         yield from self._take_archives(now)
-        if not self._own:
-            self.heard = now
+        self.heard = self._own[0].after if self._own else now
         if not self._dropped:
             self.heard_drops = now
         self.received.tidy()
@@ -174,14 +185,14 @@ class Intake:
 
     def _take_own(self, now: float) -> Iterator[Filed | Ended]:
         batch: list[Candidate] = []
-        while self._own and len(batch) < BATCH and isinstance(self._own[0], Candidate):
-            batch.append(self._own.popleft())  # type: ignore[arg-type]
+        while self._own and len(batch) < BATCH and isinstance(item := self._own[0].item, Candidate):
+            batch.append(item)
+            self.came = self._own.popleft().at
         filed, failed = self._file(batch)
         self._late += [(now + PAUSE, candidate) for candidate in failed]
         yield from filed
-        while self._own and isinstance(self._own[0], Ended):
-            ended = self._own.popleft()
-            assert isinstance(ended, Ended)
+        while self._own and isinstance(ended := self._own[0].item, Ended):
+            self._own.popleft()
             self._ends[ended.association] -= 1
             if not self._ends[ended.association]:
                 del self._ends[ended.association]

@@ -502,6 +502,19 @@ def test_what_came_and_is_not_taken_yet_is_no_silence(config: Config, monkeypatc
     assert revisions == [[2], [24]]
 
 
+def test_who_sends_faster_than_it_is_taken_keeps_no_other_from_being_published(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "BATCH", 2)
+    life = begin(Memory(), config)
+    life.receive(made("1.1"))
+    for number in range(20):
+        life.receive(*(data_set(3 * number + each, series=2) for each in (1, 2, 3)), worker=f"v{number}")
+        life.turns(1, 5.0)
+    [key] = [key for key in life.spool.keys() if Unit.load(life.spool, key).revisions()]  # noqa: SIM118
+    assert len(Unit.load(life.spool, key).instances) == 1
+
+
 def stored(world: World) -> int:
     """Files in the store, whatever they are called."""
     return sum(len(Unit.load(world.life.spool, key).instances) for key in world.life.spool.keys())  # noqa: SIM118
