@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -14,7 +15,7 @@ from sorter.daemon.assembly import load_plugins, outlets_of, planner_of
 from sorter.daemon.conformance import statement
 from sorter.daemon.receive import run_receive
 from sorter.daemon.sort import Sort
-from sorter.daemon.supervise import Supervisor, end_with_parent, supervisor_is_gone
+from sorter.daemon.supervise import YIELD, Supervisor, end_with_parent, supervisor_is_gone
 from sorter.durable import Files
 from sorter.receive.gate import is_loopback
 
@@ -60,6 +61,8 @@ def _checked(config: Config) -> None:
 def receive_command(where: Where, host: str | None, port: int | None, supervised: bool) -> None:
     """Only receive: the storage SCP, writing into the spool's received/ folder."""
     log_to_stderr()
+    if supervised:
+        os.nice(YIELD)
 
     def load() -> Config:
         return where.load().with_receive(host=host, port=port)

@@ -20,6 +20,10 @@ log = logging.getLogger("sorter.serve")
 STOP_WITHIN = 28.0
 """Seconds that the two have to finish what was acknowledged; systemd and people wait 30."""
 
+YIELD = 5
+"""How much nicer the receiver is than `sort` (nice(2)): where processors are short, senders are answered as fast as
+their images are sorted and delivered, instead of faster and faster than anything leaves for its lab."""
+
 SHORTEST_LIFE = 10.0
 """Seconds; a process that ends sooner is started again only after a pause that grows."""
 

@@ -26,6 +26,9 @@ from sorter.processes import adopt_orphans, die_with, end_descendants
 
 WHY = 500  # characters of a sentence
 
+LAZY = 15
+"""How much nicer a job is than `sort` (nice(2)): what is computed may wait, a scanner and a delivery may not."""
+
 _UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -62,6 +65,7 @@ def showable(text: str) -> str:
 
 
 def main() -> int:
+    os.nice(LAZY)
     description = json.load(sys.stdin)
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})  # until there is something to end
     signal.signal(signal.SIGTERM, _stop)
