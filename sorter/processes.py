@@ -8,10 +8,14 @@ import os
 import resource
 import select
 import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
+
+LAZY = 15
+"""How much nicer a job is than `sort` (nice(2)): what is computed may wait, a scanner and a delivery may not."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,31 +45,52 @@ def limit(kind: int, soft: int, hard: int | None = None) -> None:
     resource.setrlimit(kind, (soft, hard))
 
 
+def children(pid: int) -> list[int]:
+    """Processes that `pid` is the parent of, zombies too."""
+    return _families().get(pid, [])
+
+
 def descendants(pid: int) -> list[int]:
     """Processes below `pid`, zombies too."""
-    children: dict[int, list[int]] = {}
+    families = _families()
+    found: list[int] = []
+    todo = [pid]
+    while todo:
+        below = families.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+def _families() -> dict[int, list[int]]:
+    """The children of each process that has any."""
+    found: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, IndexError, ValueError):
                 text = Path(f"/proc/{name}/stat").read_text(errors="replace")
                 parent = int(text.rpartition(")")[2].split()[1])  # the command name may hold anything
-                children.setdefault(parent, []).append(int(name))
-    found: list[int] = []
-    todo = [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
+                found.setdefault(parent, []).append(int(name))
     return found
 
 
 def end_descendants() -> None:
     """Kill everything below this process and reap it; needs `adopt_orphans`."""
     while _reap_dead():
-        for pid in descendants(os.getpid()):
-            kill(pid)
+        kill_all(lambda: descendants(os.getpid()))
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, 0)
+
+
+def kill_all(find: Callable[[], Iterable[int]]) -> None:
+    """Kill what `find` finds, all of it stopped first: what forks as fast as it is killed would never be gone."""
+    stopped: set[int] = set()
+    while fresh := set(find()) - stopped:
+        for pid in fresh:
+            kill(pid, signal.SIGSTOP)
+        stopped |= fresh
+    for pid in stopped:
+        kill(pid)
 
 
 def _reap_dead() -> bool:
@@ -99,13 +124,49 @@ def kill(pid: int, sign: signal.Signals = signal.SIGKILL) -> None:
 
 
 def started_in(folder: Path) -> list[int]:
-    """Processes that carry a job's temporary folder below `folder` in their environment: what a dead one left."""
-    mark = b"TMPDIR=" + os.fsencode(folder) + b"/"
+    """What a dead process left: those whose working folder, or by their environment temporary folder, is below `folder`."""
+    below = os.fsencode(folder) + b"/"
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             with contextlib.suppress(OSError):
                 environment = b"\0" + Path(f"/proc/{name}/environ").read_bytes()
-                if b"\0" + mark in environment:
+                where = os.readlink(os.fsencode(f"/proc/{name}/cwd")) + b"/"
+                if b"\0TMPDIR=" + below in environment or where.startswith(below):
                     found.append(int(name))
     return found
+
+
+def tasks_of_account() -> int:
+    """Threads of all processes of this account: what RLIMIT_NPROC counts."""
+    account, count = os.getuid(), 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                if os.stat(f"/proc/{name}").st_uid == account:
+                    text = Path(f"/proc/{name}/stat").read_text(errors="replace")
+                    count += int(text.rpartition(")")[2].split()[17])
+    return count
+
+
+def private_memory(pid: int) -> int:
+    """Bytes of a process that are in memory and that no file stands behind, 0 when it is gone."""
+    try:
+        resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+    except OSError:
+        return 0
+    return max(0, int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def yield_to_others() -> None:
+    """This process, and all that come of it, take what others leave of the processors, and are the first to go when
+    memory runs out.
+    """
+    os.nice(LAZY)
+    for path, text in (("/proc/self/oom_score_adj", b"1000"), ("/proc/self/autogroup", b"%d" % LAZY)):
+        with contextlib.suppress(OSError):  # a kernel without it, or one that allows it to root alone
+            fd = os.open(path, os.O_WRONLY)
+            try:
+                os.write(fd, text)
+            finally:
+                os.close(fd)

@@ -86,6 +86,10 @@ class Channel:
     def close(self) -> None:
         self._socket.close()
 
+    def fileno(self) -> int:
+        """To wait with `poll` until there is something to receive."""
+        return self._socket.fileno()
+
     def _header(self, most: int) -> tuple[bytes, list[int]]:
         header, received = b"", array.array("i")
         room = socket.CMSG_SPACE(most * _INT) if most else 0

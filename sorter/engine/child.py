@@ -1,8 +1,9 @@
 """The process of one job: a supervisor, and below it the worker that runs the maker.
 
-`python -P -m sorter.engine.child`, started in the job's own folder with the job as JSON on standard input. The
-supervisor runs no plugin code. It lives until nothing of the job does: it adopts what the worker orphans, and ends it
-all when the worker is done, when time is over, on SIGTERM, and when the process that started it dies.
+`supervise` runs in a process of its own, in the job's own folder: forked by `sorter.engine.keeper`, or, elsewhere, as
+`python -P -m sorter.engine.child` with the job as JSON on standard input. The supervisor runs no plugin code. It lives
+until nothing of the job does: it adopts what the worker orphans, looks every second whether all of it is within its
+limits, and ends it when the worker is done, when time is over, on SIGTERM, and when the process that started it dies.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from sorter.durable import Files
-from sorter.engine.scratch import OUTCOME, collect
+from sorter.engine.scratch import OUT, OUTCOME, TMP, collect, excess
 from sorter.engine.work import Limits
-from sorter.processes import adopt_orphans, die_with, end_descendants
+from sorter.processes import adopt_orphans, descendants, die_with, end_descendants, private_memory
 
 WHY = 500  # characters of a sentence
 
-LAZY = 15
-"""How much nicer a job is than `sort` (nice(2)): what is computed may wait, a scanner and a delivery may not."""
+_FIRST_LOOK = 0.25  # seconds after its begin that all of a job is looked at together
+_LOOK_EVERY = 1.0  # seconds, and
+_MODESTY = 20  # so many times what the last look took
 
 _UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -44,8 +46,10 @@ class Log:
     head: bytearray = field(default_factory=bytearray)
     tail: bytearray = field(default_factory=bytearray)
     dropped: int = 0
+    added: int = 0
 
     def add(self, data: bytes) -> None:
+        self.added += len(data)
         room = self.limit // 2 - len(self.head)
         self.head += data[:room] if room > 0 else b""
         self.tail += data[room:] if room > 0 else data
@@ -59,21 +63,69 @@ class Log:
         return showable(bytes(self.head + cut + self.tail).decode(errors="replace"))
 
 
+@dataclass
+class Watch:
+    """Looks now and then at all of a job together: what no limit of a single process holds."""
+
+    limits: Limits
+    memory: int  # bytes
+    log: str | None = None  # a file to keep the log in while the job runs, for those who cannot see it otherwise
+    _next: float = field(default_factory=lambda: time.monotonic() + _FIRST_LOOK)
+    _said: int = 0
+
+    def rest(self) -> float:
+        """Seconds until the next look."""
+        return max(0.0, self._next - time.monotonic())
+
+    def look(self, log: Log) -> dict[str, Any] | None:
+        """What there is too much of, if it is time to look."""
+        begun = time.monotonic()
+        if begun < self._next:
+            return None
+        if self.log is not None and log.added != self._said:
+            Files().write_file(self.log, log.text().encode(), durable=False)
+            self._said = log.added
+        said = self._processes() or self._files()
+        self._next = time.monotonic() + max(_LOOK_EVERY, _MODESTY * (time.monotonic() - begun))
+        return said
+
+    def _processes(self) -> dict[str, Any] | None:
+        below = descendants(os.getpid())
+        if len(below) > self.limits.processes:
+            return _failed(f"more than {self.limits.processes} processes")
+        if sum(private_memory(pid) for pid in below) > self.memory:
+            return _failed(f"more than {self.memory >> 20} MiB of memory")
+        return None
+
+    def _files(self) -> dict[str, Any] | None:
+        said = excess((OUT, TMP), self.limits, Files())
+        if said:
+            return _failed(said)
+        if self.limits.free:
+            space = Files().space(".")
+            if space.f_bavail * space.f_frsize < self.limits.free:
+                return _failed("the disk has no room left for what is made", later=True)
+        return None
+
+
 def showable(text: str) -> str:
     """Without the characters that a terminal would act on."""
     return _UNSHOWABLE.sub("?", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def main() -> int:
-    os.nice(LAZY)
-    description = json.load(sys.stdin)
+    return supervise(json.load(sys.stdin))
+
+
+def supervise(description: dict[str, Any]) -> int:
+    """Make what `description` says, and write down how it went. `parent` in it is who started this process."""
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})  # until there is something to end
     signal.signal(signal.SIGTERM, _stop)
     if not die_with(description["parent"], signal.SIGTERM):
         return 1
     adopt_orphans()
     try:
-        outcome = _supervise(description)
+        outcome = _make(description)
         Files().write_file(OUTCOME, json.dumps(outcome).encode(), durable=False)
     except _Stopped:
         end_descendants()
@@ -86,7 +138,7 @@ def _stop(_sign: int, _frame: FrameType | None) -> None:
     raise _Stopped
 
 
-def _supervise(description: dict[str, Any]) -> dict[str, Any]:
+def _make(description: dict[str, Any]) -> dict[str, Any]:
     """Run the worker to its end, end what it left, and say how it went."""
     limits = Limits(**description["limits"])
     log = Log(limits.log)
@@ -101,10 +153,11 @@ def _supervise(description: dict[str, Any]) -> dict[str, Any]:
     os.close(log_out)
     os.close(result_out)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    status = _wait(worker, log_in, log, description["timeout"])
+    watch = Watch(limits, description["memory"] << 20, description.get("log"))
+    ended = _wait(worker, log_in, log, description["timeout"], watch)
     end_descendants()
     _drain(log_in, log)
-    result = _result(result_in, status, description)
+    result = _result(result_in, ended, description)
     if result["state"] == "made":
         made, said = collect(limits, Files())
         if not made and not said:
@@ -127,8 +180,8 @@ def _work(description: dict[str, Any], log: int, result: int) -> NoReturn:
         os._exit(code)  # whatever the maker left behind: no handler, no thread, no finaliser runs on
 
 
-def _wait(worker: int, log_in: int, log: Log, timeout: float) -> int | None:
-    """The worker's wait status, or None when time was over."""
+def _wait(worker: int, log_in: int, log: Log, timeout: float, watch: Watch) -> int | dict[str, Any]:
+    """The worker's wait status, or why it is to be ended: time is over, or it took too much."""
     deadline = time.monotonic() + timeout
     ended = os.pidfd_open(worker)
     poll = select.poll()
@@ -137,8 +190,11 @@ def _wait(worker: int, log_in: int, log: Log, timeout: float) -> int | None:
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
-            return None
-        for fd, _ in poll.poll(left * 1000):
+            return _failed(f"it took longer than {timeout} s and was ended")
+        too_much = watch.look(log)
+        if too_much is not None:
+            return too_much
+        for fd, _ in poll.poll(min(left, watch.rest()) * 1000):
             if fd == ended:
                 return os.waitpid(worker, 0)[1]
             data = os.read(log_in, 1 << 16)
@@ -155,10 +211,10 @@ def _drain(fd: int, log: Log) -> None:
             log.add(data)
 
 
-def _result(fd: int, status: int | None, description: dict[str, Any]) -> dict[str, Any]:
+def _result(fd: int, status: int | dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
     product = description["job"]["product"]
-    if status is None:
-        return _failed(f"making {product} took longer than {description['timeout']} s and was ended")
+    if isinstance(status, dict):
+        return {**status, "why": f"making {product} was ended: {status['why']}"}
     if os.WIFSIGNALED(status):
         sign = signal.Signals(os.WTERMSIG(status))
         why = {signal.SIGXCPU: f"more than {description['timeout']} s of each processor"}.get(sign, sign.name)
@@ -174,8 +230,8 @@ def _result(fd: int, status: int | None, description: dict[str, Any]) -> dict[st
     return _failed(why)
 
 
-def _failed(why: str) -> dict[str, Any]:
-    return {"state": "failed", "why": why}
+def _failed(why: str, *, later: bool = False) -> dict[str, Any]:
+    return {"state": "failed", "why": why, "later": later}
 
 
 if __name__ == "__main__":

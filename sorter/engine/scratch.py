@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from sorter.durable import Files
@@ -103,6 +104,26 @@ def collect(limits: Limits, files: Files) -> tuple[list[Made], str]:
                 return [], f"it made more than {limits.files} files or {limits.bytes >> 20} MiB"
             made.append(Made(relative, _digest(path, files), info.st_size))
     return sorted(made), ""
+
+
+def excess(roots: Iterable[str], limits: Limits, files: Files) -> str:
+    """What there is too much of below these folders while a job may still write there, "" if nothing."""
+    count = size = 0
+    todo = list(roots)
+    while todo:
+        folder = todo.pop()
+        try:
+            found = files.scan(folder)
+        except OSError:  # it is gone, its mode was taken away, or it is nested too deep: that is for the end
+            continue
+        for name, info in found:
+            count += 1
+            size += info.st_blocks * 512
+            if stat.S_ISDIR(info.st_mode):
+                todo.append(f"{folder}/{name}")
+            if count > limits.files or size > limits.bytes:
+                return f"it made more than {limits.files} files or {limits.bytes >> 20} MiB"
+    return ""
 
 
 _DEPTH = 16

@@ -33,6 +33,8 @@ class Limits:
     bytes: int = 32 << 30  # of all files together, and of each one while it is written
     log: int = 64 << 10
     open_files: int = 4096
+    processes: int = 256
+    free: int = 0  # bytes that stay free on the disk of the scratch: below, jobs end, and are tried later
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Work:
     inputs: Mapping[str, Sequence[tuple[Path, str]]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     header: Header = field(default_factory=dict)
+    lab: str = ""  # whose turn it takes
 
     def check(self) -> None:
         """ValueError where a name could lead out of its folder."""

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from sorter.model import Job, build
-from sorter.processes import die_with, limit
+from sorter.processes import die_with, limit, yield_to_others
 
+_BRAKE = 2  # times the processes of a job: where the kernel stops one that forks faster than anybody looks
 _GRACE = 5  # seconds of processor between the signal that may be caught and the one that may not
 
 
@@ -24,6 +25,7 @@ def run(description: dict[str, Any], log: int, result: int) -> None:
     os.setsid()
     if not die_with(description["supervisor"], signal.SIGKILL):
         return
+    yield_to_others()
     _redirect(log)
     os.set_inheritable(result, False)
     _limit(description)
@@ -53,6 +55,9 @@ def _limit(description: dict[str, Any]) -> None:
         (resource.RLIMIT_NOFILE, limits["open_files"], limits["open_files"]),
     ):
         limit(kind, soft, hard)
+    if "tasks" in description:  # the kernel counts all that this account runs; the supervisor looks at this job alone
+        most = description["tasks"] + _BRAKE * limits["processes"]
+        limit(resource.RLIMIT_NPROC, most, most)
 
 
 def _make(description: dict[str, Any]) -> dict[str, str]:
@@ -82,6 +87,7 @@ def _failed(why: str) -> dict[str, str]:
 def _maker(make: str) -> Callable[[Job], object]:
     """The function named "module:function", or "/path/of/a/plugin.py:function"."""
     module, _, name = make.rpartition(":")
+    importlib.invalidate_caches()
     if not module.endswith(".py"):
         return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
     spec = importlib.util.spec_from_file_location("sorter_file_maker", module)

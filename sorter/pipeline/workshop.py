@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sorter.deliver.target import Wanted
-from sorter.engine.local import LocalEngine
+from sorter.engine.engine import Engine
 from sorter.engine.work import Outcome, Work
 from sorter.model import Delivery, Product, Standing
 from sorter.pipeline.units import Live
@@ -44,7 +44,7 @@ class Workshop:
     """Orders products from the engine and puts what it made into the store."""
 
     spool: Spool
-    engine: LocalEngine
+    engine: Engine
     settings: Callable[[str], Mapping[str, Any]]  # of the plugin that makes a product
     _tasks: dict[str, _Task] = field(default_factory=dict)
     _tries: dict[tuple[str, str, int], int] = field(default_factory=dict)
@@ -65,12 +65,14 @@ class Workshop:
     def order(self, live: Live, product: Product) -> None:
         """Have it made from copies of exactly the latest revision's images, conflict copies left out."""
         assert live.revision is not None
+        assert live.plan is not None
         folder = self._folder(live, product.name)
         images = [each for each in live.revision.instances if each.standing is Standing.CURRENT]
         inputs = {"dicom": [(live.unit.images / each.file, f"{i:06d}.dcm") for i, each in enumerate(images, 1)]}
         self._tasks[self._id(live, product.name)] = _Task(live.key, product.name, live.revision.revision, folder)
+        lab = live.plan.identity.lab or ""
         self.engine.submit(
-            Work(self._id(live, product.name), product, inputs, self.settings(product.name), live.unit.face)
+            Work(self._id(live, product.name), product, inputs, self.settings(product.name), live.unit.face, lab)
         )
 
     def finished(self) -> list[tuple[str, str, Outcome]]:

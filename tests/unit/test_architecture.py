@@ -55,6 +55,7 @@ MAY_TOUCH = {
     "scu/storage.py": "reads what a person sends, in the person's own name",
     "testing": "makes test data where a test says",
     "engine/child.py": "inside a job's own process and scratch folder",
+    "engine/keeper.py": "forks those processes, and waits for them with a pipe",
     "engine/worker.py": "inside a job's own process and scratch folder",
     "processes.py": "looks at /proc, which is no file system of ours",
     "take/inflate.py": "a child process that is given one descriptor, and no path",

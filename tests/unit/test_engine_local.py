@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -22,6 +23,7 @@ from sorter.engine.work import Limits, Outcome, Work
 from sorter.model import Identity, Plan, Product, Revision, UnitKind, Verdict
 from sorter.pipeline.units import Live
 from sorter.pipeline.workshop import Workshop
+from sorter.processes import LAZY, children
 from sorter.spool import Spool, Unit
 from sorter.testing.waiting import wait_until
 
@@ -106,6 +108,24 @@ def waits(job):
 """
 
 
+TOGETHER = """
+def many_processes(job):
+    for _ in range(8):
+        if os.fork() == 0: signal.pause()
+    signal.pause()
+def much_memory_together(job):
+    for _ in range(3):
+        if os.fork() == 0:
+            held = b"x" * (50 << 20); signal.pause()
+    signal.pause()
+def many_files_and_waits(job):
+    for number in range(8): Path("tmp", str(number)).write_text("")
+    signal.pause()
+def how_nice(job):
+    Path("out/out").write_text(f"{os.nice(0)} {Path('/proc/self/oom_score_adj').read_text()}")
+"""
+
+
 @pytest.fixture
 def makers(tmp_path: Path) -> Path:
     path = tmp_path / "makers.py"
@@ -139,6 +159,10 @@ def ended(engine: LocalEngine) -> Outcome:
     wait_until(lambda: found.extend(engine.finished()) or found, 30, "a job to end")
     assert len(found) == 1
     return found[0]
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def gone(pid: int) -> bool:
@@ -316,6 +340,78 @@ def test_so_many_at_a_time_and_in_order(makers: Path, start: Callable[..., Local
     for name in "ac":
         (tmp_path / f"go-{name}").write_text("")
         assert ended(engine).id == name
+
+
+def test_labs_take_turns(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    """A lab that has ordered a hundred does not keep another from its first."""
+    engine = start(jobs=1)
+    for name, lab in {"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b"}.items():
+        os.mkfifo(tmp_path / f"go-{name}")
+        engine.submit(dataclasses.replace(work(makers, "waits", name, name=name), lab=lab))
+    order = []
+    for _ in range(5):
+        [job] = wait_until(lambda: [each.name[8:] for each in tmp_path.glob("started-*")], 20, "one to start")
+        (tmp_path / f"go-{job}").write_text("")
+        (tmp_path / f"started-{job}").unlink()
+        order.append(ended(engine).id)
+    assert order == ["a1", "b1", "a2", "b2", "a3"]
+
+
+def test_a_keeper_that_is_killed_takes_its_jobs_along_and_another_follows(
+    makers: Path, start: Callable[..., LocalEngine], tmp_path: Path
+) -> None:
+    engine = start(jobs=1)
+    makers.write_text(makers.read_text() + "\ndef daemon_waits(job):\n    _daemon(); waits(job)\n")
+    os.mkfifo(tmp_path / "go-a")
+    engine.submit(work(makers, "daemon_waits", "a", name="a"))
+    wait_until(lambda: (tmp_path / "started-a").exists() and (tmp_path / "started-a").read_text(), 20, "it to start")
+    pids = [int((tmp_path / name).read_text()) for name in ("pid", "started-a")]
+    [keeper] = [pid for pid in children(os.getpid()) if b"sorter.engine.keeper" in cmdline(pid)]
+    os.kill(keeper, signal.SIGKILL)
+    outcome = ended(engine)
+    assert (outcome.state, outcome.later) == ("failed", True)
+    assert "ended from outside (SIGKILL)" in outcome.why
+    wait_until(lambda: all(map(gone, [keeper, *pids])), 10, "all of it to go")
+    engine.submit(work(makers, "good", "b"))
+    assert ended(engine).state == "made"
+
+
+@pytest.mark.parametrize(
+    ("maker", "limits", "why"),
+    [
+        ("many_processes", Limits(processes=4), "making text was ended: more than 4 processes"),
+        ("much_memory_together", Limits(), "making text was ended: more than 128 MiB of memory"),
+        ("many_files_and_waits", Limits(files=5), "making text was ended: it made more than 5 files or "),
+    ],
+)
+def test_all_of_a_job_together_is_limited(
+    makers: Path, start: Callable[..., LocalEngine], maker: str, limits: Limits, why: str
+) -> None:
+    makers.write_text(makers.read_text() + TOGETHER)
+    engine = start(limits=limits)
+    order = work(makers, maker)
+    engine.submit(dataclasses.replace(order, product=dataclasses.replace(order.product, memory=128)))
+    outcome = ended(engine)
+    assert (outcome.state, outcome.later) == ("failed", False)
+    assert why in outcome.why
+
+
+def test_a_disk_that_fills_up_ends_jobs_for_a_while(makers: Path, start: Callable[..., LocalEngine]) -> None:
+    makers.write_text(makers.read_text() + TOGETHER)
+    engine = start(limits=Limits(free=1 << 60))
+    engine.submit(work(makers, "many_files_and_waits"))
+    outcome = ended(engine)
+    assert (outcome.state, outcome.later) == ("failed", True)
+    assert "the disk has no room left" in outcome.why
+
+
+def test_a_job_leaves_the_processors_to_others(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
+    makers.write_text(makers.read_text() + TOGETHER)
+    engine = start()
+    engine.submit(work(makers, "how_nice"))
+    ended(engine)
+    engine.adopt("j1", tmp_path / "p")
+    assert (tmp_path / "p" / "out").read_text().split() == [str(min(19, os.nice(0) + LAZY)), "1000"]
 
 
 def test_a_cancelled_job_has_no_outcome(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
