@@ -124,7 +124,7 @@ def kill(pid: int, sign: signal.Signals = signal.SIGKILL) -> None:
 
 
 def started_in(folder: Path) -> list[int]:
-    """What a dead process left: those whose working folder, or by their environment temporary folder, is below `folder`."""
+    """What a dead one left: processes whose working folder, or $TMPDIR in their environment, is below `folder`."""
     below = os.fsencode(folder) + b"/"
     found = []
     for name in os.listdir("/proc"):

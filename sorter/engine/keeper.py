@@ -1,9 +1,9 @@
 """The process below which every job of this machine runs: it has all imports done, and forks.
 
 `python -P -m sorter.engine.keeper PARENT`, started by `sorter.engine.local` with a unix socket as standard input. It
-runs no plugin code. For each job that it is told of it forks a supervisor (`sorter.engine.child`). What a supervisor leaves
-behind, because the job killed it, becomes the keeper's, and is ended; and it ends everything when the one who started
-it goes.
+runs no plugin code. For each job that it is told of it forks a supervisor (`sorter.engine.child`). What a supervisor
+leaves behind, because the job killed it, becomes the keeper's, and is ended; and it ends everything when the one who
+started it goes.
 """
 
 from __future__ import annotations

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sorter import Job
-from sorter_command import settings as _settings
+
+PLACE = re.compile(r"\{([^{}]*)\}")
+"""A placeholder in an argument."""
 
 APPTAINER = "apptainer"
 _LAST = 400  # characters of what it said last
+_PIECE = 1 << 16  # bytes of its output that are passed on at a time
+
+# Every job passes through this file, so pydantic is not imported here.
 
 
 def make(job: Job) -> str | None:
@@ -21,16 +28,28 @@ def make(job: Job) -> str | None:
     command = arguments(made, job)
     environment = {**os.environ, **made["env"], "OMP_NUM_THREADS": str(job.cpus)}
     try:
-        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, check=False)
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
     except FileNotFoundError:
         raise RuntimeError(f"there is no program {command[0]} here; name its whole path") from None
-    said = run.stdout.decode(errors="replace")
-    print(said, end="")  # noqa: T201 (the job's log)
-    if run.returncode == 0:
+    last = _pass_on(run)
+    code = run.wait()
+    if code == 0:
         return None
-    if run.returncode in made["nothing"]:
+    if code in made["nothing"]:
         return "nothing"
-    raise RuntimeError(f"{Path(command[0]).name} ended with exit code {run.returncode}: {_last_line(said)}")
+    raise RuntimeError(f"{Path(command[0]).name} ended with exit code {code}: {_last_line(last)}")
+
+
+def _pass_on(run: subprocess.Popen[bytes]) -> str:
+    """What it says goes to the job's log as it says it, however much it is; the last of it is kept."""
+    assert run.stdout is not None
+    last = b""
+    with run.stdout:
+        while piece := os.read(run.stdout.fileno(), _PIECE):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+            last = (last + piece)[-_PIECE:]
+    return last.decode(errors="replace")
 
 
 def arguments(made: Mapping[str, Any], job: Job) -> list[str]:
@@ -40,7 +59,7 @@ def arguments(made: Mapping[str, Any], job: Job) -> list[str]:
     for product, folder in job.inputs.items():
         places[f"in:{product}"] = f"/in/{product}" if inside else folder
     places["in"] = places[f"in:{made['needs'][0]}"]
-    command = [_settings.PLACE.sub(lambda found: places[found[1]], text) for text in made["run"]]
+    command = [PLACE.sub(lambda found: places[found[1]], text) for text in made["run"]]
     return [*_contained(made, job), *command] if inside else command
 
 

@@ -10,9 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sorter import Verdict
-
-PLACE = re.compile(r"\{([^{}]*)\}")
-"""A placeholder in an argument."""
+from sorter_command.run import PLACE
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
