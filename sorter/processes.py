@@ -150,12 +150,12 @@ def tasks_of_account() -> int:
 
 
 def private_memory(pid: int) -> int:
-    """Bytes of a process that are in memory and that no file stands behind, 0 when it is gone."""
+    """Bytes of a process in memory that no file stands behind, its part of those that it shares; 0 when it is gone."""
     try:
-        resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return max(0, int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:")), 0)
 
 
 def yield_to_others() -> None:

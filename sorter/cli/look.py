@@ -56,6 +56,9 @@ LACKING_FOR = 7
 MOST_EVENTS = 20
 """Of one series, by `why`: the latest."""
 
+LAST_LINES = 8
+"""Of what a product that could not be made had printed, by `why`; `--json` has all that was kept."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
@@ -390,6 +393,9 @@ def _tell(source: Source, unit: UnitSummary) -> None:
         say(f"    {sentence}")
     for event in told.story[-MOST_EVENTS:]:
         say(f"        {event['at'][:19].replace('T', ' ')}  {event['says']}")
+        if "could not be made" in event["says"]:
+            for text in event.get("log", "").splitlines()[-LAST_LINES:]:
+                say(f"                             {text}")
     if len(told.story) > MOST_EVENTS:
         say(f"        ({len(told.story) - MOST_EVENTS} earlier events; --json has them all)")
 

@@ -14,8 +14,11 @@ from typing import Any
 from sorter.completion import Habits, Timing, Tracker
 from sorter.config import Config, LabConfig, Node, Sender
 from sorter.config.lab import LabFile
+from sorter.daemon.receive import keep_of
 from sorter.durable import Files
+from sorter.engine.engine import Engine
 from sorter.engine.local import LocalEngine
+from sorter.engine.work import Limits
 from sorter.errors import ConfigError, SorterError
 from sorter.expected import ExpectedDaily, ExpectedSeries
 from sorter.labs.corners import LabCorners
@@ -37,6 +40,7 @@ from sorter.pipeline.queries import Answer, Queries, Question
 from sorter.pipeline.units import Units
 from sorter.pipeline.workshop import Workshop
 from sorter.plugins import Plugins
+from sorter.receive.space import NEAR, mark_of
 from sorter.scu import Peer as Called
 from sorter.scu import Series, instances, report_commitment
 from sorter.spool import Spool
@@ -302,7 +306,7 @@ def assemble(
     lab_files.give(plugins)
     configured, planner = outlets_of(config, plugins), planner_of(config, plugins, lab_files.in_force)
     rules = FilingRules(plugins, config.senders)
-    engine = LocalEngine(config.engine.jobs, spool.scratch, files, wake=wake)
+    engine = engine_of(config, spool, wake)
     workshop = Workshop(spool, engine, lambda product: _settings(pipeline, product))
     units = Units(spool, timing_of(config), lambda unit: filing.adopt(unit))
     tracker = Tracker(Habits(), units.timing.cap)
@@ -340,6 +344,13 @@ def assemble(
     pipeline.alarms.configure(daily_of(config), awaited_of(config), labs=bool(config.labs))
     pipeline.deciding.trust = trust_of(config)
     return Parts(spool, pipeline, rules, config, commitments, lab_files, wake)
+
+
+def engine_of(config: Config, spool: Spool, wake: Callable[[], None]) -> Engine:
+    """What makes products. Jobs end before the receiver has to slow down for want of room."""
+    mark = mark_of(spool.files.space(config.spool), keep_of(config)).bytes
+    limits = Limits(free=int(mark * (1 + NEAR)))
+    return LocalEngine(config.engine.jobs, spool.scratch, spool.files, limits, wake)
 
 
 def _commits(config: Config) -> bool:

@@ -86,10 +86,10 @@ def main() -> None:
 HEAD = (
     "# What a job costs beside its command, as measured",
     "",
-    "Made by `.venv/bin/python tests/bench/engine.py`; nothing was typed. The same commands are run by `xargs -P`, and",
-    "as jobs of the local engine: with copies of their inputs, limits, digests, and their adoption, synced. Overhead is",
-    "how much longer a job keeps one of the P places: P × (engine − xargs) / jobs; median of the rounds, least and most",
-    "behind it. The goal is 50 ms.",
+    "Made by `.venv/bin/python tests/bench/engine.py`; nothing was typed. The same commands are run by `xargs -P`,",
+    "and as jobs of the local engine: with copies of their inputs, limits, digests, and their adoption, synced.",
+    "Overhead is how much longer a job keeps one of the P places: P × (engine − xargs) / jobs; the median of the",
+    "rounds, least and most behind it. The goal is 50 ms.",
     "",
 )
 
