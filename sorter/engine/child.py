@@ -28,8 +28,8 @@ from sorter.processes import adopt_orphans, descendants, die_with, end_descendan
 WHY = 500  # characters of a sentence
 
 _FIRST_LOOK = 0.25  # seconds after its begin that all of a job is looked at together
-_LOOK_EVERY = 1.0  # seconds, and
-_MODESTY = 20  # so many times what the last look took
+_LOOK_EVERY = 1.0  # seconds
+_MODESTY = 20  # times what the last look at its files took, before the next one
 
 _UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -70,6 +70,7 @@ class Watch:
     limits: Limits
     memory: int  # bytes
     log: str | None = None  # a file to keep the log in while the job runs, for those who cannot see it otherwise
+    _files_next: float = 0.0
     _next: float = field(default_factory=lambda: time.monotonic() + _FIRST_LOOK)
     _said: int = 0
 
@@ -79,14 +80,17 @@ class Watch:
 
     def look(self, log: Log) -> dict[str, Any] | None:
         """What there is too much of, if it is time to look."""
-        begun = time.monotonic()
-        if begun < self._next:
+        if time.monotonic() < self._next:
             return None
         if self.log is not None and log.added != self._said:
             Files().write_file(self.log, log.text().encode(), durable=False)
             self._said = log.added
-        said = self._processes() or self._files()
-        self._next = time.monotonic() + max(_LOOK_EVERY, _MODESTY * (time.monotonic() - begun))
+        said = self._processes()
+        begun = time.monotonic()
+        if said is None and begun >= self._files_next:
+            said = self._files()
+            self._files_next = time.monotonic() + _MODESTY * (time.monotonic() - begun)
+        self._next = time.monotonic() + _LOOK_EVERY
         return said
 
     def _processes(self) -> dict[str, Any] | None:

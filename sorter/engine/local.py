@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from sorter.durable import Files
 from sorter.engine import scratch
 from sorter.engine.engine import Engine, description, environment, environment_in, outcome_in
+from sorter.engine.turns import Turns
 from sorter.engine.work import Limits, Outcome, Work
 from sorter.processes import end, started_in
 from sorter.wire import Channel
@@ -41,19 +41,17 @@ class _Running:
 class _State:
     """Shared between the caller's thread and the engine's own, under the engine's lock."""
 
-    queue: deque[Work] = field(default_factory=deque)
+    turns: Turns = field(default_factory=Turns)
     starting: set[str] = field(default_factory=set)
     running: dict[str, _Running] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
-    turns: dict[str, int] = field(default_factory=dict)  # of each lab, when its last job was begun
     stopping: bool = False
 
 
 class LocalEngine(Engine):
     """Makes products on this machine. One thread of its own copies, begins and reaps.
 
-    Labs take turns: whose fewest jobs run is next, and of these who has waited longest. What a dead process left in
-    `scratch` is removed.
+    What a dead process left in `scratch` is removed.
     """
 
     def __init__(
@@ -85,23 +83,22 @@ class LocalEngine(Engine):
         with self._lock:
             if self._known(work.id):
                 raise ValueError(f"there is a job {work.id} already")
-            self._state.queue.append(work)
+            self._state.turns.waiting.append(work)
         self._nudge()
 
     def _known(self, job: str) -> bool:
         state = self._state
-        waiting = any(work.id == job for work in state.queue)
-        return waiting or job in state.starting or job in state.running or job in self._done
+        return job in state.turns or job in state.starting or job in state.running or job in self._done
 
     def busy(self) -> tuple[int, int]:
         """(running, waiting) jobs."""
         with self._lock:
-            return len(self._state.running), len(self._state.queue)
+            return len(self._state.running), len(self._state.turns.waiting)
 
     def cancel(self, job: str) -> None:
         state = self._state
         with self._lock:
-            state.queue = deque(work for work in state.queue if work.id != job)
+            state.turns.remove(job)
             if job in state.running or job in state.starting:
                 state.cancelled.add(job)
             finished = job in self._done
@@ -115,7 +112,7 @@ class LocalEngine(Engine):
             return
         with self._lock:
             self._state.stopping = True
-            self._state.queue.clear()
+            self._state.turns.waiting.clear()
             self._state.cancelled.update(self._state.running, self._state.starting)
         self._nudge()
         self._thread.join()
@@ -144,13 +141,11 @@ class LocalEngine(Engine):
     def _next(self) -> Work | None:
         state = self._state
         with self._lock:
-            if state.stopping or not state.queue or len(state.running) >= self.jobs:
+            if state.stopping or len(state.running) >= self.jobs:
                 return None
-            running = Counter(each.work.lab for each in state.running.values())
-            work = min(state.queue, key=lambda each: (running[each.lab], state.turns.get(each.lab, 0)))
-            state.queue.remove(work)
-            state.turns[work.lab] = max(state.turns.values(), default=0) + 1
-            state.starting.add(work.id)
+            work = state.turns.take(each.work.lab for each in state.running.values())
+            if work is not None:
+                state.starting.add(work.id)
             return work
 
     def _wait(self, running: list[_Running]) -> None:
