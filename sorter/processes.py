@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import signal
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -149,13 +150,31 @@ def tasks_of_account() -> int:
     return count
 
 
-def private_memory(pid: int) -> int:
-    """Bytes of a process in memory that no file stands behind, its part of those that it shares; 0 when it is gone."""
+def take_more_memory(pids: list[int], limit: int, patience: float = 0.25) -> bool:
+    """Do these processes together hold more than `limit` bytes that no file stands behind?
+
+    What several share since a fork counts once. To know that, the kernel waits for locks of the processes, which those
+    that fork all the time hold all the time: after `patience` seconds the rest is left for another look.
+    """
+    if sum(map(_resident, pids)) <= limit:
+        return False
+    found, end = 0, time.monotonic() + patience
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            found += next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:")), 0)
+        if found > limit or time.monotonic() > end:
+            break
+    return found > limit
+
+
+def _resident(pid: int) -> int:
+    """Bytes, what is shared with others too; 0 when it is gone."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
     except OSError:
         return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:")), 0)
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def yield_to_others() -> None:

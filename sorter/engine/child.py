@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from sorter.durable import Files
 from sorter.engine.scratch import OUT, OUTCOME, TMP, collect, excess
 from sorter.engine.work import Limits
-from sorter.processes import adopt_orphans, descendants, die_with, end_descendants, private_memory
+from sorter.processes import adopt_orphans, descendants, die_with, end_descendants, take_more_memory
 
 WHY = 500  # characters of a sentence
 
@@ -97,7 +97,7 @@ class Watch:
         below = descendants(os.getpid())
         if len(below) > self.limits.processes:
             return _failed(f"more than {self.limits.processes} processes")
-        if sum(private_memory(pid) for pid in below) > self.memory:
+        if take_more_memory(below, self.memory):
             return _failed(f"more than {self.memory >> 20} MiB of memory")
         return None
 
