@@ -276,6 +276,7 @@ PEERS = {  # package: a command that it brings
     "ctn": "send_image",
     "pixelmed-apps": "pixelmed",
     "orthanc": "Orthanc",
+    "rclone": "rclone",
     "rsync": "rsync",
     "openssh-server": "sshd",
     "openssh-client": "sftp",

@@ -67,6 +67,9 @@ def _libc_error(path: PathLike) -> OSError:
 class Files:
     """Effects on a real file system. `at` is a descriptor of the folder that a relative path starts from."""
 
+    def beat(self) -> None:
+        """Long work goes on. Nobody wants to know, but for whom a target works in a worker process."""
+
     # --- primitives: one system call each -----------------------------------------------------------------------
 
     def open(self, path: PathLike, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:

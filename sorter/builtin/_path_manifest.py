@@ -17,7 +17,13 @@ from sorter.model import Delivered, build, plain
 _CLOCKS = 2.0  # seconds that a server's clock may be ahead of ours before a write counts as the lab's
 
 
-def manifest_text(job: Put, files: Sequence[Delivered], earlier: Mapping[str, Sequence[str]] | None = None) -> bytes:
+def manifest_text(
+    job: Put,
+    files: Sequence[Delivered],
+    earlier: Mapping[str, Sequence[str]] | None = None,
+    replacing: Sequence[str] = (),
+) -> bytes:
+    """`earlier`: digests that were written under each name before. `replacing`: names that may be away for a moment."""
     content = {
         **job.manifest,
         "key": job.key,
@@ -27,6 +33,8 @@ def manifest_text(job: Put, files: Sequence[Delivered], earlier: Mapping[str, Se
     }
     if earlier:
         content["earlier"] = earlier
+    if replacing:
+        content["replacing"] = replacing
     return json.dumps(plain(content), sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
@@ -49,6 +57,12 @@ def files_in(manifest: Mapping[str, Any]) -> tuple[Delivered, ...]:
         return tuple(build(Delivered, each) for each in listed) if isinstance(listed, list) else ()
     except ValueError:
         return ()
+
+
+def replaced_in(manifest: Mapping[str, Any]) -> frozenset[str]:
+    """Names that an unfinished attempt was about to give to other files: what is away there, it may have taken away."""
+    listed = manifest.get("replacing")
+    return frozenset(each for each in listed if isinstance(each, str)) if isinstance(listed, list) else frozenset()
 
 
 def standing_of(each: Delivered, seen: Look | None, since: float, deep: bool) -> str:

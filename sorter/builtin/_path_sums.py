@@ -21,7 +21,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 def write_sums(stage: Stage, folder: int, manifest: str, files: Sequence[Delivered]) -> None:
     """Write the checksums of what lies in `folder`. What a lab put in their way is said, and stops no delivery."""
-    disk, name = stage.files, _name(manifest)
+    disk, name = stage.files, sums_name(manifest)
     made = not disk.exists(MARKER, at=folder)
     if made:
         disk.mkdir(MARKER, stage.visit.access.folder_mode & 0o777, at=folder)
@@ -35,7 +35,7 @@ def write_sums(stage: Stage, folder: int, manifest: str, files: Sequence[Deliver
     try:
         if made:
             stage.visit.own_folder(hidden)
-        stage.put_bytes(name, _text(files))
+        stage.put_bytes(name, sums_text(files))
         stage.move_over(name, hidden, name)
         disk.fsync_folder(hidden)
     finally:
@@ -46,15 +46,15 @@ def remove_sums(files: Files, folder: int, manifest: str) -> None:
     """Remove them, and their folder if nothing else is in it."""
     with contextlib.suppress(OSError):
         with files.opened(MARKER, _FOLDER, at=folder) as hidden:
-            files.unlink(_name(manifest), at=hidden)
+            files.unlink(sums_name(manifest), at=hidden)
         files.rmdir(MARKER, at=folder)
 
 
-def _name(manifest: str) -> str:
+def sums_name(manifest: str) -> str:
     return manifest.removeprefix(f"{MARKER}-").removesuffix(".json") + ".sha256"
 
 
-def _text(files: Sequence[Delivered]) -> bytes:
+def sums_text(files: Sequence[Delivered]) -> bytes:
     """As `sha256sum` writes it; names with a backslash or a line's end are escaped as it does."""
     lines = []
     for each in files:

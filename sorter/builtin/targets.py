@@ -10,4 +10,5 @@ def sorter_targets() -> list[TargetKind]:
     return [
         TargetKind("path", "sorter.builtin.path_target:PathTarget"),
         TargetKind("dicom", "sorter.scu.target:DicomTarget"),
+        TargetKind("rclone", "sorter.builtin.rclone_target:RcloneTarget"),
     ]

@@ -79,7 +79,7 @@ def _ask(name: str, outlet: Outlet, answers: Answers) -> Lane:
 
 
 def _said(name: str, outlet: Outlet, answer: Checked | Later | Refused) -> bool:
-    where = outlet.settings.get("root") or outlet.settings.get("host") or ""
+    where = next((outlet.settings[key] for key in ("root", "host", "remote") if key in outlet.settings), "")
     good = isinstance(answer, Checked)
     console.print(f"{name} ({where}): {'good' if good else 'FAILED'}", soft_wrap=True, markup=False)
     for sentence in answer.remarks if isinstance(answer, Checked) else (answer.why,):

@@ -132,6 +132,15 @@ def _node(value: Any) -> Any:
     return Node(_ae_title(ae), _host(host), int(port))
 
 
+def _remote(value: str) -> str:
+    name, colon, _ = value.partition(":")
+    if not colon or not re.fullmatch(r"[\w.+@ -]+", name) or re.search(r"[\x00-\x1f\]]", value):
+        raise ValueError(
+            f'{shown(value)} is no remote; write NAME:PATH, as "nas:mri", with a NAME that `config` describes'
+        )
+    return value
+
+
 def _rule(value: str) -> str:
     found = _RULE.fullmatch(value)
     if not found:
@@ -421,3 +430,16 @@ class NodeSettings(Section):
     def plain(self) -> dict[str, Any]:
         """As the target's worker gets it: without what is not set."""
         return {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}
+
+
+class RcloneSettings(Section):
+    """`[targets.NAME]` of kind `"rclone"`: a place that rclone reaches, by SFTP, S3, WebDAV or another way."""
+
+    remote: Annotated[str, AfterValidator(_remote)]
+    """Where to deliver to, as `"NAME:PATH"`. It has to hold the marker `.sorter/id`."""
+    config: File
+    """The configuration file of rclone that describes NAME, with its secrets. The account that runs sorter reads it."""
+
+    def plain(self) -> dict[str, Any]:
+        """As the target's worker gets it."""
+        return {"remote": self.remote, "config": str(self.config)}

@@ -23,6 +23,7 @@ from sorter.config.models import (
     LabConfig,
     NodeSettings,
     PathSettings,
+    RcloneSettings,
     Receive,
     Sender,
     Sorter,
@@ -343,7 +344,11 @@ class _Reader(Tables):
         return {name: table for name in raw if (table := self.table(raw[name], ("plugins", name))) is not None}
 
 
-OWN_KINDS: Mapping[str, type[PathSettings | NodeSettings]] = {"path": PathSettings, "dicom": NodeSettings}
+OWN_KINDS: Mapping[str, type[PathSettings | NodeSettings | RcloneSettings]] = {
+    "path": PathSettings,
+    "dicom": NodeSettings,
+    "rclone": RcloneSettings,
+}
 """The kinds of target that sorter brings, whose settings it knows."""
 
 

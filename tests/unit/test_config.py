@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from sorter.config import Config, TargetConfig, load, reading, real
-from sorter.config.models import NodeSettings, PathSettings
+from sorter.config.models import NodeSettings, PathSettings, RcloneSettings
 from sorter.config.places import places
+from sorter.config.reading import OWN_KINDS
 from sorter.errors import ConfigError, SorterError
 
 PROJECT = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ def test_targets_are_the_roots_of_labs_and_the_configured_ones(write: Write, tmp
             '[labs.b]\nmatch = [" PatientID = x* "]\n'
             '[targets.archive]\nkind = "path"\nroot = "archive"\numask = "027"\n'
             '[targets.node]\nkind = "dicom"\nhost = "pacs"\nport = 104\nae_title = "PACS"\n'
-            '[targets.other]\nkind = "rclone"\nhost = "s3"\ntls = { on = true }\n'
+            '[targets.other]\nkind = "dicomweb"\nhost = "s3"\ntls = { on = true }\n'
         )
     )
     found = {name: (target.kind, target.settings) for name, target in config.all_targets().items()}
@@ -111,7 +112,7 @@ def test_targets_are_the_roots_of_labs_and_the_configured_ones(write: Write, tmp
         "b": ("path", {"root": str(tmp_path / "r" / "labs" / "b")}),
         "archive": ("path", {"root": str(tmp_path / "archive"), "umask": "027"}),
         "node": ("dicom", {"host": "pacs", "port": 104, "ae_title": "PACS"}),
-        "other": ("rclone", {"host": "s3", "tls": {"on": True}}),
+        "other": ("dicomweb", {"host": "s3", "tls": {"on": True}}),
     }
     assert config.spool == tmp_path.parent / "elsewhere" / "spool"
     assert config.plugins_folder == tmp_path / "plugins"
@@ -593,7 +594,7 @@ def test_every_table_is_documented() -> None:
 def test_every_key_is_documented_and_no_other(name: str) -> None:
     known = set(model_of(name).model_fields)
     if name == "targets":
-        known |= {*PathSettings.model_fields, *NodeSettings.model_fields}
+        known |= {key for kind in OWN_KINDS.values() for key in kind.model_fields}
     assert documented(name) == known
     example = sections()[HEADINGS[name]]
     keys = [key for key in known if f"{name}.{key}" not in HEADINGS]
@@ -602,7 +603,7 @@ def test_every_key_is_documented_and_no_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in HEADINGS if name != "plugins"])
 def test_every_key_says_what_it_is(name: str) -> None:
-    models = [model_of(name), *([PathSettings, NodeSettings] if name == "targets" else [])]
+    models = [model_of(name), *(OWN_KINDS.values() if name == "targets" else [])]
     for model in models:
         assert model.__doc__
         assert all(field.description for field in model.model_fields.values()), model
@@ -633,4 +634,19 @@ def test_two_nodes_cannot_report_to_one_port(tmp_path: Path) -> None:
     node = 'kind = "dicom"\nhost = "pacs"\nport = 104\nae_title = "PACS"\ncommitment_port = 11113\n'
     (tmp_path / "sorter.toml").write_text(f"[sorter]\nroot = 'r'\n[targets.a]\n{node}[targets.b]\n{node}")
     with pytest.raises(ConfigError, match=r"targets\.b\.commitment_port: is that of \[targets\.a\] already"):
+        load(tmp_path / "sorter.toml")
+
+
+def test_the_rclone_target_reads_what_may_be_written() -> None:
+    text = (PROJECT / "sorter" / "builtin" / "rclone_target.py").read_text()
+    asked = set(re.findall(r'settings\.get\("(\w+)"', text))
+    assert asked == set(RcloneSettings.model_fields)
+
+
+@pytest.mark.parametrize("remote", ["mri", ":sftp,host=nas,pass=secret:mri", "nas]:mri", "nas:a\\nb", ""])
+def test_a_remote_is_named_and_described_elsewhere(tmp_path: Path, remote: str) -> None:
+    """What rclone would take as a description would bring its secrets with it."""
+    text = f'[sorter]\nroot = "r"\n[targets.a]\nkind = "rclone"\nremote = "{remote}"\nconfig = "rclone.conf"\n'
+    (tmp_path / "sorter.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"is no remote; write NAME:PATH"):
         load(tmp_path / "sorter.toml")
