@@ -141,6 +141,7 @@ class Revision:
     reasons: tuple[str, ...]
     instances: tuple[Instance, ...]
     missing: tuple[str, ...] = ()
+    members: Mapping[str, int] = field(default_factory=dict)  # of a study or subject: its series, by key, as they were
 
     @property
     def deliverable(self) -> tuple[Instance, ...]:
@@ -291,8 +292,9 @@ class Name:
 class Product:
     """Something made of a unit. `make` is "module:function" and takes a `Job`; it runs in a child process.
 
-    `of` is the kind of unit it is made of, `when` a mapping of DICOM keyword to globs that all must match,
-    `timeout` is in seconds, `memory` in MiB, `cpus` whole processors.
+    `needs` are the products that it is made of, `of` the kind of unit. `when` is a mapping of DICOM keyword to globs
+    that all must match: of a study or subject those series are taken that it fits. Where it is delivered, what it
+    `replaces` is not. `timeout` is in seconds, `memory` in MiB, `cpus` whole processors.
     """
 
     name: str
@@ -311,8 +313,9 @@ class Product:
 class Job:
     """What a product's `make` is given: folders relative to the working directory, and the plugin's own settings.
 
-    `inputs` maps each needed product to a folder of copies that may be read freely; whatever stands in `scratch`
-    when `make` returns is the product. Raise to fail; return "nothing" when there is nothing to make here.
+    `inputs` maps each needed product to a folder of copies that may be read freely, with a folder in it for each series
+    where the product is of a study or subject; whatever stands in `scratch` when `make` returns is the product. Raise
+    to fail; return "nothing" when there is nothing to make here. `identity` says whose it is.
     """
 
     product: str
@@ -321,6 +324,7 @@ class Job:
     settings: Mapping[str, Any]
     header: Header
     cpus: int = 1
+    identity: Identity = Identity()
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def description(work: Work, limits: Limits) -> dict[str, Any]:
     """What `sorter.engine.child` is told of a job, as JSON can carry it."""
     product = work.product
     inputs = {name: f"{scratch.IN}/{name}" for name in work.inputs}
-    job = Job(product.name, inputs, scratch.OUT, work.settings, work.header, product.cpus)
+    job = Job(product.name, inputs, scratch.OUT, work.settings, work.header, product.cpus, work.identity)
     return {
         "job": plain(job),
         "make": product.make,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from sorter.model import Header, Product
+from sorter.model import Header, Identity, Product
 
 State: TypeAlias = Literal["made", "nothing", "failed"]
 
@@ -50,6 +50,7 @@ class Work:
     settings: Mapping[str, Any] = field(default_factory=dict)
     header: Header = field(default_factory=dict)
     lab: str = ""  # whose turn it takes
+    identity: Identity = field(default_factory=Identity)
 
     def check(self) -> None:
         """ValueError where a name could lead out of its folder."""
