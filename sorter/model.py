@@ -425,6 +425,11 @@ class Plan:
     identity: Identity
     deliveries: tuple[Delivery, ...]
     why: str = ""  # why there are none, where there are none
+    targets: tuple[str, ...] = ()  # where it goes, also where nothing is made of it alone
+
+    @property
+    def all_targets(self) -> tuple[str, ...]:
+        return self.targets or tuple(dict.fromkeys(each.target for each in self.deliveries))
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,8 @@ def split_sessions(units: Iterable[UnitSummary]) -> list[Split]:
     studies: dict[tuple[str, str, str], dict[str, int]] = {}
     for unit in units:
         began = _seconds(unit.study_time)
-        if unit.subject in (None, "", NO_ID) or not unit.scanner or not unit.study_date or began is None:
+        known = unit.study_uid and unit.scanner and unit.study_date
+        if not known or unit.subject in (None, "", NO_ID) or began is None:
             continue
         found = studies.setdefault((unit.study_date, str(unit.subject), unit.scanner), {})
         found[unit.study_uid] = min(began, found.get(unit.study_uid, began))

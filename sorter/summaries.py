@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from sorter.model import UnitKind
 from sorter.pipeline.units import revive, summarise
 from sorter.spool import Spool, Unit, UnitSummary
 
@@ -27,7 +28,7 @@ def summary_of(spool: Spool, key: str) -> UnitSummary | None:
     if found is not None:  # the sorter has not looked at it since more came
         return replace(found, state="open", why="more has come than is counted here")
     live = revive(Unit.load(spool, key), 0.0)
-    return summarise(live) if live.unit.instances else None
+    return summarise(live) if live.unit.instances or live.unit.bundle else None
 
 
 def in_order(found: Iterator[UnitSummary] | list[UnitSummary]) -> list[UnitSummary]:
@@ -51,5 +52,10 @@ def is_called(unit: UnitSummary, text: str) -> bool:
 
 
 def find_units(spool: Spool, text: str) -> list[UnitSummary]:
-    """Every series that `text` may mean, in order."""
+    """Every unit that `text` may mean, in order."""
     return in_order([unit for unit in summaries(spool) if is_called(unit, text)])
+
+
+def find_series(spool: Spool, text: str) -> list[UnitSummary]:
+    """The same of series alone, without what is made of whole studies and subjects."""
+    return [unit for unit in find_units(spool, text) if unit.kind is UnitKind.SERIES]

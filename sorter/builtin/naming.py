@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from sorter import Name, Series, hookimpl
 from sorter.config.lab import LabFile
 from sorter.errors import SorterError
+from sorter.model import UnitKind
 from sorter.naming import DEFAULT_FILE, DEFAULT_FOLDER, DEFAULT_NIFTI_FILE, DEFAULT_NIFTI_FOLDER, Pattern
 
 
@@ -47,11 +48,11 @@ class Settings(BaseModel):
     products: dict[str, Patterns] = {}
     labs: dict[str, LabFile] = {}  # what the labs' own files say, filled in by sorter
 
-    def usual(self, product: str) -> Name:
+    def usual(self, product: str, kind: UnitKind = UnitKind.SERIES) -> Name:
         """The patterns of who says nothing."""
         if product == "dicom":
             return Name(self.folder, self.file)
-        patterns = self.products.get(product) or _default(product)
+        patterns = self.products.get(product) or _default(product, kind)
         return Name(patterns.folder, patterns.file)
 
 
@@ -63,12 +64,15 @@ def sorter_config() -> type[Settings]:
 @hookimpl
 def sorter_name(series: Series, product: str, target: str, settings: Settings) -> Name:
     """A lab has its say of its own series at its own root, which is the target of its name, and nowhere else."""
-    usual = settings.usual(product)
+    usual = settings.usual(product, series.kind)
     own = settings.labs.get(target) if target == series.lab else None
     return usual if own is None else own.name(series, product, usual)
 
 
-def _default(product: str) -> Patterns:
-    """Each product has a folder of its own in the session, so that two products never meet."""
+def _default(product: str, kind: UnitKind) -> Patterns:
+    """Each product has a folder of its own in the session, so that two products never meet; one of a whole study or
+    subject keeps the names that its maker gave."""
     session = DEFAULT_NIFTI_FOLDER.rpartition("/")[0]
+    if kind is not UnitKind.SERIES:
+        return Patterns(folder=f"{session if kind is UnitKind.STUDY else '{subject}'}/{product}", file=product)
     return Patterns() if product == "nifti" else Patterns(folder=f"{session}/{product}")

@@ -11,11 +11,11 @@ from sorter.cli.common import account, console, open_spool, with_config
 from sorter.config import Config
 from sorter.daemon.requests import request
 from sorter.errors import SorterError, did_you_mean
-from sorter.model import plain
+from sorter.model import UnitKind, plain
 from sorter.naming import safe_component
 from sorter.pipeline.deciding import decision
 from sorter.spool import Spool, UnitSummary
-from sorter.summaries import find_units, summaries
+from sorter.summaries import find_series, summaries
 
 LONGEST = 64
 """Characters of a subject's new name: as many as a PatientID may have (PS3.5 6.2, LO)."""
@@ -64,7 +64,7 @@ def _checked(subject: str) -> str:
 
 def _found(spool: Spool, what: str) -> list[UnitSummary]:
     """SorterError: none, or those of several people, who are listed: nobody is guessed."""
-    units = [unit for unit in find_units(spool, what) if unit.state != "withdrawn"]
+    units = [unit for unit in find_series(spool, what) if unit.state != "withdrawn"]
     if not units:
         raise SorterError(f"no series of {what} is here; `sorter list` shows what there is")
     who = sorted({f"{unit.subject or 'no subject'} of {unit.lab or 'no lab'}" for unit in units})
@@ -85,7 +85,11 @@ def _is_series(found: Sequence[UnitSummary], what: str) -> bool:
 def whole_studies(spool: Spool, units: Sequence[UnitSummary]) -> list[str]:
     """The studies of which all that is here is among these."""
     mine = {unit.key for unit in units}
-    others = {unit.study_uid for unit in summaries(spool) if unit.key not in mine and unit.state != "withdrawn"}
+    others = {
+        unit.study_uid
+        for unit in summaries(spool)
+        if unit.key not in mine and unit.state != "withdrawn" and unit.kind is UnitKind.SERIES
+    }
     return sorted({unit.study_uid for unit in units} - others)
 
 

@@ -21,7 +21,7 @@ from sorter.door import Door
 from sorter.errors import SorterError
 from sorter.exports import Source
 from sorter.matching import day_of
-from sorter.model import build, plain
+from sorter.model import UnitKind, build, plain
 from sorter.pipeline.outages import Outage, outages
 from sorter.receive import space
 from sorter.receive.refusals import told
@@ -114,7 +114,7 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
 
 def _of_units(units: list[UnitSummary]) -> dict[str, Any]:
     """What the series themselves say."""
-    states = Counter(unit.state for unit in units)
+    states = Counter(unit.state for unit in units if unit.kind is UnitKind.SERIES)
     return {
         "series": {state: states[state] for state in WORDS},
         "split_sessions": [plain(each) for each in split_sessions(units)],

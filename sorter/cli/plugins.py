@@ -19,7 +19,7 @@ from sorter.durable import Files
 from sorter.errors import PluginError, SorterError
 from sorter.labs.files import LabFiles
 from sorter.model import DICOM, Series, plain
-from sorter.pipeline.planning import Planner, fits, view
+from sorter.pipeline.planning import Planner, view
 from sorter.plugins import Asked, Plugins
 from sorter.spool import Unit
 from sorter.spool.labs import LabRecords
@@ -146,7 +146,7 @@ def _names(plugins: Plugins, series: Series, product: str, target: str) -> Asked
 
 
 def _deliveries(planner: Planner, series: Series, targets: Iterable[str]) -> Iterator[tuple[str, str]]:
-    fitting = [name for name, product in planner.products.items() if fits(product, series)]
+    fitting = [name for name in planner.products if planner.recipes.takes(name, series)]
     for target in targets:
         for product in (DICOM, *fitting):
             yield product, target

@@ -24,7 +24,7 @@ from sorter.errors import ConfigError, SorterError, did_you_mean
 from sorter.exports.standing import sentence
 from sorter.labs.files import LabFiles
 from sorter.matching import day_of
-from sorter.model import Delivery, Plan, plain
+from sorter.model import Delivery, Plan, UnitKind, plain
 from sorter.pipeline.deciding import decision
 from sorter.pipeline.planning import Planner
 from sorter.spool import Spool, Unit, UnitSummary
@@ -141,7 +141,8 @@ def _differ(before: Delivery, now: Delivery) -> bool:
 def _moves(config: Config, spool: Spool, lab: str | None, since: str) -> Iterator[Move]:
     """Of what was delivered to this lab, or to any, of studies of this day or later."""
     planner = _planner(config, spool, lab)
-    for summary in in_order(summaries(spool)):
+    series = [each for each in summaries(spool) if each.kind is UnitKind.SERIES]
+    for summary in in_order(series):
         if summary.lab is None or (lab or summary.lab) != summary.lab or summary.study_date < since:
             continue
         unit = Unit.load(spool, summary.key)

@@ -14,9 +14,9 @@ from sorter.config import Config
 from sorter.daemon.requests import request
 from sorter.errors import SorterError
 from sorter.exports.remembered import Exported, exported
-from sorter.model import Receipt
+from sorter.model import Receipt, UnitKind
 from sorter.spool import Spool, Unit, UnitSummary
-from sorter.summaries import find_units, summaries
+from sorter.summaries import find_series, summaries
 
 
 @click.command("hold")
@@ -82,7 +82,7 @@ class _Plan:
 
 
 def _found(spool: Spool, what: str) -> list[UnitSummary]:
-    units = [unit for unit in find_units(spool, what) if unit.state != "withdrawn"]
+    units = [unit for unit in find_series(spool, what) if unit.state != "withdrawn"]
     if not units:
         raise SorterError(f"no series of {what} is here; `sorter list` shows what there is")
     return units
@@ -91,7 +91,7 @@ def _found(spool: Spool, what: str) -> list[UnitSummary]:
 def _plan(spool: Spool, units: Sequence[UnitSummary]) -> _Plan:
     parts = tuple(_part(spool, unit) for unit in units)
     chosen = {unit.key for unit in units}
-    others = {unit.study_uid for unit in summaries(spool) if unit.key not in chosen}
+    others = {unit.study_uid for unit in summaries(spool) if unit.key not in chosen and unit.kind is UnitKind.SERIES}
     studies = sorted({unit.study_uid for unit in units} - others)
     facts = [(part.summary.key, part.summary.evidence, part.stored, len(part.receipts)) for part in parts]
     return _Plan(parts, studies, hashlib.sha256(repr((facts, studies)).encode()).hexdigest()[:8])

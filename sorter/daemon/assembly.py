@@ -37,6 +37,7 @@ from sorter.pipeline.intake import Intake
 from sorter.pipeline.outlets import Outlet, Outlets
 from sorter.pipeline.planning import Planner
 from sorter.pipeline.queries import Answer, Queries, Question
+from sorter.pipeline.recipes import faults as recipe_faults
 from sorter.pipeline.units import Units
 from sorter.pipeline.workshop import Workshop
 from sorter.plugins import Plugins
@@ -140,6 +141,9 @@ def planner_of(config: Config, plugins: Plugins, labs: Mapping[str, LabFile | No
         for product in products
         if product != "dicom" and product not in planner.products
     ]
+    for product, says in recipe_faults(planner.products):
+        maker = planner.makers[product]
+        faults.append(f"{config.locate('plugins', maker)}: plugins.{maker}: product {product}: {says}")
     if faults:
         raise ConfigError(faults)
     return planner

@@ -72,6 +72,8 @@ def in_store(spool: Spool, units: Iterable[UnitSummary], roots: Mapping[str, Pat
     `roots` are the folders of targets, by name: where delivered copies lie of images that have left the store.
     """
     for summary in units:
+        if summary.kind is not UnitKind.SERIES:  # it has no images itself
+            continue
         unit = Unit.load(spool, summary.key)
         yield Found(
             key=unit.key,

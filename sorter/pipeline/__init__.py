@@ -22,17 +22,31 @@ from typing import Any
 from sorter.completion import DropWhole, Publish, Told
 from sorter.deliver.target import Done, Later, Put, Refused, Removed, Result, Wanted
 from sorter.engine.work import Outcome
-from sorter.model import DICOM, Delivered, Delivery, Event, Identity, Instance, Plan, Receipt, Revision, plain
+from sorter.model import (
+    DICOM,
+    Delivered,
+    Delivery,
+    Event,
+    Identity,
+    Instance,
+    Plan,
+    Receipt,
+    Revision,
+    UnitKind,
+    plain,
+)  # fmt: skip
 from sorter.pipeline.alarms import Alarms, Clocks
 from sorter.pipeline.archives import Read
+from sorter.pipeline.bundles import Bundles
 from sorter.pipeline.deciding import Deciding, Reasking, decision, moved
 from sorter.pipeline.evidence import Witness
 from sorter.pipeline.exporting import Exporting
 from sorter.pipeline.intake import Intake, Whole
+from sorter.pipeline.making import Making, Waits
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import NOTHING, NoPlan, Planner, view
 from sorter.pipeline.queries import Answer, Case, Queries
-from sorter.pipeline.recall import Recall, absent, dispensable, is_same_delivery, lacking, only_there
+from sorter.pipeline.recall import Recall, dispensable, is_same_delivery, lacking, only_there
 from sorter.pipeline.retention import Retention
 from sorter.pipeline.settling import Settling
 from sorter.pipeline.studies import Studies
@@ -93,6 +107,8 @@ class Pipeline:
     alarms: Alarms = field(init=False)
     deciding: Deciding = field(init=False)
     reasking: Reasking = field(init=False)
+    making: Making = field(init=False)
+    bundles: Bundles = field(init=False)
     recall: Recall = field(init=False)
     retention: Retention = field(init=False)
     _walk: Iterator[str] | None = field(init=False)  # what of the store has not been looked at since the start
@@ -111,7 +127,14 @@ class Pipeline:
     def __post_init__(self, witness: Witness) -> None:
         self.settling = Settling(witness, self.units.timing, self.units.at_work, self._publish, self._improve)
         records = StudyRecords(self.spool.studies, self.spool.files)
-        self.studies = Studies(records, self.units.timing, self.units.at_work, self._summary, self._study_settled)
+        self.bundles = Bundles(
+            self.spool, lambda: self.planner, self.live, lambda uid: self.studies.members(uid), self._plan,
+            self._deliver,
+        )  # fmt: skip
+        self.studies = Studies(
+            records, self.units.timing, self.units.at_work, self._summary, self._study_settled, self.bundles.settled
+        )
+        self.making = Making(self.workshop, lambda: self.planner, self.live, self._fetch)
         self.exporting = Exporting(self.spool, self.outlets, self._wait_for)
         self.withdrawing = Withdrawing(self.spool, self.outlets, self.exporting, self.workshop, self._happened)
         self.deciding = Deciding(self.spool, self.live, self._whose, self._happened)
@@ -194,7 +217,7 @@ class Pipeline:
 
     def _next(self) -> float:
         walking = self._walk is not None and self._walk_at <= self.now
-        if walking or self.retention.more or not (self.deciding.is_over and self.reasking.is_over):
+        if walking or self.retention.more or self.bundles.more or not (self.deciding.is_over and self.reasking.is_over):
             return self.now
         times: list[float | None] = [*self.settling.due(self.units)]
         times += [self._walk_at] if self._walk is not None else []
@@ -351,7 +374,11 @@ class Pipeline:
     # --- complete? ----------------------------------------------------------------------------------------------
 
     def _judge(self, live: Live) -> bool:
-        return not live.unit.withdrawn and self.settling.judge(live, self.now, self._silent(live))
+        return (
+            not live.unit.withdrawn
+            and live.unit.bundle is None
+            and self.settling.judge(live, self.now, self._silent(live))
+        )
 
     def _silent(self, live: Live) -> float:
         """Until when nothing of it came, for sure: what lies untaken may be of it. Not heeded beyond the cap."""
@@ -362,6 +389,7 @@ class Pipeline:
     def _improve(self, live: Live, effect: Publish) -> None:
         """Nothing came, but more is known: the verdict rises, or was too good, and no file moves."""
         assert live.revision is not None
+        self.bundles.coming(live, live.plan)
         live.unit.raise_verdict(live.revision.revision, effect.verdict, effect.reasons)
         live.revision = replace(live.revision, verdict=effect.verdict, reasons=effect.reasons)
         self.settling.published(live, self.now)
@@ -406,10 +434,7 @@ class Pipeline:
     # --- where to? ----------------------------------------------------------------------------------------------
 
     def _plan(self, live: Live) -> None:
-        assert live.revision is not None
-        self.deciding.take_up(live)
-        lost = self.spool.recoveries.of(live.key) if live.plan is None else NOTHING
-        answer = self.planner.plan(live.unit, live.revision, live.plan, lost)
+        answer = self.bundles.plan(live) if live.unit.bundle else self._ask(live)
         if isinstance(answer, NoPlan):
             if live.no_plan != answer:
                 live.unit.tell(f"{answer.state}: {answer.why}")
@@ -417,13 +442,25 @@ class Pipeline:
             live.no_plan = answer
             self._waiting.add(live.key)
             return
+        self.bundles.coming(live, live.plan, answer)
         live.unit.write_plan(answer)
         live.plan, live.no_plan = answer, None
         self._waiting.discard(live.key)
-        self.reasking.planned(live)
-        if answer.identity.lab is not None:
-            self.alarms.owned(live)
+        if live.unit.bundle is None:
+            self.reasking.planned(live)
+            if answer.identity.lab is not None:
+                self.alarms.owned(live)
         self._deliver(live)
+        if live.unit.bundle is not None:  # perhaps nothing of it is to be anywhere any more
+            self._retire(live)
+        for key in self.making.awaiting(live.key):
+            self._step(key, self._deliver)
+
+    def _ask(self, live: Live) -> Plan | NoPlan:
+        assert live.revision is not None
+        self.deciding.take_up(live)
+        lost = self.spool.recoveries.of(live.key) if live.plan is None else NOTHING
+        return self.planner.plan(live.unit, live.revision, live.plan, lost)
 
     def _deliver(self, live: Live) -> None:
         """Start every delivery that is owed and not on its way."""
@@ -443,14 +480,19 @@ class Pipeline:
 
     def _wait_for(self, live: Live, where: tuple[str, str], files: Sequence[str]) -> bool:
         """Are images on their way back that are needed there first? What cannot be had is not waited for."""
-        why, later = self.recall.fetch(live, files) if files else ("", False)
+        why, later = self._fetch(live, files)
         if why:
             live.troubles[where] = why
         if later:
             self.outlets.try_later((live.key, *where), self.now)
+        return bool(why)
+
+    def _fetch(self, live: Live, files: Sequence[str]) -> tuple[str, bool]:
+        """(why to wait, is it to be tried again by the caller)"""
+        why, later = self.recall.fetch(live, files) if files else ("", False)
         if live.unpublished and not live.state.pending:  # another copy stands for one that nobody has
             live.state = replace(live.state, pending=True, last=self.now, by_network=True)
-        return bool(why)
+        return why, later
 
     def bring_back(self, key: str, files: Sequence[str]) -> tuple[str, list[str]]:
         """Have those of these images in the store that left it: (why to wait, those that cannot be had)."""
@@ -463,30 +505,26 @@ class Pipeline:
 
     def _make_or_send(self, live: Live, delivery: Delivery) -> None:
         assert live.revision is not None
-        made = self.workshop.made(live, delivery.product)
         where = (delivery.product, delivery.target)
-        if made is not None and made.nothing:
+        made = self.making.provide(live, delivery.product)
+        if isinstance(made, Waits):
+            if made.why:
+                live.troubles[where] = made.why
+            if made.later:
+                self.outlets.try_later((live.key, *where), self.now)
+        elif made.nothing:
+            self._take_back(live, where)
             self._receive(live, Receipt(live.key, *where, live.revision.revision, "", (), wall_clock(), made.nothing))
-        elif made is not None:
-            files = made.wanted(delivery)
-            self._send(live, delivery, files)
-        elif self.workshop.making(live, delivery.product) or self.workshop.given_up(live, delivery.product):
-            return
-        elif delivery.product not in self.planner.products:
-            live.troubles[where] = (
-                f"no plugin makes {delivery.product} any more; install it again, or run `sorter retry`"
-            )
-        elif not live.revision.verdict.at_least(self.planner.products[delivery.product].min_verdict):
-            least = self.planner.products[delivery.product].min_verdict
-            live.troubles[where] = f"made when the verdict is at least {least}; it is {live.revision.verdict}"
-        elif not self._wait_for(live, where, gone := absent(live)):
-            if gone:
-                live.troubles[where] = (
-                    f"{len(gone)} of its images have left the store, and are not any more where they were delivered: "
-                    "put them back there, or send them again, then run `sorter retry`"
-                )
-                return
-            self.workshop.order(live, self.planner.products[delivery.product])
+        else:
+            self._send(live, delivery, made.wanted(delivery, live.unit.kind))
+
+    def _take_back(self, live: Live, where: tuple[str, str]) -> None:
+        """There is nothing to make any more of what was made once: that goes."""
+        before = live.receipts.get(where)
+        known = before is None or any(is_same_delivery(before, each) for each in live.retiring)
+        if before is not None and before.files and not known:
+            live.unit.retire(before)
+            live.retiring.append(before)
 
     def _images(self, live: Live, delivery: Delivery) -> list[Wanted]:
         assert live.revision is not None
@@ -518,24 +556,31 @@ class Pipeline:
 
     def _collect_products(self) -> None:
         for key, product, outcome in self.workshop.finished():
-            with self._apart(key):
-                live = self.live(key)
-                self._tell_product(live, product, outcome)
-                self._deliver(live)
-                self.withdrawing.go_on(live)
-                self._touched.add(key)
+            for each in (key, *self.making.awaiting(key)):
+                with self._apart(each):
+                    live = self.live(each)
+                    if each == key:
+                        self._tell_product(live, product, outcome)
+                    self._heed(live, product, outcome)
+                    self._deliver(live)
+                    self.withdrawing.go_on(live)
+                    self._touched.add(each)
 
     def _tell_product(self, live: Live, product: str, outcome: Outcome) -> None:
         said = {"made": f"{product} was made: {len(outcome.files)} files", "nothing": f"no {product}: {outcome.why}"}
         live.unit.tell(said.get(outcome.state, f"{product} could not be made: {outcome.why}"), log=outcome.log)
+        if outcome.state == "failed":
+            self._happened("product failed", live, product=product)
+
+    def _heed(self, live: Live, product: str, outcome: Outcome) -> None:
+        """What came of a product, for each delivery of it, or of what it is needed for."""
         for delivery in live.plan.deliveries if live.plan else ():
-            if delivery.product == product:
-                live.troubles.pop((product, delivery.target), None)
+            where = (delivery.product, delivery.target)
+            if product in (delivery.product, *self.planner.recipes.all_needs(delivery.product)):
+                live.troubles.pop(where, None)
                 if outcome.state == "failed":
-                    live.troubles[product, delivery.target] = f"{product} could not be made: {outcome.why}"
-                    self._happened("product failed", live, product=product)
-                    if not self.workshop.given_up(live, product):
-                        self.outlets.try_later((live.key, product, delivery.target), self.now)
+                    live.troubles[where] = f"{product} could not be made: {outcome.why}"
+                    self.outlets.try_later((live.key, *where), self.now)
 
     def _collect_answers(self) -> None:
         for target, put, result in self.outlets.answers(self.now):
@@ -573,15 +618,21 @@ class Pipeline:
     def _collect_recalled(self) -> None:
         for key, take in self.recall.answers():
             with self._apart(key):
-                live = self.live(key)
-                if why := take(live.unit):
-                    for product, target in (*live.owed, *((each.product, each.target) for each in live.retiring)):
-                        self._not_yet(live, product, target, why)
-                        self.outlets.try_later((key, product, target), self.now)
-                else:
-                    self._deliver(live)
-                    self._retire(live)
-                self._touched.add(key)
+                why = take(self.live(key).unit)
+                for each in (key, *self.making.awaiting(key)):
+                    with self._apart(each):
+                        self._recalled(self.live(each), why)
+                        self._touched.add(each)
+
+    def _recalled(self, live: Live, why: str) -> None:
+        """Images that it needs are back, or there is a reason to try it later."""
+        if why:
+            for product, target in (*live.owed, *((each.product, each.target) for each in live.retiring)):
+                self._not_yet(live, product, target, why)
+                self.outlets.try_later((live.key, product, target), self.now)
+        else:
+            self._deliver(live)
+            self._retire(live)
 
     def _look_beyond(self) -> None:
         """At studies, at what did not come, and at what may leave. What the disk does not allow is tried again, and
@@ -593,6 +644,7 @@ class Pipeline:
             partial(self.studies.turn, walked=ready),
             partial(self.alarms.turn, lives=self.units, ready=ready),
             partial(self.retention.turn, ready=ready),
+            partial(self.bundles.turn, step=self._step, ready=ready),
         ):
             try:
                 turn(self.now)
@@ -659,7 +711,7 @@ class Pipeline:
             return
         owed = {product for product, _ in live.owed}
         planned = {(each.product, each.target) for each in live.plan.deliveries} if live.plan else set()
-        for where in [where for where in live.receipts if planned and where not in planned and where[0] not in owed]:
+        for where in [where for where in live.receipts if live.plan and where not in planned and where[0] not in owed]:
             receipt = replace(live.receipts.pop(where), moved=moved(None))
             live.unit.retire(receipt)
             live.unit.withdraw_receipt(receipt)
@@ -716,7 +768,7 @@ class Pipeline:
 
     def _go_on(self, live: Live) -> None:
         """Go on with a unit from what its folder says; it may be that nothing of it got as far as that."""
-        if live.unit.instances:
+        if live.unit.instances or live.unit.bundle:
             self.resume(live)
             self._touched.add(live.key)
         else:
@@ -747,12 +799,15 @@ class Pipeline:
         summary = self._settled(key)
         if summary is None:
             live = self.live(key)
-            self.settling.witness.learn_counts(live)
-            self.settling.resumed(live, self.now)
+            if live.unit.bundle is None:
+                self.settling.witness.learn_counts(live)
+                self.settling.resumed(live, self.now)
             self.resume(live)
             self._touched.add(key)
         summary = summary or summarise(self.live(key))
         self.told(summary)
+        if summary.kind is not UnitKind.SERIES:
+            return
         self.settling.witness.remember(summary)
         self.studies.remember(summary, self.now)
         if summary.lab is None and summary.state in ("owed", "delivered"):
@@ -791,6 +846,8 @@ class Pipeline:
             self.withdrawing.go_on(live)
             return
         self.deciding.take_up(live)
+        if live.unit.bundle is not None:
+            self.bundles.look(live)
         if live.revision is None or live.state.pending:
             return
         if live.outdated:
@@ -850,6 +907,7 @@ class Pipeline:
         """A person freezes a unit: nothing of it is delivered or removed. With "" it is released."""
         live = self.live(key)
         if live.unit.held != why and not live.unit.withdrawn:
+            self.bundles.coming(live, live.plan)
             live.unit.hold(why)
             live.unit.tell(f"held: {why}" if why else "released: what waited goes on")
             self._happened("held" if why else "released", live)
@@ -862,6 +920,7 @@ class Pipeline:
         self.spool.withdrawals.add(keys, studies, why, by)
         for key in keys:
             live = self.live(key)
+            self.bundles.coming(live, live.plan)
             self.withdrawing.begin(live, why)
             self._sum_up(live)
 
@@ -902,7 +961,7 @@ class Pipeline:
         """Write the summary; let go of a unit that nothing is going on with."""
         if self.index is not None:
             self.index.flush()  # before a summary says that all has been seen
-        if not live.unit.withdrawn:
+        if not live.unit.withdrawn and live.unit.bundle is None:
             self.queries.consider(live, self.settling.silence(live), self.now)
         summary = summarise(live, self.settling.awaited(live, self.now))
         live.unit.write_summary(summary)

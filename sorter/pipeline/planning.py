@@ -28,8 +28,8 @@ from sorter.model import (
     Value,
 )
 from sorter.naming import Pattern, file_name, folder_name, instance_names, values_of
+from sorter.pipeline.recipes import Recipes
 from sorter.plugins import Plugins
-from sorter.plugins.asking import matches
 from sorter.spool import Unit
 from sorter.spool.layout import now
 from sorter.spool.recovered import Recovered
@@ -76,6 +76,7 @@ class Planner:
         asked = plugins.products()
         self.products: dict[str, Product] = {answer.value.name: answer.value for answer in asked.answers}
         self.makers = {answer.value.name: answer.plugin for answer in asked.answers}
+        self.recipes = Recipes(self.products)
 
     def plan(
         self, unit: Unit, revision: Revision, previous: Plan | None, recovered: Recoveries = NOTHING
@@ -96,12 +97,8 @@ class Planner:
             targets = self._route(series, identity)
             if isinstance(targets, NoPlan):
                 return targets
-            deliveries = [
-                replace(self._delivery(unit, series, product, target), since=revision.revision)
-                for target in targets
-                for product in self._products(series, target)
-            ]
-            if not deliveries:
+            deliveries = self._deliveries(unit, series, targets, [series])
+            if not deliveries and not self._is_of_more(series, targets):
                 why = f"lab {identity.lab} wants nothing of it; it stays in the store until its rules say otherwise"
                 return NoPlan("kept", why, identity)
             if previous is not None:
@@ -110,7 +107,35 @@ class Planner:
                 deliveries = [self._as_it_was(unit, identity, each, recovered) for each in deliveries]
         except _Held as held:
             return NoPlan("held", str(held), identity)
-        return Plan(unit.key, revision.revision, now(), identity, tuple(deliveries))
+        return Plan(unit.key, revision.revision, now(), identity, tuple(deliveries), targets=tuple(targets))
+
+    def plan_together(
+        self, unit: Unit, previous: Plan | None, series: Series, parts: Sequence[Series], targets: Sequence[str]
+    ) -> Plan | NoPlan:
+        """The plan of a study or subject, which `parts` are: to `targets`, where these go, goes what is made of it.
+
+        What was said stays; what a series that came later made possible is added.
+        """
+        try:
+            deliveries = self._deliveries(unit, series, targets, parts)
+            if previous is not None:
+                deliveries = [self._in_place(unit, series.identity, each, previous) for each in deliveries]
+                if series.identity == previous.identity:
+                    known = {(each.product, each.target) for each in previous.deliveries}
+                    new = [each for each in deliveries if (each.product, each.target) not in known]
+                    deliveries = [*previous.deliveries, *new]
+        except _Held as held:
+            return NoPlan("held", str(held), series.identity)
+        return Plan(unit.key, series.revision, now(), series.identity, tuple(deliveries))
+
+    def _deliveries(
+        self, unit: Unit, series: Series, targets: Sequence[str], parts: Sequence[Series]
+    ) -> list[Delivery]:  # fmt: skip
+        return [
+            replace(self._delivery(unit, series, product, target), since=series.revision)
+            for target in targets
+            for product in self._products(series, target, parts)
+        ]
 
     def _identify(self, unit: Unit, series: Series, recovered: Recoveries) -> Identity:
         """Whose it was, where its records were lost; else whose the plugins say it is. What people said goes first."""
@@ -148,14 +173,30 @@ class Planner:
             raise _Held(f"it should {kind} go to {', '.join(unknown)}, which is no configured target (known: {known})")
         return tuple(dict.fromkeys(route.targets))
 
-    def _products(self, series: Series, target: str) -> list[str]:
+    def _products(self, series: Series, target: str, parts: Sequence[Series]) -> list[str]:
+        """What the target gets of this unit; `parts` are the series that it is."""
+        wanted = self._wanted_at(series, target, parts)
+        return [name for name in wanted if self._is_of(name, series.kind) and self._fits(name, parts)]
+
+    def _wanted_at(self, series: Series, target: str, parts: Sequence[Series]) -> Sequence[str]:
         own = self._labs.get(target) if target == series.lab else None
         wanted: Sequence[str] | None = own.products(series) if own is not None else None
         wanted = self._wanted.get(target) if wanted is None else wanted
-        fitting = [name for name, product in self.products.items() if fits(product, series)]
-        if wanted is None:
-            return [DICOM, *fitting]
-        return [name for name in wanted if name == DICOM or name in fitting]
+        if wanted is not None:
+            return wanted
+        fitting = [name for name in self.products if self._fits(name, parts)]
+        return self.recipes.without_replaced([DICOM, *fitting])
+
+    def _fits(self, name: str, parts: Sequence[Series]) -> bool:
+        return name == DICOM or (name in self.products and any(self.recipes.takes(name, each) for each in parts))
+
+    def _is_of(self, name: str, kind: UnitKind) -> bool:
+        return kind is (UnitKind.SERIES if name == DICOM else self.products[name].of if name in self.products else None)
+
+    def _is_of_more(self, series: Series, targets: Sequence[str]) -> bool:
+        """Is nothing of it wanted but what is made of all its study, or of all of its subject?"""
+        wanted = (name for target in targets for name in self._wanted_at(series, target, [series]))
+        return any(not self._is_of(name, UnitKind.SERIES) and self._fits(name, [series]) for name in wanted)
 
     def _delivery(self, unit: Unit, series: Series, product: str, target: str) -> Delivery:
         name, _, failures = self._plugins.name(series, product, target)
@@ -195,7 +236,7 @@ class Planner:
             if each.product == DICOM:
                 names = instance_names(Pattern(each.pattern.file, file=True), _whole(unit), common, _names(unit, each))
             grown.append(replace(each, names=names))
-        return Plan(unit.key, revision.revision, now(), previous.identity, tuple(grown))
+        return replace(previous, revision=revision.revision, made=now(), deliveries=tuple(grown))
 
 
 def _names(unit: Unit, before: Delivery) -> dict[str, str]:
@@ -231,11 +272,6 @@ def _hold_on(failures: Iterable[PluginError]) -> None:
     said = [str(failure) for failure in failures]
     if said:
         raise _Held("; ".join(said))
-
-
-def fits(product: Product, series: Series) -> bool:
-    """Is this product made of such a series?"""
-    return product.of is UnitKind.SERIES and matches(product, series)
 
 
 def _whole(unit: Unit) -> list[Instance]:

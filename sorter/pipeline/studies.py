@@ -67,6 +67,7 @@ class Studies:
     at_work: Callable[[str], Live | None]
     summary: Callable[[str], UnitSummary | None]
     tell: Callable[[StudyRecord], None]  # to the journal and the plugins
+    settled: Callable[[str], None] = lambda _: None  # a study, by its UID: its record says what it is
     expected: Mapping[str, Sequence[ExpectedSeries]] = field(default_factory=dict)  # by lab
     moves: Moves = field(default_factory=Moves)
     troubles: dict[str, str] = field(default_factory=dict)  # studies that could not be written down, and why
@@ -133,6 +134,12 @@ class Studies:
             waiting = self._wait(key, summary.study_uid, summary.key, now)
             waiting.state = replace(waiting.state, unseen=True)
             self._look_at(key)
+
+    def members(self, study_uid: str) -> Mapping[str, int] | None:
+        """The series of a study that has settled, and their revisions; None while it has not, or grows."""
+        key = study_key(study_uid)
+        record = self.records.read(key) if key not in self._waiting else None
+        return None if record is None else record.members
 
     def _record(self, key: str) -> tuple[StudyRecord | None, str]:
         """What is known of a study, and the first of its series."""
@@ -282,6 +289,7 @@ class Studies:
         self._patient.pop(key, None)
         self._changed = True
         self.moves.forget(key, waiting.state.senders)
+        self.settled(waiting.uid)
         if record is not None:
             self.moves.learn(record.left, ())  # who came back was noted when it did
             self._note_lacking(record)

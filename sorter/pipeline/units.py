@@ -55,6 +55,11 @@ class Live:
         ]
 
     @property
+    def growing(self) -> bool:
+        """Of a study or subject: has something of its series changed that no revision has seen?"""
+        return self.unit.gathered < self.unit.changes
+
+    @property
     def unpublished(self) -> bool:
         return content(self.unit.instances.values()) != content(self.revision.instances if self.revision else ())
 
@@ -73,7 +78,7 @@ class Live:
     def done(self) -> bool:
         if self.unit.withdrawn:
             return self.gone
-        settled = not self.state.pending and not self.outdated
+        settled = not self.state.pending and not self.outdated and not self.growing
         return settled and self.no_plan is None and not self.owed and not self.retiring
 
 
@@ -169,7 +174,9 @@ def summarise(live: Live, awaited: str = "images may still come") -> UnitSummary
         study_date=text("StudyDate"),
         study_time=text("StudyTime"),
         number=text("SeriesNumber"),
-        description=text("SeriesDescription", "ProtocolName", "SequenceName"),
+        description=f"(whole {unit.kind})"
+        if unit.bundle
+        else text("SeriesDescription", "ProtocolName", "SequenceName"),
         modality=text("Modality"),
         scanner=text("DeviceSerialNumber", "StationName"),
         senders=tuple(dict.fromkeys(_sender(each) for each in unit.instances.values())),
@@ -208,6 +215,8 @@ def _standing(live: Live, awaited: str) -> tuple[str, str]:
         return ("withdrawn", why) if live.gone else ("owed", f"{why}; {trouble}")
     if live.state.pending:
         return "open", awaited
+    if live.growing and not live.owed:
+        return "open", "it waits until what came of its studies has settled"
     if live.no_plan is not None:
         return live.no_plan.state, live.no_plan.why
     if live.unit.held and live.owed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from sorter.deliver.target import Wanted
 from sorter.engine.engine import Engine
 from sorter.engine.work import Outcome, Work
-from sorter.model import Delivery, Product, Standing
+from sorter.model import Delivery, Product, UnitKind
 from sorter.pipeline.units import Live
 from sorter.spool import Spool
 from sorter.spool.layout import line
@@ -26,9 +26,14 @@ class Made:
     files: tuple[tuple[str, str, int], ...] = ()
     nothing: str = ""
 
-    def wanted(self, delivery: Delivery) -> list[Wanted]:
-        """As a target is to have it: makers call their files "out…", and what follows is kept after the plan's stem."""
-        return [Wanted(_renamed(name, delivery.stem), digest, size, name) for name, digest, size in self.files]
+    def wanted(self, delivery: Delivery, kind: UnitKind = UnitKind.SERIES) -> list[Wanted]:
+        """As a target is to have it: makers call their files "out…", and what follows is kept after the plan's stem.
+
+        What is called otherwise gets the stem in front, so that two series may lie in one folder; of a study or
+        subject it stays as it is.
+        """
+        called = _renamed if kind is UnitKind.SERIES else _called
+        return [Wanted(called(name, delivery.stem), digest, size, name) for name, digest, size in self.files]
 
 
 @dataclass(slots=True)
@@ -62,18 +67,25 @@ class Workshop:
         assert live.plan is not None
         return self._tries.get((live.key, product, live.plan.revision), 0) >= TRIES
 
-    def order(self, live: Live, product: Product) -> None:
-        """Have it made from copies of exactly the latest revision's images, conflict copies left out."""
-        assert live.revision is not None
+    def order(self, live: Live, product: Product, inputs: Mapping[str, Sequence[tuple[Path, str]]]) -> None:
+        """Have it made of these: for each product that it needs, (file, name in the folder of copies)."""
         assert live.plan is not None
-        folder = self._folder(live, product.name)
-        images = [each for each in live.revision.instances if each.standing is Standing.CURRENT]
-        inputs = {"dicom": [(live.unit.images / each.file, f"{i:06d}.dcm") for i, each in enumerate(images, 1)]}
-        self._tasks[self._id(live, product.name)] = _Task(live.key, product.name, live.revision.revision, folder)
-        lab = live.plan.identity.lab or ""
-        self.engine.submit(
-            Work(self._id(live, product.name), product, inputs, self.settings(product.name), live.unit.face, lab)
-        )
+        revision = live.plan.revision
+        if all(each.product != product.name for each in live.plan.deliveries):  # no delivery's end would remove them
+            self.discard(live, product.name, revision)
+        task = _Task(live.key, product.name, revision, self._folder(live, product.name))
+        self._tasks[self._id(live, product.name)] = task
+        work = Work(
+            self._id(live, product.name), product, inputs, self.settings(product.name), live.unit.face,
+            live.plan.identity.lab or "", live.plan.identity,
+        )  # fmt: skip
+        self.engine.submit(work)
+
+    def nothing(self, live: Live, product: str, why: str) -> Made:
+        """There is nothing to make, and no job has to find that out."""
+        folder = self._folder(live, product)
+        self._note(folder, (), why)
+        return Made(nothing=why)
 
     def finished(self) -> list[tuple[str, str, Outcome]]:
         """(unit key, product, outcome) of what ended since the last call; what was made is in the store by then."""
@@ -101,15 +113,18 @@ class Workshop:
         return outcome
 
     def _keep(self, task: _Task, outcome: Outcome) -> None:
-        files = self.spool.files
-        files.make_folders(task.into.parent)
+        self.spool.files.make_folders(task.into.parent)
         made: tuple[tuple[str, str, int], ...] = ()
         if outcome.state == "made":
             made = self.engine.adopt(outcome.id, task.into)
         else:
             self.engine.drop(outcome.id)
-        record = {"files": [list(each) for each in made], "nothing": outcome.why if outcome.state == "nothing" else ""}
-        files.write_file(self._record(task.into), line(record))
+        self._note(task.into, made, outcome.why if outcome.state == "nothing" else "")
+
+    def _note(self, folder: Path, made: tuple[tuple[str, str, int], ...], nothing: str) -> None:
+        record = {"files": [list(each) for each in made], "nothing": nothing}
+        self.spool.files.make_folders(folder.parent)
+        self.spool.files.write_file(self._record(folder), line(record))
 
     def discard(self, live: Live, product: str, revision: int) -> None:
         """Remove what was made of earlier revisions: it has been delivered, and can be made again."""
@@ -138,4 +153,8 @@ class Workshop:
 
 
 def _renamed(name: str, stem: str) -> str:
-    return stem + name.removeprefix("out") if name.startswith("out") else f"{stem}_{name}"
+    return _called(name, stem) if name.startswith("out") else f"{stem}_{name}"
+
+
+def _called(name: str, stem: str) -> str:
+    return stem + name.removeprefix("out") if name.startswith("out") else name

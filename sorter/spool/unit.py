@@ -4,7 +4,8 @@ images/<hex>/…       the images, 4,096 a folder, named by a hash of their SOP 
 evidence.jsonl       truth: every instance taken, associations ended, drops known to be whole, senders' lists, which of
                      them were asked and how they answered, verdicts that later evidence changed, what the unit taught
                      of its sender, what people decided (held, withdrawn, to be mended, whose it is and what its
-                     subject is called), which images left the store, and which are back
+                     subject is called), which images left the store, and which are back; of a study or subject:
+                     which series came to it, or changed, and how much of that its last revision has seen
 rev-0001.json …      truth: immutable manifests           plan-0001.json …   truth: lab, targets, names of each
 receipts/…           truth: proof of each delivery; retiring/ and retired/ hold those that a correction replaced
 exports.jsonl        truth: what people copied out of it, and whereto
@@ -29,6 +30,7 @@ from typing import Any, TypeVar
 
 from sorter.durable import Files
 from sorter.model import Header, Instance, Plan, Receipt, Revision, Source, Standing, UnitKind, Verdict, build, plain
+from sorter.spool.bundles import Bundle
 from sorter.spool.decisions import Decision
 from sorter.spool.layout import Spool, line, now
 from sorter.trust import Like, Outcome
@@ -148,6 +150,10 @@ class Unit:
     outdated: int = 0  # plans up to this revision are asked for again: somebody decided since
     left: dict[str, str] = field(default_factory=dict)  # files that are not in the store any more -> because
     tombstones: dict[str, bytes] | None = None  # by file, once read
+    bundle: Bundle | None = None  # it is a whole study or subject, and holds no images itself
+    joined: dict[str, str] = field(default_factory=dict)  # of such a one: its series by key, and their studies
+    changes: int = 0  # of such a one: how often something of its series changed
+    gathered: int = 0  # how much of that its last revision has seen
     unmentioned: list[str] = field(default_factory=list)  # image files that evidence does not know: a crash in between
 
     def __post_init__(self) -> None:
@@ -165,7 +171,14 @@ class Unit:
 
     @property
     def kind(self) -> UnitKind:
-        return UnitKind.SERIES
+        return self.bundle.kind if self.bundle else UnitKind.SERIES
+
+    @property
+    def parts(self) -> list[str]:
+        """Of a subject: the keys of its studies."""
+        if self.bundle is None or self.bundle.kind is not UnitKind.SUBJECT:
+            return []
+        return [Bundle(UnitKind.STUDY, self.bundle.lab, uid).key for uid in dict.fromkeys(self.joined.values())]
 
     @property
     def series_uids(self) -> tuple[str, ...]:
@@ -257,6 +270,12 @@ class Unit:
             self._decide(build(Decision, entry["decided"]))
         elif "instead" in entry:
             self._take_place(entry["instead"])
+        elif "bundle" in entry:
+            self.bundle = build(Bundle, entry["bundle"])
+        elif "joins" in entry:
+            self._join(entry["joins"], entry["study"])
+        elif "gathered" in entry:
+            self.gathered, self.base = entry["gathered"], entry["common"]
         elif "left" in entry:
             self.left.update(dict.fromkeys(entry["left"], entry["because"]))
         elif "back" in entry:
@@ -439,6 +458,12 @@ class Unit:
         name = sop_hash(sop_uid)
         return f"{shard}/{name}-{dataset[:32]}.dcm" if sop_uid in self.by_sop else f"{shard}/{name}.dcm"
 
+    def _join(self, key: str, study_uid: str) -> None:
+        self.joined[key] = study_uid
+        self.changes += 1
+        if self.kind is UnitKind.STUDY:
+            self.study_uid = study_uid
+
     def _decide(self, decision: Decision) -> None:
         self.last_decision, self.decided = decision.id, decision.after(self.decided)
 
@@ -500,6 +525,22 @@ class Unit:
         self.add_evidence([{"decided": plain(decision), "outdated": outdated}])
         self.outdated = max(self.outdated, outdated)
         self._decide(decision)
+
+    def found(self, bundle: Bundle) -> None:
+        """From now on it is a whole study or subject."""
+        self.spool.files.make_folders(self.folder)
+        self.bundle = bundle
+        self.add_evidence([{"bundle": plain(bundle)}])
+
+    def join(self, key: str, study_uid: str) -> None:
+        """A series is of it, or was, and something of that changes now."""
+        self.add_evidence([{"joins": key, "study": study_uid}])
+        self._join(key, study_uid)
+
+    def gather(self, common: Header) -> None:
+        """Its last revision has seen all changes; `common` is what the headers of its series have in common."""
+        self.add_evidence([{"gathered": self.changes, "common": plain(common)}])
+        self.gathered, self.base = self.changes, dict(common)
 
     def withdraw(self, why: str) -> None:
         """A person withdrew it; there is no way back."""

@@ -1,0 +1,454 @@
+"""Products: what is made of what, of a series, a study or a subject; what takes the place of what; growth."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from sorter.config import load
+from sorter.daemon import assembly
+from sorter.daemon.assembly import assemble
+from sorter.daemon.sort import mark_defaults
+from sorter.durable import Files
+from sorter.engine import scratch
+from sorter.engine.engine import Engine
+from sorter.engine.work import Limits, Outcome, Work
+from sorter.errors import ConfigError
+from sorter.model import Product, UnitKind, Verdict, unit_key
+from sorter.pipeline import outlets
+from sorter.pipeline.deciding import decision
+from sorter.pipeline.recipes import Recipes, faults
+from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.bundles import Bundle
+from sorter.summaries import summaries
+from sorter.testing.plugins import made_up
+from tests.crash.scenario import Life, Near, data_set
+
+Makers: TypeAlias = Mapping[str, Callable[[Work, Path], "str | None"]]
+
+STUDY = Bundle(UnitKind.STUDY, "memory", "1.2.3").key
+SUBJECT = Bundle(UnitKind.SUBJECT, "memory", "P1").key
+
+
+# --- which can be made ----------------------------------------------------------------------------------------------
+
+
+def products(*made: Product) -> dict[str, Product]:
+    return {each.name: each for each in made}
+
+
+def product(name: str, *needs: str, of: UnitKind = UnitKind.SERIES, **more: Any) -> Product:
+    return Product(name, f"kitchen:{name}", needs or ("dicom",), of, **more)
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (
+            [product("brain", "nifty"), product("nifti")],
+            "needs 'nifty', which no plugin makes, did you mean \"nifti",
+        ),
+        ([product("brain", "x")], "it needs 'x', which no plugin makes (dicom, brain are made)"),
+        ([product("a", "a")], "it would be made of itself: a needs a"),
+        ([product("a", "b"), product("b", "c"), product("c", "b")], "it would be made of itself: b needs c needs b"),
+        (
+            [product("brain", "bids"), product("bids", of=UnitKind.STUDY)],
+            "is of a series, and needs 'bids', which is of",
+        ),
+        ([product("deid", replaces="dicm")], "it replaces 'dicm', which no other plugin makes"),
+        ([product("deid", replaces="deid")], "it replaces 'deid', which no other plugin makes"),
+        ([Product("air", "kitchen:air", ())], "it is made of nothing"),
+    ],
+)
+def test_what_never_could_be_made_is_said(made: Sequence[Product], says: str) -> None:
+    assert [says in said for _, said in faults(products(*made))] == [True]
+
+
+def test_what_can_be_made_has_no_fault() -> None:
+    wide = product("bids", "nifti", "dicom", of=UnitKind.STUDY)
+    all_of_them = products(
+        product("nifti"), wide, product("template", "bids", of=UnitKind.SUBJECT, replaces="bids"),
+        product("deid", replaces="dicom"), product("thumb", "nifti", "brain"), product("brain", "nifti"),
+    )  # fmt: skip
+    assert not list(faults(all_of_them))
+    assert Recipes(all_of_them).all_needs("template") == {"bids", "nifti", "dicom"}
+
+
+def test_what_a_need_cannot_be_made_of_is_made_of_nothing() -> None:
+    recipes = Recipes(products(product("nifti", when={"Modality": ("MR",)}), product("brain", "nifti")))
+    assert recipes.takes("brain", made_up(Modality="MR"))
+    assert not recipes.takes("brain", made_up(Modality="SR"))
+
+
+def test_a_configuration_with_such_a_product_is_refused(tmp_path: Path) -> None:
+    kitchen(tmp_path, 'Product("brain", "kitchen:brain", ("nifty",))')
+    config = load(tmp_path / "sorter.toml")
+    with pytest.raises(ConfigError, match=r"plugins\.kitchen: product brain: it needs 'nifty', which no plugin makes"):
+        assembly.planner_of(config, assembly.load_plugins(config, Files(), apart=False))
+
+
+# --- a sorter without processes -------------------------------------------------------------------------------------
+
+MODULE = """
+from sorter import Product, hookimpl
+
+@hookimpl
+def sorter_products(settings):
+    return [{products}]
+"""
+
+
+def kitchen(root: Path, *made: str, lab: str = "", more: str = "") -> None:
+    names = re.findall(r'Product\("(\w+)"', " ".join(made))
+    lab = lab or f"products = {['dicom', *names]}"
+    (root / "plugins").mkdir(mode=0o700, exist_ok=True)
+    (root / "plugins/kitchen.py").write_text(MODULE.format(products=", ".join(made)))
+    (root / "sorter.toml").write_text(
+        f'[sorter]\nroot = "."\nplugins = "plugins"\n[completion]\nstudy = 60\n{more}\n'
+        f'[labs.memory]\nmatch = ["PatientID=P1"]\n{lab}\n'
+        '[labs.other]\nmatch = ["PatientID=P2"]\nproducts = ["dicom"]\n'
+    )
+
+
+class AtOnce(Engine):
+    """An engine without a process: a function of the test makes each job at once, from the copies, in its folder."""
+
+    def __init__(self, spool: Spool, makers: Makers) -> None:
+        super().__init__(spool.scratch, spool.files, Limits(), None)
+        self.makers, self.jobs = makers, list[Work]()
+
+    def _begin(self, work: Work) -> None:
+        self.jobs.append(work)
+        folder = self.scratch / work.id
+        scratch.lay_out(work, folder, self.files)
+        try:
+            why = self.makers.get(work.product.name, listing)(work, folder)
+        except RuntimeError as error:
+            self._finish(Outcome(work.id, "failed", str(error)))
+            return
+        with contextlib.chdir(folder):
+            made, _ = scratch.collect(self.limits, self.files)
+        self._finish(Outcome(work.id, "nothing" if why else "made", why or "", files=tuple(made)))
+
+    def cancel(self, job: str) -> None:
+        raise AssertionError(job)
+
+    def stop(self) -> None:
+        pass
+
+
+def listing(work: Work, folder: Path) -> str | None:
+    """What it was made of, as text."""
+    seen = sorted(str(path.relative_to(folder / "in")) for path in (folder / "in").rglob("*") if path.is_file())
+    (folder / "out/out.txt").write_text(" ".join([work.identity.subject or "", *seen]))
+    return None
+
+
+@dataclass
+class Site(Life):
+    root: Path = Path()
+
+    @property
+    def engine(self) -> AtOnce:
+        return self.parts.pipeline.workshop.engine  # type: ignore[return-value]
+
+    def delivered(self, lab: str = "memory") -> dict[str, str]:
+        """Text by path below the lab's folder, without images."""
+        top, found = self.root / "labs" / lab, dict[str, str]()
+        for path in sorted(path for path in top.rglob("*") if path.is_file() and path.suffix != ".dcm"):
+            if not any(part.startswith(".sorter") for part in path.relative_to(top).parts):
+                found[str(path.relative_to(top))] = path.read_text()
+        return found
+
+    def images(self, lab: str = "memory") -> int:
+        return len(list((self.root / "labs" / lab).rglob("*.dcm")))
+
+    def unit(self, key: str = STUDY) -> Unit:
+        return Unit.load(self.spool, key)
+
+    def summary(self, key: str = STUDY) -> UnitSummary:
+        return next(each for each in summaries(self.spool) if each.key == key)
+
+    def made(self) -> list[str]:
+        return [work.product.name for work in self.engine.jobs]
+
+    def again(self) -> Site:
+        """The next life on this spool."""
+        return begun(self.root, self.now, self.engine.makers)
+
+
+def begun(root: Path, now: float = 1000.0, makers: Makers | None = None) -> Site:
+    config = load(root / "sorter.toml")
+    spool = Spool(config.spool, Files())
+    spool.create()
+    spool.clear_temporary()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "engine_of", lambda *_: AtOnce(spool, dict(makers or {})))
+        patch.setattr(outlets, "Lane", Near)
+        patch.setattr(assembly, "load_plugins", functools.partial(assembly.load_plugins, apart=False))
+        parts = assemble(config, spool, lambda: None)
+    mark_defaults(config, spool.files)
+    return Site(spool.files, parts, now, root=root)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """In memory where there is such a folder: a test that loses no power needs no disk."""
+    root = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    yield root
+    shutil.rmtree(root)
+
+
+# --- of a series ----------------------------------------------------------------------------------------------------
+
+
+def test_a_product_is_made_of_another_that_nobody_wants(root: Path) -> None:
+    kitchen(root, 'Product("vol", "kitchen:vol")', 'Product("brain", "kitchen:brain", ("vol", "dicom"))',
+            lab='products = ["brain"]')  # fmt: skip
+    site = begun(root)
+    site.receive(data_set(1), data_set(2))
+    site.turns(80)
+    assert site.made() == ["vol", "brain"]
+    assert site.delivered() == {"P1/20260102_1011/brain/001_T1.txt": "P1 dicom/000001.dcm dicom/000002.dcm vol/out.txt"}
+    assert site.again().made() == []
+
+
+def test_late_images_make_all_of_it_anew(root: Path) -> None:
+    kitchen(root, 'Product("vol", "kitchen:vol")', 'Product("brain", "kitchen:brain", ("vol", "dicom"))',
+            lab='products = ["brain"]')  # fmt: skip
+    site = begun(root)
+    site.receive(data_set(1))
+    site.turns(80)
+    site.receive(data_set(2))
+    site.turns(80)
+    assert site.made() == ["vol", "brain"] * 2
+    assert list(site.delivered().values()) == ["P1 dicom/000001.dcm dicom/000002.dcm vol/out.txt"]
+    series = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    assert {path.name for path in (site.unit(series).folder / "products").iterdir() if path.is_dir()} == {
+        "vol-2", "brain-2"
+    }  # fmt: skip
+
+
+def test_what_fails_is_tried_again_and_holds_nothing_else(root: Path) -> None:
+    kitchen(root, 'Product("vol", "kitchen:vol")', 'Product("brain", "kitchen:brain", ("vol",))',
+            'Product("thumb", "kitchen:thumb")', lab='products = ["brain", "thumb"]')  # fmt: skip
+    site = begun(root)
+    left = [None, None]
+
+    def stumbling(work: Work, folder: Path) -> str | None:
+        if left:
+            left.pop()
+            raise RuntimeError("it stumbled")
+        return listing(work, folder)
+
+    site.engine.makers["vol"] = stumbling
+    site.receive(data_set(1))
+    site.turns(40)
+    assert [each for each in site.delivered() if "/brain/" in each] == []
+    assert [each for each in site.delivered() if "/thumb/" in each] != []
+    series = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    assert site.summary(series).why == "vol could not be made: it stumbled"
+    site.turns(120)
+    assert site.made().count("vol") == 3
+    assert [each for each in site.delivered() if "/brain/" in each] != []
+
+
+def test_of_what_there_is_nothing_of_nothing_is_made(root: Path) -> None:
+    kitchen(root, 'Product("vol", "kitchen:vol")', 'Product("brain", "kitchen:brain", ("vol",))')
+    site = begun(root)
+    site.engine.makers["vol"] = lambda *_: "no pixels"
+    site.receive(data_set(1))
+    site.turns(80)
+    assert site.made() == ["vol"]
+    series = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    said = {each.product: each.why for each in site.summary(series).deliveries}
+    assert said["brain"] == "there is no vol to make it of"
+    assert site.summary(series).state == "delivered"
+
+
+def test_what_was_made_once_goes_where_there_is_nothing_to_make_any_more(root: Path) -> None:
+    kitchen(root, 'Product("thumb", "kitchen:thumb")')
+    site = begun(root)
+    site.receive(data_set(1))
+    site.turns(80)
+    assert site.delivered() != {}
+    site.engine.makers["thumb"] = lambda *_: "too many images"
+    site.receive(data_set(2))
+    site.turns(80)
+    assert site.delivered() == {}
+    assert site.images() == 2
+
+
+def test_what_the_lab_edited_stays_when_it_is_made_anew(root: Path) -> None:
+    kitchen(root, 'Product("thumb", "kitchen:thumb")')
+    site = begun(root)
+    site.receive(data_set(1))
+    site.turns(80)
+    (name,) = site.delivered()
+    (root / "labs/memory" / name).write_text("mine")
+    site.receive(data_set(2))
+    site.turns(80)
+    folder, anew = "P1/20260102_1011/thumb", "P1 dicom/000001.dcm dicom/000002.dcm"
+    assert site.delivered() == {f"{folder}/001_T1.txt": "mine", f"{folder}/001_T1.txt.new-rev2": anew}
+
+
+def test_a_least_verdict_is_waited_for(root: Path) -> None:
+    kitchen(root, 'Product("thumb", "kitchen:thumb", min_verdict="counted")')
+    site = begun(root)
+    site.receive(data_set(1))
+    site.turns(80)
+    assert site.made() == []
+    series = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    assert site.summary(series).why == "thumb is made when the verdict is at least counted; it is quiet"
+    site.parts.pipeline.complete(series)
+    site.turns(20)
+    assert site.made() == ["thumb"]
+
+
+# --- of a study, of a subject ---------------------------------------------------------------------------------------
+
+TOGETHER = 'Product("book", "kitchen:book", {needs}, "{of}", {more})'
+
+
+def together(needs: str = '("dicom",)', of: str = "study", more: str = "") -> str:
+    return TOGETHER.format(needs=needs, of=of, more=more)
+
+
+def test_a_product_of_a_study_waits_until_its_study_settles(root: Path) -> None:
+    kitchen(root, 'Product("vol", "kitchen:vol")', together('("vol",)'), lab='products = ["book"]')
+    site = begun(root)
+    site.receive(data_set(1), data_set(2, series=2))
+    site.turns(40)
+    assert site.made() == []
+    assert site.summary().why == "it waits until what came of its studies has settled"
+    site.turns(120)
+    assert site.made() == ["vol", "vol", "book"]
+    keys = {number: unit_key(UnitKind.SERIES, "1.2.3", f"1.2.3.{number}")[:8] for number in (1, 2)}
+    text = f"P1 vol/001-{keys[1]}/out.txt vol/002-{keys[2]}/out.txt"
+    assert site.delivered() == {"P1/20260102_1011/book/book.txt": text}
+    assert site.images() == 0
+    assert {each.state for each in summaries(site.spool)} == {"delivered"}
+
+
+def test_a_study_that_grows_is_made_anew_and_a_restart_makes_nothing(root: Path) -> None:
+    kitchen(root, together())
+    site = begun(root)
+    site.receive(data_set(1))
+    site.turns(160)
+    site = site.again()
+    site.turns(160)
+    assert site.made() == []
+    site.receive(data_set(2, series=2), data_set(3))
+    site.turns(160)
+    assert site.made() == ["book"]
+    (text,) = site.delivered().values()
+    assert len(text.split()) == 4
+    assert site.unit().latest_revision().members == {  # type: ignore[union-attr]
+        unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1"): 2, unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.2"): 1,
+    }  # fmt: skip
+
+
+def test_of_a_subject_all_its_studies_are_taken(root: Path) -> None:
+    kitchen(root, together(), 'Product("line", "kitchen:line", ("book",), "subject")', lab='products = ["line"]')
+    site = begun(root)
+    site.receive(data_set(1), data_set(1, study="1.2.4"), data_set(1, study="1.2.5", subject="P2"))
+    site.turns(200)
+    assert sorted(site.made()) == ["book", "book", "line"]
+    books = sorted(Bundle(UnitKind.STUDY, "memory", uid).key[:8] for uid in ("1.2.3", "1.2.4"))
+    assert site.delivered() == {"P1/line/line.txt": f"P1 book/{books[0]}/out.txt book/{books[1]}/out.txt"}
+    site.receive(data_set(1, study="1.2.6"))
+    site.turns(200)
+    assert site.made()[3:] == ["book", "line"]
+    assert len(site.delivered()["P1/line/line.txt"].split()) == 4
+
+
+def test_a_series_that_is_said_to_be_anothers_leaves_the_study_and_the_subject(root: Path) -> None:
+    kitchen(root, together(), 'Product("line", "kitchen:line", ("dicom",), "subject")')
+    site = begun(root)
+    site.receive(data_set(1), data_set(2, series=2))
+    site.turns(200)
+    assert {name: len(text.split()) for name, text in site.delivered().items()} == {
+        "P1/20260102_1011/book/book.txt": 3, "P1/line/line.txt": 3,
+    }  # fmt: skip
+    moved = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.2")
+    site.parts.pipeline.deciding.decide([moved], [], decision("other", None, "a person"))
+    site.turns(200)
+    assert {name: len(text.split()) for name, text in site.delivered().items()} == {
+        "P1/20260102_1011/book/book.txt": 2, "P1/line/line.txt": 2,
+    }  # fmt: skip
+    assert site.images("other") == 1
+
+
+def test_of_what_is_withdrawn_nothing_stays_in_what_was_made(root: Path) -> None:
+    kitchen(root, together(), lab='products = ["book"]')
+    site = begun(root)
+    site.receive(data_set(1), data_set(2, series=2))
+    site.turns(200)
+    first, second = (unit_key(UnitKind.SERIES, "1.2.3", f"1.2.3.{number}") for number in (1, 2))
+    site.parts.pipeline.withdraw([first], [], "no consent", "a person")
+    site.turns(60)
+    (text,) = site.delivered().values()
+    assert f"002-{second[:8]}" in text
+    assert f"001-{first[:8]}" not in text
+    site.parts.pipeline.withdraw([second], [], "no consent", "a person")
+    site.turns(60)
+    assert site.delivered() == {}
+
+
+def test_a_series_that_is_held_holds_its_study_until_it_is_released(root: Path) -> None:
+    kitchen(root, together())
+    site = begun(root)
+    site.receive(data_set(1), data_set(2, series=2))
+    site.turns(30)
+    series = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    site.parts.pipeline.hold(series, "is it the right subject?")
+    site.turns(200)
+    assert site.made() == []
+    site = site.again()
+    site.turns(200)
+    assert site.made() == []
+    site.parts.pipeline.hold(series, "")
+    site.turns(20)
+    assert site.made() == ["book"]
+
+
+def test_the_verdict_of_a_study_is_the_least_of_its_series(root: Path) -> None:
+    kitchen(root, together(more='min_verdict="counted"'))
+    site = begun(root)
+    site.receive(data_set(1), data_set(2, series=2))
+    site.turns(200)
+    assert site.made() == []
+    for number in (1, 2):
+        assert site.unit().latest_revision().verdict is Verdict.QUIET  # type: ignore[union-attr]
+        site.parts.pipeline.complete(unit_key(UnitKind.SERIES, "1.2.3", f"1.2.3.{number}"))
+        site.turns(20)
+    assert site.made() == ["book"]
+    assert site.unit().latest_revision().revision == 1  # type: ignore[union-attr]
+
+
+def test_a_study_takes_those_of_its_series_that_fit(root: Path) -> None:
+    kitchen(root, together(more='when={"SeriesDescription": ("T1*",)}'))
+    site = begun(root)
+    site.receive(data_set(1), data_set(2, series=2, description="localizer"))
+    site.turns(200)
+    (text,) = site.delivered().values()
+    assert [each.split("/")[1][:3] for each in text.split()[1:]] == ["001"]
+
+
+def test_where_something_is_made_of_the_study_what_it_replaces_is_not_delivered(root: Path) -> None:
+    kitchen(root, 'Product("vol", "kitchen:vol")', together('("vol",)', more='replaces="vol"'), lab="umask = '022'")
+    site = begun(root)
+    site.receive(data_set(1))
+    site.turns(200)
+    assert [each for each in site.delivered() if "/nifti/" not in each] == ["P1/20260102_1011/book/book.txt"]
+    assert site.images() == 1
