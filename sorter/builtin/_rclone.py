@@ -116,6 +116,10 @@ class Remote:
             self._features = self._ask("operations/fsinfo", {"fs": self.name}).get("Features", {})
         return self._features.get(feature) is True
 
+    def described(self) -> Mapping[str, Any]:
+        """How rclone's configuration file has it, secrets and all."""
+        return self._ask("config/get", {"name": self.name.partition(":")[0]})
+
     def listed(self, folder: str) -> dict[str, Entry]:
         """What is in a folder, by name; empty where there is none."""
         try:

@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from sorter.builtin._path_decide import suffixes, with_suffix
 from sorter.builtin._path_folders import MARKER, components, file_name
@@ -160,6 +161,11 @@ class RcloneTarget:
     def _remarks(self) -> Iterator[str]:
         if stat.S_IMODE(self._files.stat(self._config).st_mode) & 0o077:
             yield f"{self._config} holds secrets, and others on this machine may read it: chmod 600"
+        described = self._remote.described()
+        if described.get("type") == "sftp" and not described.get("known_hosts_file"):
+            yield "any server that answers at its address is trusted with images: give it a known_hosts_file there"
+        if any(_is_open(str(described.get(key) or "")) for key in ("url", "endpoint")):
+            yield "images and secrets go there unencrypted: give it an address with https:// there"
         if not self._remote.has("Move"):
             yield "it cannot rename: each file is copied there once more, and read back twice"
 
@@ -192,6 +198,12 @@ class RcloneTarget:
         for count in range(len(parts), 0, -1):
             if not self._remote.remove_folder("/".join(parts[:count])):
                 return
+
+
+def _is_open(address: str) -> bool:
+    """Can others on the way read what goes there?"""
+    found = urlsplit(address)
+    return found.scheme == "http" and found.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
 def _has_more(folder: Folder, receipt: Receipt) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from sorter.builtin import rclone_target
 from sorter.builtin._rclone import Failed, spoken
 from sorter.builtin.rclone_target import RcloneTarget
 from sorter.config import load as load_config
@@ -672,6 +673,26 @@ def test_check_warns_of_a_file_that_others_may_read(server: Server, place: Targe
     assert place.check().remarks == ()
     server.config.chmod(0o644)
     assert any("chmod 600" in each for each in place.check().remarks)
+
+
+def test_check_warns_of_servers_that_anybody_may_be(tmp_path: Path) -> None:
+    for kind, warned in ((RcloneSftp, True), (OpenSsh, False)):
+        with serving(kind, tmp_path / kind.__name__) as server:
+            remarks = RcloneTarget(server.settings, Files()).check(prepare=True).remarks
+            assert any("give it a known_hosts_file" in each for each in remarks) == warned
+
+
+@pytest.mark.parametrize(
+    ("address", "warned"),
+    [
+        ("http://nas.example.org/dav", True),
+        ("https://nas.example.org", False),
+        ("http://127.0.0.1:1", False),
+        ("", False),
+    ],
+)
+def test_an_address_without_encryption_is_known(address: str, warned: bool) -> None:
+    assert rclone_target._is_open(address) == warned
 
 
 def test_the_example_of_the_page_is_good(tmp_path: Path) -> None:
