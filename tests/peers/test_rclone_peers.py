@@ -377,10 +377,13 @@ def _uncut(target: CutOff, effect: str) -> Callable[..., None]:
     return found
 
 
-def test_a_correction_that_is_cut_off_anywhere_is_finished_by_the_next_attempt(tmp_path: Path, store: Store) -> None:
+@pytest.mark.parametrize("kind", [WebDav, OpenSsh, S3], ids=lambda kind: kind.__name__)
+def test_a_correction_that_is_cut_off_anywhere_is_finished_by_the_next_attempt(
+    kind: type[Server], tmp_path: Path, store: Store
+) -> None:
     images, corrected = IMAGES[:2], (*localizer(Plan(seed=9, size=8)).files[:2], LATE[0])
     effect, finished = 0, False
-    with serving(RcloneSftp, tmp_path / "cut") as server:
+    with serving(kind, tmp_path / "cut") as server:
         good = RcloneTarget(server.settings, Files())
         good.check(prepare=True)
         while not finished:
@@ -772,6 +775,42 @@ def _stored(sorter: RunningSorter, count: int) -> list[bytes]:
 
 def _dicom(server: Server) -> list[bytes]:
     return sorted(content for name, content in server.visible().items() if name.endswith(".dcm"))
+
+
+@pytest.mark.parametrize("kind", [WebDav, OpenSsh, S3], ids=lambda kind: kind.__name__)
+def test_images_leave_the_store_and_come_back_from_there(kind: type[Server], tmp_path: Path) -> None:
+    """The lab has thrown its own copies away, so that those at the remote are the only ones."""
+    images = sorted(localizer(Plan(seed=4, size=16, patient_id="Canary77")).files)
+    with serving(kind, tmp_path / "served") as server:
+        RcloneTarget(server.settings, Files()).check(prepare=True)
+        remote = "\n".join(f"{key} = {json.dumps(value)}" for key, value in server.settings.items())
+        lab = '[labs.study]\nmatch = ["PatientID=*"]\ntargets = ["far"]\nproducts = ["dicom"]\n'
+        config = f'[store]\nkeep = 1\n{lab}[targets.far]\nkind = "rclone"\n{remote}\n'
+        running = RunningSorter(tmp_path / "root", config=config)
+        with running:
+            _drop(running, "first", images[:-1])
+            running.wait_delivered(len(images) - 1, SOON)
+        for path in (running.labs / "study").rglob("*.dcm"):
+            path.unlink()
+        (running.spool.root / "days.json").write_text('{"days": 5, "seconds": 0}')
+        with running:
+            wait_until(lambda: not list(running.spool.store.rglob("images/*/*.dcm")), SOON)
+            server.go_away()
+            _drop(running, "late", images[-1:])
+            wait_until(lambda: any("does not answer" in each.why for each in running.series()), SOON)
+            server.come_back()
+            running.wait_delivered(len(images), SOON)
+            assert _dicom(server) == images
+            sorter_command(running, "rename", "*", str(tmp_path / "copies"))
+            assert sorted(path.read_bytes() for path in (tmp_path / "copies").rglob("*.dcm")) == images
+
+
+def _drop(running: RunningSorter, name: str, images: Sequence[bytes]) -> None:
+    folder = running.root / name
+    folder.mkdir()
+    for number, image in enumerate(images):
+        (folder / f"{number}.dcm").write_bytes(image)
+    folder.rename(running.spool.incoming / name)
 
 
 def _series(sorter: RunningSorter) -> list[Any]:
