@@ -21,6 +21,7 @@ class Folder:
     def __init__(self, remote: Remote, path: str) -> None:
         self.remote, self.path = remote, path
         self.there = {self.fold(name): entry for name, entry in remote.listed(path).items()}
+        self._manifests: dict[str, Mapping[str, Any]] = {}  # by name, as they were read
 
     def fold(self, name: str) -> str:
         return one_name(name) if self.remote.has("CaseInsensitive") else name
@@ -89,7 +90,9 @@ class Folder:
                     yield found
 
     def _manifest_called(self, name: str) -> Mapping[str, Any]:
-        return read_manifest(self.remote, self.at(name)) if self.entry(name) is not None else {}
+        if self.entry(name) is not None and name not in self._manifests:
+            self._manifests[name] = read_manifest(self.remote, self.at(name))
+        return self._manifests.get(name, {})
 
 
 def read_manifest(remote: Remote, path: str) -> Mapping[str, Any]:
