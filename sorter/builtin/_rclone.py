@@ -49,7 +49,17 @@ _SAYS: tuple[tuple[str, type[SorterError], str], ...] = (
         "fails and says no more, as SFTP servers do that are full, or over a quota; delivery goes on by itself",
     ),
     (
-        r"unable to authenticate|handshake failed|knownhosts|\b401\b|unauthorized|invalidaccesskey|signaturedoesnot",
+        r"knownhosts",
+        Away,
+        "is not the server that its known_hosts_file names, or is not listed there; see why before you change it",
+    ),
+    (
+        r"handshake failed: (read|write|\beof\b|.*(timeout|timed out))",
+        Away,
+        "does not answer; delivery goes on by itself when it does",
+    ),
+    (
+        r"unable to authenticate|handshake failed|\b401\b|unauthorized|invalidaccesskey|signaturedoesnot",
         Away,
         "does not let sorter in; look at the account, or the key, in rclone's configuration file",
     ),

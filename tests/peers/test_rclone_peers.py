@@ -672,6 +672,17 @@ def test_wrong_secrets_mean_away_and_a_missing_file_is_held(server: Server, stor
         RcloneTarget(server.settings, Files()).put(job(IMAGES), store)
 
 
+def test_another_server_at_its_address_is_given_nothing(tmp_path: Path, store: Store) -> None:
+    with serving(OpenSsh, tmp_path / "served") as server:
+        RcloneTarget(server.settings, Files()).check(prepare=True)
+        known = server.base / "known"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", server.base / "other"], check=True)
+        known.write_text(f"[127.0.0.1]:{server.port} {(server.base / 'other.pub').read_text()}")
+        with pytest.raises(Away, match="is not the server that its known_hosts_file names"):
+            RcloneTarget(server.settings, Files()).put(job(IMAGES), store)
+        assert (store.asked, server.visible()) == ([], {})
+
+
 def test_check_warns_of_a_file_that_others_may_read(server: Server, place: Target) -> None:
     assert place.check().remarks == ()
     server.config.chmod(0o644)
@@ -829,19 +840,28 @@ def sorter_command(sorter: RunningSorter, *words: str, code: int | None = 0) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"),
+    ("text", "kind", "says"),
     [
-        ('sftp: "Failure" write /x: no space left on device', Away),
-        ("507 Insufficient Storage", Away),
-        ("couldn't connect SSH: ssh: handshake failed: ssh: unable to authenticate", Away),
-        ("dial tcp 127.0.0.1:1: connect: connection refused", Away),
-        ("didn't find section in config file", Held),
-        ("permission denied", TryLater),
-        ("nobody foresaw this of Doe^Jane", TryLater),
+        ('sftp: "Failure" write /x: no space left on device', Away, "is full"),
+        ("507 Insufficient Storage", Away, "is full"),
+        ("couldn't connect SSH: ssh: handshake failed: ssh: unable to authenticate", Away, "let sorter in"),
+        (
+            "couldn't connect SSH: ssh: handshake failed: read tcp 127.0.0.1:1->127.0.0.1:2: i/o timeout",
+            Away,
+            "not answer",
+        ),
+        ("couldn't connect SSH: ssh: handshake failed: EOF", Away, "not answer"),
+        ("couldn't connect SSH: ssh: handshake failed: knownhosts: key mismatch", Away, "known_hosts_file"),
+        ("Not Found", TryLater, "does not give back"),
+        ("dial tcp 127.0.0.1:1: connect: connection refused", Away, "does not answer"),
+        ("didn't find section in config file", Held, "configuration file"),
+        ("permission denied", TryLater, "let sorter write"),
+        ("nobody foresaw this of Doe^Jane", TryLater, "could not do"),
     ],
 )
-def test_what_rclone_says_is_understood_and_never_repeated(text: str, kind: type[Exception]) -> None:
+def test_what_rclone_says_is_understood_and_never_repeated(text: str, kind: type[Exception], says: str) -> None:
     said = spoken("nas:mri", Failed(500, text))
     assert type(said) is kind
+    assert says in str(said)
     assert "Doe" not in str(said)
     assert "Doe" not in str(Failed(500, text))
