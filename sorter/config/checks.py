@@ -22,7 +22,18 @@ def check(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
     yield from _waiting(config, raw)
     yield from _names(config)
     yield from _targets(config, raw)
+    yield from _engine(config)
     yield from folders(config)
+
+
+def _engine(config: Config) -> Iterator[Fault]:
+    slurm = config.engine.slurm
+    if config.engine.kind == "slurm" and slurm is None:
+        says = 'needs a folder that the nodes see too: write [engine.slurm] with shared = "/cluster/sorter"'
+        yield ("engine", "kind"), says
+    for name in slurm.labs if slurm is not None else ():
+        if name not in config.labs:
+            yield ("engine", "slurm", "labs", name), f"there is no lab {name}{did_you_mean(name, config.labs)}"
 
 
 def _spool(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
@@ -112,6 +123,8 @@ def _roots(config: Config) -> Iterator[tuple[Key, Path | None]]:
             yield ("targets", name, "root"), Path(target.settings["root"])
     for index, watch in enumerate(config.watch):
         yield ("watch", str(index), "path"), watch.path
+    if config.engine.slurm is not None:
+        yield ("engine", "slurm", "shared"), config.engine.slurm.shared
 
 
 def _overlap(folder: Path, other: Path) -> str:

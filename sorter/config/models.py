@@ -18,6 +18,7 @@ SENDER_WORDS = ("CallingAE", "CalledAE", "PeerAddress")
 
 _RULE = re.compile(r"\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*\S)\s*", re.DOTALL)
 _AE = re.compile(r"[\x20-\x7e]{1,16}")
+_SLURM_NAME = "^[A-Za-z0-9_.,-]{1,200}$"
 _HOST = re.compile(r"[A-Za-z0-9.:_-]{1,253}")
 
 
@@ -317,13 +318,41 @@ class Store(Section):
     """`"forever"`, or the days that a delivered image stays in the store: days that sorter saw pass."""
 
 
-class Engine(Section):
-    """`[engine]`: where products, as NIfTI, are made."""
+class SlurmTerms(Section):
+    """`[engine.slurm.labs.NAME]`: on which terms the jobs of one lab run."""
 
-    kind: Literal["local"] = "local"
-    """`"local"`: in processes of this machine."""
+    partition: Annotated[str, Field(pattern=_SLURM_NAME)] | None = None
+    """The partition. Default: what `[engine.slurm]` says, else the cluster's own default."""
+    account: Annotated[str, Field(pattern=_SLURM_NAME)] | None = None
+    """The account that is charged. Default: what `[engine.slurm]` says, else the cluster's own default."""
+    time: int | None = Field(default=None, ge=2, le=100_000)
+    """Minutes that Slurm gives a job. Default: what `[engine.slurm]` says, else what the product may take, and ten."""
+    memory: int | None = Field(default=None, ge=64)
+    """MiB that Slurm gives a job. Default: what `[engine.slurm]` says, else what the product may take, and 256."""
+
+
+class SlurmConfig(SlurmTerms):
+    """`[engine.slurm]`: where jobs are staged for the nodes of a cluster, and on which terms they run."""
+
+    shared: Folder
+    """A folder on a share that this machine and all nodes see under the same path; for this sorter alone."""
+    jobs: int = Field(default=100, ge=1, le=10_000)
+    """How many jobs are in Slurm's hands at a time, and staged in `shared`."""
+    python: str | None = None
+    """The Python that nodes run, with sorter and the same plugins installed. Default: the one that runs sorter here."""
+    labs: dict[str, SlurmTerms] = Field(default_factory=dict)
+    """`[engine.slurm.labs.NAME]`: other terms for one lab."""
+
+
+class Engine(Section):
+    """`[engine]`: where products, as NIfTI, are made. Changed at a start only."""
+
+    kind: Literal["local", "slurm"] = "local"
+    """`"local"`: in processes of this machine. `"slurm"`: on a cluster, see `[engine.slurm]`."""
     jobs: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 2) - 1), ge=1, le=256)
-    """How many at a time. Default: as many as the machine has processors, less one."""
+    """How many at a time on this machine. Default: as many as it has processors, less one."""
+    slurm: SlurmConfig | None = None
+    """`[engine.slurm]`: needed with `kind = "slurm"`."""
 
 
 class DoorConfig(Section):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import ipaddress
 import logging
+import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 from sorter.completion import Habits, Timing, Tracker
 from sorter.config import Config, LabConfig, Node, Sender
 from sorter.config.lab import LabFile
+from sorter.config.models import SlurmConfig, SlurmTerms
 from sorter.daemon.receive import keep_of
 from sorter.durable import Files
 from sorter.engine.engine import Engine
 from sorter.engine.local import LocalEngine
+from sorter.engine.slurm import Cluster, JobTerms, SlurmEngine
 from sorter.engine.work import Limits
 from sorter.errors import ConfigError, SorterError
 from sorter.expected import ExpectedDaily, ExpectedSeries
@@ -351,10 +354,23 @@ def assemble(
 
 
 def engine_of(config: Config, spool: Spool, wake: Callable[[], None]) -> Engine:
-    """What makes products. Jobs end before the receiver has to slow down for want of room."""
+    """What makes products. On this machine jobs end before the receiver has to slow down for want of room."""
+    given = config.engine
+    if given.kind == "slurm" and given.slurm is not None:
+        return SlurmEngine(cluster_of(given.slurm, config.spool), spool.scratch, spool.files, Limits(), wake)
     mark = mark_of(spool.files.space(config.spool), keep_of(config)).bytes
     limits = Limits(free=int(mark * (1 + NEAR)))
     return LocalEngine(config.engine.jobs, spool.scratch, spool.files, limits, wake)
+
+
+def cluster_of(given: SlurmConfig, spool: Path) -> Cluster:
+    """Where jobs run, and on which terms; what a lab does not name is as for all."""
+    usual = JobTerms(given.partition, given.account, given.time, given.memory)
+    labs = {
+        name: replace(usual, **each.model_dump(exclude_none=True, include=set(SlurmTerms.model_fields)))
+        for name, each in given.labs.items()
+    }
+    return Cluster(given.shared, f"{socket.gethostname()}:{spool}", given.jobs, given.python, usual, labs)
 
 
 def _commits(config: Config) -> bool:

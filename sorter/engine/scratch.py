@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -104,6 +105,47 @@ def collect(limits: Limits, files: Files) -> tuple[list[Made], str]:
                 return [], f"it made more than {limits.files} files or {limits.bytes >> 20} MiB"
             made.append(Made(relative, _digest(path, files), info.st_size))
     return sorted(made), ""
+
+
+def fetch(made: Iterable[Made], source: Path, target: Path, files: Files) -> str:
+    """Copy what a job elsewhere made to the new folder `target`; a sentence where it is not what its outcome says.
+
+    No step of a path may be a link, so nothing is read that does not lie below `source`.
+    """
+    files.mkdir(target, 0o700)
+    folders = {target}
+    for each in made:
+        place = target / each.name
+        _folders(place.parent, folders, files)
+        try:
+            fd = _open_below(source, each.name, files)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+                return f"{each.name[:80]!r} is not there any more as a regular file"
+            raise
+        try:
+            if not stat.S_ISREG(files.stat(fd).st_mode) or files.stat(fd).st_size != each.size:
+                return f"{each.name[:80]!r} has changed since the job ended"
+            with files.opened(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600) as new:
+                files.copy(fd, new)
+        finally:
+            files.close(fd)
+        if _digest(str(place), files) != each.sha256:
+            return f"{each.name[:80]!r} has changed since the job ended"
+    return ""
+
+
+def _open_below(folder: Path, name: str, files: Files) -> int:
+    at = files.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    steps = name.split("/")
+    for number, step in enumerate(steps, 1):
+        flags = os.O_RDONLY | os.O_NOFOLLOW | (os.O_NONBLOCK if number == len(steps) else os.O_DIRECTORY)
+        try:
+            inner = files.open(step, flags, at=at)
+        finally:
+            files.close(at)
+        at = inner
+    return at
 
 
 def excess(roots: Iterable[str], limits: Limits, files: Files) -> str:

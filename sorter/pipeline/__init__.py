@@ -165,6 +165,7 @@ class Pipeline:
                 if self._judge(live):
                     self._touched.add(live.key)
         self._collect_products()
+        self._note_progress()
         self._collect_answers()
         self._collect_removals()
         self._collect_recalled()
@@ -206,7 +207,7 @@ class Pipeline:
     def problems(self) -> list[str]:
         """Sentences on what keeps files from being taken, or series from being worked on; [] while nothing does."""
         said = [*self.intake.problems(), *self.outlets.problems(), *filter(None, (self._unlisted, self._beyond))]
-        said += self.plugins.table_faults()
+        said += [*self.workshop.engine.problems(), *self.plugins.table_faults()]
         for key, why in self.studies.troubles.items():
             said.append(f"study {key[:8]} has settled, which cannot be written down: {why}")
         for why in dict.fromkeys(why for _, why in self._failed.values() if why):
@@ -566,6 +567,13 @@ class Pipeline:
                     self.withdrawing.go_on(live)
                     self._touched.add(each)
 
+    def _note_progress(self) -> None:
+        for key, product, says in self.workshop.progress():
+            live = self.units.at_work(key)
+            if live is not None and live.making.get(product, "") != says:
+                live.making[product] = says
+                self._touched.add(key)
+
     def _tell_product(self, live: Live, product: str, outcome: Outcome) -> None:
         said = {"made": f"{product} was made: {len(outcome.files)} files", "nothing": f"no {product}: {outcome.why}"}
         live.unit.tell(said.get(outcome.state, f"{product} could not be made: {outcome.why}"), log=outcome.log)
@@ -790,6 +798,7 @@ class Pipeline:
             if key is None:
                 self._walk, self._unlisted = None, ""
                 self.settling.witness.replay()
+                self.workshop.engine.all_submitted()
                 self.reasking.begin()  # the rules may be others than those of the last life
                 break
             with self._apart(key):

@@ -35,6 +35,7 @@ class Live:
     asking: bool = False  # its sender is still to be asked what it has
     retiring: list[Receipt] = field(default_factory=list)  # deliveries that a correction has replaced
     troubles: dict[tuple[str, str], str] = field(default_factory=dict)  # (product, target) -> why it is not there yet
+    making: dict[str, str] = field(default_factory=dict)  # product -> how it stands where it is made
     gone: bool = False  # it was withdrawn, and all of it is removed
 
     @property
@@ -227,7 +228,7 @@ def _standing(live: Live, awaited: str) -> tuple[str, str]:
         return "owed", "what a person decided is being taken up"
     owed = live.owed
     if owed:
-        return "owed", live.troubles.get(owed[0], "on its way")
+        return "owed", live.troubles.get(owed[0]) or live.making.get(owed[0][0], "on its way")
     if live.retiring:
         first = live.retiring[0]
         why = live.troubles.get(
@@ -245,7 +246,8 @@ def _deliveries(live: Live) -> Iterator[DeliveryState]:
         state = "owed" if where in owed else "nothing" if receipt and not receipt.files else "delivered"
         if where in owed and each.product != DICOM and where in live.troubles:
             state = "failed"
-        why = live.troubles.get(where, "") if where in owed else receipt.note if receipt else ""
+        waits = live.troubles.get(where) or live.making.get(each.product, "")
+        why = waits if where in owed else receipt.note if receipt else ""
         yield DeliveryState(each.product, each.target, state, why, receipt.folder if receipt else each.folder)
 
 

@@ -36,6 +36,7 @@ class Withdrawing:
         """A person says so. What is on its way is taken back once it is there."""
         if not live.unit.withdrawn:
             live.unit.withdraw(why or "no reason was given")
+            self.workshop.cancel(live)
             live.unit.tell(f"withdrawn: {live.unit.withdrawn}")
             self.happened("withdrawn", live, images=str(len(live.unit.instances)))
         self.go_on(live)

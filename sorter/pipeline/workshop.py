@@ -52,6 +52,7 @@ class Workshop:
     engine: Engine
     settings: Callable[[str], Mapping[str, Any]]  # of the plugin that makes a product
     _tasks: dict[str, _Task] = field(default_factory=dict)
+    _said: dict[str, tuple[_Task, str]] = field(default_factory=dict)  # of each job, what was last known of it
     _tries: dict[tuple[str, str, int], int] = field(default_factory=dict)
 
     def made(self, live: Live, product: str) -> Made | None:
@@ -87,11 +88,29 @@ class Workshop:
         self._note(folder, (), why)
         return Made(nothing=why)
 
+    def progress(self) -> list[tuple[str, str, str]]:
+        """(unit key, product, what is known of its job) where that is news; "" where there is nothing more to say."""
+        known = self.engine.standing()
+        now = {job: (task, known[job]) for job, task in self._tasks.items() if job in known}
+        over = {job: (task, "") for job, (task, _) in self._said.items() if job not in now}
+        news = [said for job, said in {**now, **over}.items() if self._said.get(job) != said]
+        self._said = now
+        return [(task.key, task.product, says) for task, says in news]
+
+    def cancel(self, live: Live) -> None:
+        """End what is being made of a unit: nobody wants it any more."""
+        for job in [job for job, task in self._tasks.items() if task.key == live.key]:
+            del self._tasks[job]
+            self.engine.cancel(job)
+
     def finished(self) -> list[tuple[str, str, Outcome]]:
         """(unit key, product, outcome) of what ended since the last call; what was made is in the store by then."""
         found = []
         for outcome in self.engine.finished():
-            task = self._tasks.pop(outcome.id)
+            task = self._tasks.pop(outcome.id, None)
+            if task is None:  # it ended at the moment in which it was cancelled
+                self.engine.drop(outcome.id)
+                continue
             count = (task.key, task.product, task.revision)
             outcome = self._kept(task, outcome)
             if outcome.state == "failed" and not outcome.later:

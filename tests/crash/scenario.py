@@ -36,7 +36,9 @@ from sorter.deliver.target import (
     Verified,
     Wanted,
 )
-from sorter.engine.work import Outcome
+from sorter.durable import Files
+from sorter.engine.engine import Engine
+from sorter.engine.work import Limits, Work
 from sorter.errors import Away, Held, TryLater
 from sorter.model import Receipt
 from sorter.pipeline import outlets
@@ -85,17 +87,17 @@ def data_set(
     return whole[whole.index(b"\x08\x00\x16\x00") :]
 
 
-class Idle:
+class Idle(Engine):
     """An engine that makes nothing, for ever: the labs here want no products."""
 
     def __init__(self, *_: object, **__: object) -> None:
+        super().__init__(Path("/none"), Files(), Limits(), None)
+
+    def _begin(self, _: Work) -> None:
         pass
 
-    def submit(self, *_: object) -> None:
+    def cancel(self, _: str) -> None:
         pass
-
-    def finished(self) -> list[Outcome]:
-        return []
 
     def stop(self) -> None:
         pass

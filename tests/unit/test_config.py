@@ -241,7 +241,7 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
         ("[store]\nkeep = 0", '2: store.keep: must be "forever" or a number of days, at least 1, not 0'),
         ("[store]\nkeep = true", '2: store.keep: must be "forever" or a number of days, at least 1, not true'),
         ("[store]\nkeep = 'ever'", '2: store.keep: must be "forever" or a number of days, at least 1, not "ever"'),
-        ("[engine]\nkind = 'slrm'", '2: engine.kind: must be "local", not "slrm"'),
+        ("[engine]\nkind = 'slrm'", '2: engine.kind: must be "local" or "slurm", not "slrm"'),
         ("[engine]\njobs = 0", "2: engine.jobs: must be at least 1, not 0"),
         ("[labs.m]\nmatch = 'x=y'", '2: labs.m.match: must be a list, as ["…"], not "x=y"'),
         ("[labs.m]\nmatch = [\n 'PatientID=*',\n 'x'\n]", '4: labs.m.match.1: "x" is no rule; write KEYWORD=GLOB'),
@@ -561,7 +561,9 @@ HEADINGS = {
     "senders": "[[senders]]", "watch": "[[watch]]",
     "completion": "[completion]",
     "delivery": "[delivery]",
-    "store": "[store]", "engine": "[engine]", "door": "[door]", "labs": "[labs.NAME]", "targets": "[targets.NAME]",
+    "store": "[store]", "engine": "[engine]",
+    "engine.slurm": "[engine.slurm]", "engine.slurm.labs": "[engine.slurm.labs.NAME]",
+    "door": "[door]", "labs": "[labs.NAME]", "targets": "[targets.NAME]",
     "plugins": "[plugins.NAME]",
 }  # fmt: skip
 
