@@ -260,8 +260,11 @@ class Remote:
         except Failed:
             whole = True
             raise
+        except TimeoutError:
+            process.end()  # with what it still waits for
+            raise Away(f"rclone itself did not answer for {self.name}; it is begun anew") from None
         except (OSError, http.client.HTTPException) as error:
-            raise Away(f"rclone did not answer for {self.name} ({type(error).__name__}); it is begun anew") from None
+            raise Away(f"rclone broke off at {self.name} ({type(error).__name__}); it is tried again") from None
         finally:
             with self._beginning:
                 if whole and self._idle is None:

@@ -73,6 +73,9 @@ class Process:
     def runs(self) -> bool:
         return self._process.poll() is None
 
+    def end(self) -> None:
+        self._process.kill()
+
     def _listens(self) -> int:
         assert self._process.stderr is not None
         said, until, fd = b"", time.monotonic() + _BEGIN, self._process.stderr.fileno()

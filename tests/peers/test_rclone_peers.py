@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from sorter.builtin import rclone_target
+from sorter.builtin import _rclone, rclone_target
 from sorter.builtin._rclone import Failed, spoken
 from sorter.builtin.rclone_target import RcloneTarget
 from sorter.config import load as load_config
@@ -656,6 +656,20 @@ def test_rclone_that_is_killed_is_begun_anew(place: Target, store: Store) -> Non
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
     wait_until(lambda: not process.runs, SOON)
+    assert len(place.put(job(IMAGES), store).files) == len(IMAGES)
+
+
+def test_rclone_that_hangs_is_begun_anew(place: Target, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rclone, "_ANSWER", 1.0)
+    assert isinstance(place, RcloneTarget)
+    process = place._remote._process
+    assert process is not None
+    place._remote._idle = None
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(Away, match="did not answer for there:; it is begun anew"):
+        place.put(job(IMAGES), store)
+    wait_until(lambda: not process.runs, SOON)
+    monkeypatch.undo()
     assert len(place.put(job(IMAGES), store).files) == len(IMAGES)
 
 
