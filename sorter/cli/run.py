@@ -8,6 +8,7 @@ import time
 
 import click
 
+from sorter.cli.check_engine import check_engine
 from sorter.cli.checking import check_targets
 from sorter.cli.common import Where, console, log_to_stderr, with_config, with_where
 from sorter.config import Config, remark, server_context
@@ -105,7 +106,7 @@ def sort_command(where: Where, quiet: float | None, supervised: bool) -> None:
 
 
 @click.command("check")
-@click.option("--targets", is_flag=True, help="Write to every target too, as a delivery would, and mark it as present.")
+@click.option("--targets", is_flag=True, help="Write to every target too, and have Slurm run a job.")
 @with_config
 def check_command(config: Config, targets: bool) -> None:
     """Read the configuration and the plugins, and say everything that is wrong with them."""
@@ -115,6 +116,7 @@ def check_command(config: Config, targets: bool) -> None:
         console.print(f"WARNING: {doubtful}", soft_wrap=True, markup=False, highlight=False)
     if targets:
         check_targets(config)
+        check_engine(config)
     labs = ", ".join(config.labs) or "none (everything is delivered as unassigned)"
     console.print(f"The configuration is good. Labs: {labs}. Spool: {config.spool}", soft_wrap=True)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from sorter import Job, __version__
 from sorter.durable import Files
 from sorter.engine import scratch
 from sorter.engine.engine import description, environment, environment_in
@@ -56,3 +58,10 @@ def run(folder: str) -> int:
     with child.stdin:
         child.stdin.write(json.dumps({**told, "parent": os.getpid()}).encode())
     return child.wait()
+
+
+def probe(job: Job) -> None:
+    """A maker that says where it runs, and with which sorter."""
+    says = f"{platform.node()} runs sorter {__version__} with Python {platform.python_version()}"
+    print(says)  # noqa: T201 (the job's log)
+    Files().write_file(f"{job.scratch}/out.txt", says.encode(), durable=False)

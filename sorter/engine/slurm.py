@@ -155,6 +155,12 @@ class SlurmEngine(Engine):
         self._poke.set()
         self._thread.join(timeout=5)  # a share that hangs holds the thread, and ends with this process
 
+    def settle(self, patience: float) -> None:
+        """Wait until what is not wanted any more is gone, so many seconds at most."""
+        end = time.monotonic() + patience
+        while self._unwanted and not self._trouble and time.monotonic() < end:
+            time.sleep(0.1)
+
     def all_submitted(self) -> None:
         with self._lock:
             self._clear_rest = True
@@ -324,7 +330,7 @@ class SlurmEngine(Engine):
             "TIMEOUT": "took longer than Slurm gave it",
             "OUT_OF_MEMORY": "took more memory than Slurm gave it",
         }.get(listed.state, f"ended there without a result ({listed.state})")
-        log = self._log(self.cluster.shared / job.work.id)
+        log = self._log(self.cluster.shared / job.work.id, listed.number)
         self._end(job, Outcome(job.work.id, "failed", f"job {listed.number} of Slurm {why}", log))
 
     def _submit_again(self, job: _Job, why: str) -> None:
@@ -370,9 +376,11 @@ class SlurmEngine(Engine):
         said = f", and says: {last[-_LAST_LINE:]}" if last else ""
         return f"job {listed.number} of Slurm is {listed.state.lower()} on {listed.nodes or 'a node'}{said}"
 
-    def _log(self, folder: Path) -> str:
-        with contextlib.suppress(OSError):
-            return self.files.read_file(folder / remote.LOG, limit=4 * self.limits.log).decode(errors="replace")
+    def _log(self, folder: Path, number: str = "") -> str:
+        """What the job printed; of one that did not get as far, what stood in its way."""
+        for path in (folder / remote.LOG, folder / "slurm" / f"{number}_0_log.out"):
+            with contextlib.suppress(OSError):
+                return self.files.read_file(path, limit=4 * self.limits.log).decode(errors="replace")
         return ""
 
     def _look_at_nodes(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import Account
+from sorter import __version__
 from sorter.spool import Unit
 from sorter.testing.running import RunningSorter
 from sorter.testing.synthetic import Plan, localizer, write_series
@@ -194,6 +196,27 @@ def test_what_a_job_sees_and_says(
         confirm = json.loads(code.stdout)["code"]
         subprocess.run([*command, "--confirm", confirm], check=True, capture_output=True, cwd="/", timeout=60)
         wait_until(lambda: not nodes.jobs() and not shared(place), 60, "its jobs to be gone")
+
+
+def test_a_check_says_whether_a_job_could_run(cluster: tuple[Cluster, Path], account: Account) -> None:
+    _, place = cluster
+    sorter = sorter_of(place, account)
+    path = sorter.root / "sorter.toml"
+    command = [*account.prefix, sys.executable, "-m", "sorter", "check", "--targets", "-c", path, "--root", sorter.root]
+
+    def says(code: int) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=180)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    good = says(0)
+    assert f"Slurm ({place}/share/jobs): good" in good
+    assert f"{socket.gethostname()} runs sorter {__version__} with Python " in good
+    path.write_text(path.read_text().replace("[engine.slurm]", '[engine.slurm]\npython = "/usr/bin/nopython"'))
+    bad = says(1)
+    assert "no product can be made by Slurm now: job 2 of Slurm ended there without a result (FAILED)" in bad
+    assert "/usr/bin/nopython: No such file or directory" in bad
+    assert shared(place) == []
 
 
 def test_the_sample_as_on_this_machine(
