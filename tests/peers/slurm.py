@@ -88,6 +88,8 @@ class Cluster:
 
     def stop(self) -> None:
         self.says("scancel", f"--user={self.account.uid}", check=False)
+        with contextlib.suppress(AssertionError):  # what a test left running, on a node that may be gone
+            wait_until(lambda: not self.jobs() and not self.jobs("COMPLETING"), 30, "its jobs to be over")
         for process in reversed(self._processes):
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -178,8 +178,9 @@ def test_what_a_job_sees_and_says(
     monkeypatch.setenv("SECRET_TOKEN", "canary-secret")
     with sorter_of(place, account) as sorter:
         drop(sorter, account, [Plan(seed=1, size=16, patient_id="S1")])
-        made = wait_until(lambda: list(sorter.labs.rglob("*.txt")), 120, "a product")
-        assert [each.read_text() for each in made] == ["[] None"], "it sees no spool, and no secret of ours"
+        sorter.wait_event("delivered", 120, product="sees")
+        made = [each.read_text() for each in sorter.labs.rglob("*.txt")]
+        assert made == ["[] None"], "it sees no spool, and no secret of ours"
         wait_until(lambda: "leads_out could not be made" in why(sorter, "S1"), 60, "a link to be refused")
         assert "'sub' is no regular file" in why(sorter, "S1")
         said = wait_until(lambda: "step 3 of 7" in (text := why(sorter, "S1")) and text, 60, "what it prints")
