@@ -281,6 +281,10 @@ PEERS = {  # package: a command that it brings
     "openssh-server": "sshd",
     "openssh-client": "sftp",
     "iproute2": "ip",
+    "sshfs": "sshfs",
+    "python3-fusepy": "",  # for Debian's own Python, which runs the share of tests/peers/fuse_share.py
+    "acl": "setfacl",
+    "e2fsprogs": "mkfs.ext4",
     "npm": "npm",
 }
 """Debian's packages that the second tier is run with."""
