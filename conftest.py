@@ -154,10 +154,15 @@ def dcmtk() -> Dcmtk:
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-    """An account of this machine, its gid as its uid, and the command that runs another as this account."""
+    """An account of this machine, and the command that runs another as this account."""
 
     uid: int
     prefix: tuple[str, ...]
+
+    @property
+    def gid(self) -> int:
+        """Of its own group."""
+        return pwd.getpwuid(self.uid).pw_gid
 
 
 # Where Python lies in a folder that is closed to others (pyenv in /root), its users see that folder with Python alone.
@@ -172,12 +177,15 @@ exec "$@" 3<&-
 """
 
 
-def _as(uid: int) -> tuple[str, ...]:
-    drop = ("setpriv", "--reuid", f"{uid}", "--regid", f"{uid}", "--clear-groups")
+def opened() -> tuple[str, ...]:
+    """A command that runs another as root where that may become any account, and still find this Python."""
     closed = [each for each in Path(sys.base_prefix).parents if not each.stat().st_mode & 0o001]
-    return (
-        ("unshare", "--mount", "sh", "-c", _OPENED, "sh", str(closed[-1]), sys.base_prefix, *drop) if closed else drop
-    )
+    return ("unshare", "--mount", "sh", "-c", _OPENED, "sh", str(closed[-1]), sys.base_prefix) if closed else ()
+
+
+def _as(uid: int) -> tuple[str, ...]:
+    own_group = pwd.getpwuid(uid).pw_gid
+    return (*opened(), "setpriv", "--reuid", f"{uid}", "--regid", f"{own_group}", "--init-groups")
 
 
 @functools.cache

@@ -14,6 +14,8 @@ from sorter.durable import NFS, PART, Files
 from sorter.errors import SorterError, TryLater
 
 _MOST_GROUPS = 16  # that NFS hands on of an account (AUTH_SYS, RFC 5531 appendix A)
+_NOBODY = 65534  # whom a server takes root for, unless it is told another account (exports(5), anonuid)
+_OWN_ACCOUNT = "run sorter under an account that the server knows, and that is in the lab's group"
 
 
 def mark(root: str | os.PathLike[str], files: Files) -> bool:
@@ -35,6 +37,29 @@ def mark(root: str | os.PathLike[str], files: Files) -> bool:
         raise SorterError(f"{os.fspath(root)} is not there; mount it, or make it, first") from None
     except OSError as error:
         raise spoken(os.fspath(root), error) from error
+
+
+@contextlib.contextmanager
+def explained(root: str, files: Files) -> Iterator[None]:
+    """Whoever is refused is told what an account's name alone does not show: how a share's server sees it."""
+    try:
+        yield
+    except TryLater as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+        raise TryLater("; ".join([str(error), *_reasons(root, files)])) from error.__cause__
+
+
+def _reasons(root: str, files: Files) -> Iterator[str]:
+    try:
+        with files.opened(root, os.O_RDONLY | os.O_DIRECTORY) as top:
+            shared = files.is_shared(top)
+    except OSError:
+        shared = True  # not even that is allowed: as for nobody
+    if shared and os.geteuid() == 0:
+        yield f"to most shares root is nobody (root squash): {_OWN_ACCOUNT}"
+    elif shared and len(os.getgroups()) > _MOST_GROUPS:
+        yield _too_many_groups()
 
 
 def made_remarks(root: str, files: Files) -> Iterator[str]:
@@ -73,11 +98,8 @@ def probe(visit: Visit, threads: int) -> tuple[str, ...]:
 def _remarks(visit: Visit, info: os.stat_result, *, listed: bool) -> Iterator[str]:
     """What the file that was just written says of the mount."""
     account = os.geteuid()
-    if info.st_uid != account and account == 0:
-        yield (
-            f"root's files belong to account {info.st_uid} there (root squash): "
-            "run sorter under an account that the server knows, and that is in the lab's group"
-        )
+    if info.st_uid != account == 0 and (info.st_uid == _NOBODY or visit.files.file_system(visit.fd) == NFS):
+        yield f"root's files belong to account {info.st_uid} there (root squash): {_OWN_ACCOUNT}"
     elif info.st_uid != account:
         yield f"files belong to account {info.st_uid} there, whoever writes them: quotas and owners are the mount's own"
     wanted = visit.access.file_mode
@@ -86,13 +108,16 @@ def _remarks(visit: Visit, info: os.stat_result, *, listed: bool) -> Iterator[st
             f"permissions are the mount's own ({stat.S_IMODE(info.st_mode):04o} where {wanted:04o} was asked for), as "
             "on SMB: set file_mode, dir_mode, uid and gid where it is mounted"
         )
-    groups = len(os.getgroups())
-    if groups > _MOST_GROUPS and visit.files.file_system(visit.fd) == NFS:
-        yield (
-            f"this account is in {groups} groups, and NFS hands on {_MOST_GROUPS} of them (sec=sys): a lab's group may "
-            "not count there, unless the server looks groups up itself (rpc.mountd --manage-gids)"
-        )
+    if len(os.getgroups()) > _MOST_GROUPS and visit.files.file_system(visit.fd) == NFS:
+        yield _too_many_groups()
     if not visit.locked:
         yield "this mount knows no locks: see to it that only one sorter delivers there"
     if visit.files.has_default_acl(visit.fd):
         yield "the folder has a default ACL: it alone says who may read and write what is delivered"
+
+
+def _too_many_groups() -> str:
+    return (
+        f"this account is in {len(os.getgroups())} groups, and NFS hands on {_MOST_GROUPS} of them (sec=sys): a lab's "
+        "group may not count there, unless the server looks groups up itself (rpc.mountd --manage-gids)"
+    )

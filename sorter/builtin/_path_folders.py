@@ -201,6 +201,11 @@ def remove_tree(files: Files, name: str, at: int, depth: int = 8) -> None:
         return
 
 
+def _may_keep(gid: int) -> bool:
+    """May this process set the set-group-ID bit of a folder of this group? Else a chmod clears it. (chmod(2))"""
+    return os.geteuid() == 0 or gid in (os.getegid(), *os.getgroups())
+
+
 class Visit:
     """One job's stay below a root: open descriptors, whom the files shall belong to, and what there is to say.
 
@@ -357,6 +362,9 @@ class Visit:
             self._tolerant("the group of the files could not be set", lambda: files.chown(fd, -1, gid))
             info = files.stat(fd)
         if mode is None:
+            return
+        if info.st_mode & stat.S_ISGID and not _may_keep(info.st_gid):
+            self.note("the permissions of folders were left: a chmod would take their set-group-ID bit away")
             return
         wanted = mode if gid is not None else mode | (info.st_mode & stat.S_ISGID)
         if stat.S_IMODE(info.st_mode) != wanted:

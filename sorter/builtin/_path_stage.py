@@ -61,7 +61,7 @@ class Stage:
             self.files.close(self.fd)
 
     def _make(self) -> int:
-        mode = 0o777 if self.listed else 0o700
+        mode = 0o777 if self.listed else self.visit.access.folder_mode & 0o777
         try:
             self.files.mkdir(self.name, mode, at=self.above)
         except FileExistsError:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sorter.builtin._path_check import made_remarks, probe
+from sorter.builtin._path_check import explained, made_remarks, probe
 from sorter.builtin._path_check import mark as mark
 from sorter.builtin._path_copies import copy_for_lab
 from sorter.builtin._path_decide import Action, decide, distinct, in_force, mended, suffixes, with_suffix, without
@@ -139,9 +139,10 @@ class PathTarget:
 
     def check(self, *, prepare: bool = False) -> Checked:
         """Create, sync, rename, read back and delete a small file below `.sorter/`, as a delivery would."""
-        made = prepare and mark(self._root, self._files)
-        with self._visit() as visit:
-            remarks = probe(visit, self._threads)
+        with explained(self._root, self._files):
+            made = prepare and mark(self._root, self._files)
+            with self._visit() as visit:
+                remarks = probe(visit, self._threads)
         return Checked((*made_remarks(self._root, self._files), *remarks) if made else remarks)
 
     def put(self, job: Put, source: Source) -> Done:
