@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 from sorter.deliver.lane import Lane
 from sorter.deliver.target import Later, Refused, Verified
+from sorter.deliver.workers import Started, may_start
 from sorter.model import DICOM, Instance, Receipt
 from sorter.spool import Unit
 
@@ -111,13 +112,16 @@ def _of_image(unit: Unit, instance: Instance, deep: bool) -> Standing | None:
 
 
 class Outlet(Protocol):
-    """A configured target: the code of its kind, and its settings."""
+    """A configured target: the code of its kind, its settings, and whose its files are."""
 
     @property
     def code(self) -> str: ...
 
     @property
     def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def account(self) -> str: ...
 
 
 class Targets:
@@ -153,7 +157,10 @@ class Targets:
     def _lane(self, target: str) -> Lane:
         if target not in self._lanes:
             outlet = self._outlets[target]
-            self._lanes[target] = Lane(target, outlet.code, outlet.settings, _nothing_to_deliver, _nothing_to_deliver)
+            workers = Started(outlet.account if may_start(outlet.account) else "")  # to look, reading may be enough
+            self._lanes[target] = Lane(
+                target, outlet.code, outlet.settings, _nothing_to_deliver, _nothing_to_deliver, workers=workers
+            )
         return self._lanes[target]
 
     def stop(self) -> None:

@@ -12,12 +12,18 @@ from sorter.config import Config
 from sorter.daemon.assembly import load_plugins, outlets_of
 from sorter.deliver.lane import Lane, Patience
 from sorter.deliver.target import Checked, Later, Refused
+from sorter.deliver.workers import Started, may_start
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.pipeline.outlets import Outlet
+from sorter.spool import Spool
 
 SILENCE = 30.0
 """Seconds that a target may take for one step, before its mount is said to hang."""
+
+_AS_ROOT = "this account may not write as the one that will: run `sorter check --targets` as root"
+
+_AS_ROOT = "this account may not write as the one that will: run `sorter check --targets` as root"
 
 Answers = queue.Queue[tuple[str, Checked | Later | Refused]]
 
@@ -26,12 +32,23 @@ def check_targets(config: Config) -> None:
     """Ask every target, all at once, each in a worker of its own; SorterError where one of them fails."""
     files = Files()
     outlets = outlets_of(config, load_plugins(config, files))
+    others = {name: outlet for name, outlet in outlets.items() if outlet.account}
+    answers = _asked(others)  # first, while root may still be anybody
     account = become_writer(config, files)
     console.print(f"Targets are checked as {account}.", soft_wrap=True, markup=False)
     _make_default_roots(config, files)
-    failed = [name for name, answer in _asked(outlets).items() if not _said(name, outlets[name], answer)]
+    answers |= _asked({name: outlet for name, outlet in outlets.items() if name not in others})
+    failed = [name for name, outlet in outlets.items() if not _said(name, outlet, answers[name])]
     if failed:
         raise SorterError(f"nothing can be delivered to {', '.join(failed)} now; the sentences above say why")
+
+
+def lacking_workers(config: Config) -> list[str]:
+    """What a running sorter says of workers that are to come and have not."""
+    spool = Spool(config.spool, Files())
+    if not any(lab.user for lab in config.labs.values()) or not spool.is_sorting():
+        return []
+    return [each for each in spool.problems() if each.startswith("the worker of ")]
 
 
 def become_writer(config: Config, files: Files) -> str:
@@ -64,16 +81,21 @@ def _make_default_roots(config: Config, files: Files) -> None:
 
 def _asked(outlets: Mapping[str, Outlet]) -> dict[str, Checked | Later | Refused]:
     answers: Answers = queue.Queue()
-    lanes = [_ask(name, outlet, answers) for name, outlet in outlets.items()]
-    found = dict(answers.get() for _ in lanes)  # a lane answers always: with what it found, or that it was silent
+    barred = {name for name, outlet in outlets.items() if not may_start(outlet.account)}
+    found: dict[str, Checked | Later | Refused] = {name: Refused(_AS_ROOT) for name in barred}
+    lanes = [_ask(name, outlet, answers) for name, outlet in outlets.items() if name not in barred]
+    found |= dict(answers.get() for _ in lanes)  # a lane answers always: with what it found, or that it was silent
     for lane in lanes:
         lane.stop(1.0)
-    return {name: found[name] for name in outlets}
+    return found
 
 
 def _ask(name: str, outlet: Outlet, answers: Answers) -> Lane:
     delivers_nothing = (lambda *_: 0, lambda *_: None)
-    lane = Lane(name, outlet.code, outlet.settings, *delivers_nothing, patience=Patience(silence=SILENCE))
+    lane = Lane(
+        name, outlet.code, outlet.settings, *delivers_nothing,
+        patience=Patience(silence=SILENCE), workers=Started(outlet.account),
+    )  # fmt: skip
     lane.check(lambda answer: answers.put((name, answer)), prepare=True)
     return lane
 
@@ -81,7 +103,8 @@ def _ask(name: str, outlet: Outlet, answers: Answers) -> Lane:
 def _said(name: str, outlet: Outlet, answer: Checked | Later | Refused) -> bool:
     where = next((outlet.settings[key] for key in ("root", "host", "remote") if key in outlet.settings), "")
     good = isinstance(answer, Checked)
-    console.print(f"{name} ({where}): {'good' if good else 'FAILED'}", soft_wrap=True, markup=False)
+    written = f", written by {outlet.account}" if outlet.account else ""
+    console.print(f"{name} ({where}{written}): {'good' if good else 'FAILED'}", soft_wrap=True, markup=False)
     for sentence in answer.remarks if isinstance(answer, Checked) else (answer.why,):
         console.print(f"    {sentence}", soft_wrap=True, markup=False)
     return good

@@ -21,6 +21,7 @@ def check(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:
     yield from _places(config, raw)
     yield from _waiting(config, raw)
     yield from _names(config)
+    yield from _users(config)
     yield from _targets(config, raw)
     yield from _engine(config)
     yield from folders(config)
@@ -84,6 +85,13 @@ def _names(config: Config) -> Iterator[Fault]:
     for name in config.targets:
         if name in config.labs:
             yield ("targets", name), f"a lab's root is a target of its name already ({config.locate('labs', name)})"
+
+
+def _users(config: Config) -> Iterator[Fault]:
+    for name, lab in config.labs.items():
+        if lab.user and lab.root is None:
+            says = f"{lab.user} needs a folder of its own; give root, a folder that this account may write to"
+            yield ("labs", name, "user"), says
 
 
 def _targets(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:

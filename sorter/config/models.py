@@ -19,6 +19,7 @@ SENDER_WORDS = ("CallingAE", "CalledAE", "PeerAddress")
 _RULE = re.compile(r"\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*\S)\s*", re.DOTALL)
 _AE = re.compile(r"[\x20-\x7e]{1,16}")
 _SLURM_NAME = "^[A-Za-z0-9_.,-]{1,200}$"
+_ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 _HOST = re.compile(r"[A-Za-z0-9.:_-]{1,253}")
 
 
@@ -167,6 +168,12 @@ def _span(value: Any) -> Any:
     if isinstance(value, float):
         return value
     return span(value) if isinstance(value, str) else _wrong('must be a time in quotes, as "8h"', value)
+
+
+def _account(value: str) -> str:
+    if not _ACCOUNT.fullmatch(value):
+        raise ValueError(f'{shown(value)} is no name of an account; write one as "memory-mri"')
+    return value
 
 
 def _keep(value: Any) -> Any:
@@ -385,8 +392,9 @@ class LabConfig(Section):
     umask: Umask | None = None
     """Octal, in quotes: the permissions that delivered files and folders do not get. Default: `"022"`, with a group
     `"027"`."""
-    user: str | None = None
-    """The Unix account that the lab's files belong to. Kept for the worker of this lab; not used so far."""
+    user: Annotated[str, AfterValidator(_account)] | None = None
+    """The Unix account that the lab's files belong to: what is delivered to `root` is written by a process that runs as
+    this account (delivery.md says how). `root` has to be given then. Default: the account that sorter runs as."""
     groups: Annotated[tuple[str | int, ...], Field(strict=False)] = ()
     """Unix groups, besides `group`, whose members may see what the lab has, by `sorter list`, `why` and `rename`."""
     users: Annotated[tuple[str | int, ...], Field(strict=False)] = ()

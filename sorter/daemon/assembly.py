@@ -128,7 +128,9 @@ def outlets_of(config: Config, plugins: Plugins) -> dict[str, Outlet]:
             where = f"{config.locate('targets', name, 'kind')}: targets.{name}.kind"
             faults.append(f"{where}: no plugin brings {target.kind!r} (known: {known})")
             continue
-        found[name] = Outlet(kinds[target.kind], target.settings, stay=name in config.labs)
+        lab = config.labs.get(name)
+        account = lab.user or "" if lab is not None else ""
+        found[name] = Outlet(kinds[target.kind], target.settings, stay=lab is not None, account=account)
     if faults:
         raise ConfigError(faults)
     return found

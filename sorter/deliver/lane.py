@@ -6,15 +6,10 @@ fills or dies delays only its own lane. Nothing here is remembered over a restar
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import logging
 import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +32,8 @@ from sorter.deliver.target import (
     Verified,
     Wanted,
 )
-from sorter.errors import Held, SorterError
+from sorter.deliver.workers import GRACE, Started, Worker, Workers
+from sorter.errors import Away, Held, SorterError
 from sorter.model import Receipt, build, plain
 from sorter.wire import MOST_DESCRIPTORS, Channel, WireError, close_all
 
@@ -47,8 +43,6 @@ OpenInput: TypeAlias = Callable[[Put, Wanted], int]
 """A read-only descriptor of one file in the spool, which the lane closes. SorterError or OSError when there is none."""
 
 Report: TypeAlias = Callable[[Put, Result], None]
-
-_GRACE = 5.0  # seconds for a process to end after its socket was closed, or after SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +79,20 @@ class Lane:
 
     def __init__(
         self, target: str, code: str, settings: Mapping[str, Any], open_input: OpenInput, report: Report,
-        *, patience: Patience | None = None, stay: bool = False,
+        *, patience: Patience | None = None, stay: bool = False, workers: Workers | None = None,
     ) -> None:  # fmt: skip
         self.target = target
         self._hello = {"target": target, "code": code, "settings": dict(settings)}
         self._open_input, self._report = open_input, report
+        self._workers = workers or Started()
         patience = patience or Patience()
         self._idle, self._patience = None if stay else patience.idle, patience
         self._silence = patience.silence
         self._waiting: dict[tuple[str, ...], _Task] = {}
         self._changed = threading.Condition()
         self._stopping = False
-        self._worker: _Worker | None = None
-        self._stuck: subprocess.Popen[bytes] | None = None
+        self._worker: Worker | None = None
+        self._stuck: Worker | None = None
         self._moved: float | None = None  # when the worker last gave a sign of life, while it has a job
         self._thread = threading.Thread(target=self._run, name=f"lane {target}", daemon=True)
         self._thread.start()
@@ -175,9 +170,18 @@ class Lane:
 
     @property
     def pid(self) -> int | None:
-        """Of the worker process, while there is one."""
+        """Of the worker process, while there is one that we started."""
         worker = self._worker
-        return worker.process.pid if worker else None
+        return worker.pid if worker else None
+
+    def problem(self) -> str:
+        """Why it has no worker and cannot have one, for people; "" where it has, or where nothing is wrong."""
+        problem = self._workers.problem()
+        return "" if self._worker is not None else problem
+
+    def worker_came(self) -> bool:
+        """Could a job be begun now that could not for want of a worker?"""
+        return self._workers.came()
 
     def stop(self, timeout: float) -> bool:
         """Finish the job at hand, but end it after `timeout` seconds; forget what waits. True once the thread ended."""
@@ -190,7 +194,7 @@ class Lane:
             worker = self._worker
             if worker:
                 worker.kill()
-            self._thread.join(2 * _GRACE)
+            self._thread.join(2 * GRACE)
         return not self._thread.is_alive()
 
     def _add(self, place: tuple[str, ...], task: _Task) -> None:
@@ -206,6 +210,7 @@ class Lane:
             if task is None:
                 self._end_worker()
                 if self._stopping:
+                    self._workers.close()
                     return
                 continue
             self._settle(task)
@@ -281,10 +286,14 @@ class Lane:
     def _start(self) -> Later | Refused | None:
         if self._worker is not None:
             return None
-        if self._stuck is not None and self._stuck.poll() is None:
-            return Later(f"target {self.target} still holds a worker that was ended: its mount hangs", away=True)
+        if self._stuck is not None and not self._stuck.gone():
+            mend = f"; if not, {self._stuck.mend}" if self._stuck.mend else ""
+            return Later(f"target {self.target} still holds a worker that was ended: its mount hangs{mend}", away=True)
         self._stuck = None
-        self._worker = _Worker(self._silence)
+        try:
+            self._worker = self._workers.start(self._silence)
+        except Away as error:
+            return Later(str(error), away=True)
         channel = self._worker.channel
         channel.send(self._hello)
         answer, _ = channel.receive()
@@ -294,7 +303,7 @@ class Lane:
         failed: Later | Refused = _answer(answer, Done)
         return failed
 
-    def _converse(self, worker: _Worker, task: _Task) -> Any:
+    def _converse(self, worker: Worker, task: _Task) -> Any:
         channel, worker.heard = worker.channel, False
         descriptors = task.opens()
         try:
@@ -308,7 +317,7 @@ class Lane:
                 self._hand_over(channel, task, answer["need"])
             elif "alive" not in answer:
                 worker.waits = answer.get("waits") is True
-                return _answer(answer, task.good)
+                return _whole(_answer(answer, task.good), task.put)
 
     def _hand_over(self, channel: Channel, task: _Task, asked: Any) -> None:
         if not isinstance(asked, list) or not 0 < len(asked) <= MOST_DESCRIPTORS:
@@ -349,45 +358,18 @@ class Lane:
             return ""
         how = worker.end(kill=kill)
         if how is None:  # not even SIGKILL ends what waits inside the kernel for a mount
-            self._stuck = worker.process
+            self._stuck = worker
             return "but hangs in the kernel"
         return how
 
 
-class _Worker:
-    """A process and this side's end of its socket."""
-
-    def __init__(self, silence: float) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            try:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "sorter.deliver.worker", "--fd", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/",
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,  # a library's words may name a patient
-                )  # fmt: skip
-            except BaseException:
-                ours.close()
-                raise
-        self.channel = Channel(ours, silence)
-        self.heard = False  # anything about the job at hand
-        self.waits = False  # its target, for something that comes between two jobs
-
-    def kill(self) -> None:
-        with contextlib.suppress(OSError):
-            self.process.send_signal(signal.SIGKILL)
-
-    def end(self, *, kill: bool = False) -> str | None:
-        self.channel.close()
-        for force in (kill, True):
-            if force:
-                self.kill()
-            try:
-                code = self.process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                continue
-            return f"by signal {-code}" if code < 0 else f"with status {code}"
-        return None
+def _whole(result: Any, put: Put | None) -> Any:
+    """The result; WireError for a put that was done, but not of all that there was to deliver."""
+    if put is not None and isinstance(result, Done):
+        named = {(each.file, each.sha256) for each in result.files}
+        if not all((each.file, each.sha256) in named for each in put.files):
+            raise WireError("it said nothing of some of the files that it was to deliver")
+    return result
 
 
 def _answer(answer: Mapping[str, Any], good: type) -> Any:

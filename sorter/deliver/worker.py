@@ -1,7 +1,6 @@
 """The process that touches one target, so that a mount that hangs, fills or lies can hurt nothing else.
 
-    python -m sorter.deliver.worker --fd N        one end of a socket pair, inherited from `sort`
-    python -m sorter.deliver.worker --unix PATH   `sort`'s socket: the worker runs under an account of its own
+    python -m sorter.deliver.worker --fd N      a connection to `sort`, inherited from it, or from a keeper
 
 It is given everything over that socket: first the target's name, code and settings, then one job after another. It
 looks at the target first and asks only for the files that are really needed; they come as read-only descriptors. It
@@ -19,9 +18,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import select
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -38,6 +39,7 @@ BATCH = 64
 """Descriptors asked for at once: many enough to save messages, few enough for several workers below 1,024."""
 
 _BEAT = 2.0  # seconds between two signs of life
+_LEFT = 4.0  # seconds to end properly, once the other side has gone
 
 
 class Beating(Files):
@@ -213,15 +215,22 @@ def _connect(arguments: Sequence[str]) -> socket.socket:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             return socket.socket(fileno=int(number))
-        case ["--unix", path]:
-            connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connected.connect(path)
-            return connected
-    raise SystemExit("usage: python -m sorter.deliver.worker --fd N | --unix PATH")
+    raise SystemExit("usage: python -m sorter.deliver.worker --fd N")
+
+
+def _end_after(connected: socket.socket) -> None:
+    """End with the other side, although a call of the target may not return: nobody else may be allowed to end us."""
+    ended = select.poll()
+    ended.register(connected, select.POLLRDHUP)
+    ended.poll()
+    time.sleep(_LEFT)
+    os._exit(1)
 
 
 def main(arguments: Sequence[str]) -> int:
-    channel = Channel(_connect(arguments))
+    connected = _connect(arguments)
+    threading.Thread(target=_end_after, args=(connected,), daemon=True).start()
+    channel = Channel(connected)
     try:
         serve(channel)
     except EOFError:

@@ -123,6 +123,11 @@ class Outages:
             del self._due[name]
         return found
 
+    def ask_now(self, target: str) -> None:
+        """What it waited for has come."""
+        if target in self._due:
+            self._due[target] = 0.0
+
     def ask_all_now(self) -> None:
         """A person says that what was wrong is mended."""
         self._due = dict.fromkeys(self._due, 0.0)

@@ -28,6 +28,7 @@ from sorter.deliver.target import (
     Result,
     Wanted,
 )
+from sorter.deliver.workers import workers_of
 from sorter.model import DICOM, Receipt
 from sorter.pipeline.outages import Outages
 from sorter.spool import Spool
@@ -42,11 +43,13 @@ Errand: TypeAlias = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Outlet:
-    """One configured target: the code of its kind, and its own settings. `stay`: it is a lab's, whose worker stays."""
+    """One configured target: the code of its kind, and its own settings. `stay`: it is a lab's, whose worker stays.
+    `account`: whom its worker is to be run as; "" for the account that sorter runs as."""
 
     code: str
     settings: Mapping[str, Any]
     stay: bool = False
+    account: str = ""
 
 
 class Outlets:
@@ -94,7 +97,8 @@ class Outlets:
             self._answers.append((name, put, result))
             self._wake()
 
-        return Lane(name, outlet.code, outlet.settings, self._open, report, stay=outlet.stay)
+        workers = workers_of(name, outlet.account, self._spool.workers, self._spool.files)
+        return Lane(name, outlet.code, outlet.settings, self._open, report, stay=outlet.stay, workers=workers)
 
     def _open(self, put: Put, wanted: Wanted) -> int:
         """Called in a lane's thread: a read-only descriptor of one file."""
@@ -253,6 +257,9 @@ class Outlets:
     def due(self, now: float) -> list[Errand]:
         """What should be tried again now; targets that are out are asked for it by one small check."""
         self._collect_checks(now)
+        for name, (_, lane) in self._lanes.items():
+            if lane.worker_came():
+                self.outages.ask_now(name)
         for target in self.outages.due(now):
             self._check(target)
         found = []
@@ -302,9 +309,10 @@ class Outlets:
         return min((time for time in times if time is not None), default=None)
 
     def problems(self) -> list[str]:
-        """Targets that have not moved for long, for people: long before their worker is given up."""
+        """Targets that have not moved for long, long before their worker is given up, or that have no worker."""
         slow = (name for name, (_, lane) in self._lanes.items() if lane.silence() > SLOW)
-        return [f"target {name} has not moved for more than {SLOW:g} s: does its mount hang?" for name in slow]
+        hung = [f"target {name} has not moved for more than {SLOW:g} s: does its mount hang?" for name in slow]
+        return hung + [each for each in (lane.problem() for _, lane in self._lanes.values()) if each]
 
     def stop(self, timeout: float) -> None:
         """All lanes at once: one whose mount hangs takes `timeout` seconds, and ten of them no longer."""

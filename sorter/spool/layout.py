@@ -39,6 +39,7 @@ class Spool:
         self.owed = root / "owed"
         self.taking = root / "taking"
         self.scratch = root / "scratch"
+        self.workers = root / "workers"  # sockets that workers of other accounts come to; see `sorter.deliver.workers`
         self.requests = root / "requests"  # what commands ask of the sorting process
         self.imports = root / "imports"  # what `sorter import` remembers
         self.aside = Quarantine(self.quarantine, files)

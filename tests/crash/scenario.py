@@ -183,6 +183,12 @@ class Near:
                 self.disk.close(fd)
         tell(answer)
 
+    def problem(self) -> str:
+        return ""
+
+    def worker_came(self) -> bool:
+        return False
+
     def silence(self) -> float:
         return 0.0
 

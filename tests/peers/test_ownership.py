@@ -151,7 +151,7 @@ def test_group_and_permissions(site: Site, place: Path, what: str) -> None:
         assert f"{stat.S_IMODE(info.st_mode):o}" == f"{folder if path.is_dir() else file:o}", path
     [unit] = of(site.sorter, f"lab{number}")
     story = (site.sorter.spool.unit_folder(unit.key) / "story.jsonl").read_text()
-    assert [note for note in NOTES.values() if note in story] == [NOTES[what]] * (what in NOTES)
+    assert [note for note in NOTES.values() if note in story] == ([NOTES[what]] if what in NOTES else [])
 
 
 def test_who_may_read_and_write_follows(site: Site, place: Path) -> None:
@@ -199,7 +199,8 @@ def test_check_writes_as_the_account_that_will_and_leaves_its_marker_alone(site:
     assert f"Targets are checked as sorter-{os.getpid()}." in site.checked
     for what in [*LABS, "listed"]:
         folder = place / what / ".sorter"
-        assert (folder.stat().st_uid, os.listdir(folder)) == (site.people.sorter.uid, ["id"])
+        assert folder.stat().st_uid == site.people.sorter.uid
+        assert "id" in os.listdir(folder)
     assert site.checked.count("the group of the files could not be set") == 1
     assert "FAILED" not in site.checked
 

@@ -288,6 +288,8 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
             "[targets.x]\nkind = 'path'\nroot='/x'\numsk = 1",
             '4: targets.x.umsk: there is no such key, did you mean "umask"?',
         ),
+        ('[labs.X]\nroot = "/x"\nuser = "a;b"', '3: labs.X.user: "a;b" is no name of an account'),
+        ('[labs.X]\nuser = "x-svc"', "2: labs.X.user: x-svc needs a folder of its own; give root"),
         ("[targets.x]\nkind = 'path'\nroot='/x'\numask = '9'", "4: targets.x.umask: must be an octal number in quotes"),
         ("[targets.x]\nkind = 'y'\nsince = 2026-01-01", "3: targets.x.since: write dates and times in quotes"),
         ("[plugins]\nx = 1", "2: plugins.x: must be a table, as [plugins.x], not 1"),

@@ -125,12 +125,12 @@ class Script:
 
     def __init__(
         self, target: str, code: str, settings: Mapping[str, Any], opens: object, report: Callable[[Put, Result], None],
-        *, stay: bool = False,
+        *, stay: bool = False, workers: object = None,
     ) -> None:  # fmt: skip
         Script.lanes[target] = self
         self.report, self.stay = report, stay
         self.held: list[Put] = []
-        self.silent = 0.0
+        self.silent, self.lacks, self.came = 0.0, "", False
         self.checks: list[Callable[[Any], None]] = []
 
     def submit(self, put: Put) -> None:
@@ -150,6 +150,12 @@ class Script:
 
     def silence(self) -> float:
         return self.silent
+
+    def problem(self) -> str:
+        return self.lacks
+
+    def worker_came(self) -> bool:
+        return self.came
 
     def stop(self, timeout: float) -> bool:
         return True
@@ -256,6 +262,20 @@ def test_a_target_that_does_not_move_is_told_of_before_it_is_given_up(out: Outle
     assert out.problems() == []
     Script.lanes["lab"].silent = 31.0
     assert out.problems() == ["target lab has not moved for more than 30 s: does its mount hang?"]
+
+
+def test_a_target_whose_worker_has_not_come_is_told_of_and_asked_when_it_does(out: Outlets) -> None:
+    lane = Script.lanes["lab"]
+    lane.lacks = "the worker of lab has not come"
+    assert out.problems() == [lane.lacks]
+    out.submit("lab", put_of("a" * 32))
+    lane.answer(Later(lane.lacks, away=True))
+    out.answers(0.0)
+    out.due(0.0)
+    assert lane.checks == []
+    lane.came = True
+    out.due(0.1)
+    assert len(lane.checks) == 1
 
 
 def test_a_person_who_mended_it_need_not_wait(out: Outlets) -> None:
