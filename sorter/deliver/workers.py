@@ -200,7 +200,8 @@ class Awaited:
         self._target, self._account = target, account
         self._changing = threading.Lock()
         self._in_hand: socket.socket | None = None
-        self._missed = False
+        self._missed = False  # when one was last asked for; then the next who asks need not wait either
+        self._awaited = False  # since one was missed, and until somebody is told that one came
         self._turned_away = ""
         self._listening, self._why = self._listen(sockets / account, files)
 
@@ -226,15 +227,17 @@ class Awaited:
         found = self._take(_PATIENCE if not self._missed else 0.0)
         self._missed = found is None
         if found is None:
-            raise Away(self.problem())
+            self._awaited = True
+            raise Away(self._why_not())
         return _Visitor(found, silence, f"systemctl restart sorter-worker@{self._account}")
 
     def problem(self) -> str:
+        with self._changing:
+            return "" if self._look() else self._why_not()
+
+    def _why_not(self) -> str:
         if self._why:
             return self._why
-        with self._changing:
-            if self._look():
-                return ""
         if self._uid() is None:
             return _no_account(self._account)
         said = f"the worker of {self._target}, to be run as {self._account}, has not come"
@@ -243,11 +246,13 @@ class Awaited:
         return f"{said}; systemctl start sorter-worker@{self._account}"
 
     def came(self) -> bool:
-        if not self._missed:
+        if not self._awaited:
             return False
         with self._changing:
-            self._missed = not self._look()
-        return not self._missed
+            here = not self._missed or self._look()
+        if here:
+            self._awaited = self._missed = False
+        return here
 
     def close(self) -> None:
         with self._changing:

@@ -52,15 +52,15 @@ class Failing:
 
     root: Path
     behind: Path
-    fail: Callable[[RunningSorter], None]
-    mend: Callable[[RunningSorter], None]
+    fail: Callable[[int], None]  # given the process that delivers there
+    mend: Callable[[int], None]
 
 
 @contextlib.contextmanager
 def hung_share(base: Path) -> Iterator[Failing]:
     with sshfs(base) as share:
 
-        def send(what: int) -> Callable[[RunningSorter], None]:
+        def send(what: int) -> Callable[[int], None]:
             return lambda _: share.sshfs.send_signal(what) if share.sshfs else None
 
         yield Failing(share.root, share.behind, send(signal.SIGSTOP), send(signal.SIGCONT))
@@ -76,18 +76,9 @@ def faulty(base: Path, fault: Fault) -> Iterator[Failing]:
 def stopped_worker(base: Path) -> Iterator[Failing]:
     base.mkdir()
 
-    known: set[int] = set()
-
-    def stop(sorter: RunningSorter) -> None:
-        known.update(known or sorter.workers())  # the first time this lab's is the only one
-        [worker] = known
-        os.kill(worker, signal.SIGSTOP)
-
-    def go_on(_: RunningSorter) -> None:
-        [worker] = known
-        os.kill(worker, signal.SIGCONT)
-
-    yield Failing(base, base, stop, go_on)
+    yield Failing(
+        base, base, lambda worker: os.kill(worker, signal.SIGSTOP), lambda worker: os.kill(worker, signal.SIGCONT)
+    )
 
 
 @contextlib.contextmanager
@@ -96,7 +87,7 @@ def full(base: Path, place: contextlib.AbstractContextManager[Path]) -> Iterator
     with place as root:
         filler = root / "somebody's"
 
-        def fill(_: RunningSorter) -> None:
+        def fill(_: int) -> None:
             with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
                 for step in (1 << 20, 1 << 12, 1):
                     with contextlib.suppress(OSError):
@@ -137,14 +128,17 @@ def test_other_labs_do_not_wait(tmp_path: Path, what: str) -> None:
         roots = {"bad": bad.root, "well": tmp_path / "well"}
         for root in roots.values():
             mark(root, Files())
-        with RunningSorter(tmp_path / "root", config=config(**roots)) as sorter:
+        with RunningSorter(tmp_path / "root", config=config(bad=bad.root)) as sorter:
             images = [drop(sorter, "bad", 1)]
             wait_until(lambda: delivered(sorter, "bad", 1), SOON)
+            [worker] = sorter.workers()
+            sorter.reload(config(**roots))
+            wait_until(lambda: len(sorter.workers()) == 2, SOON, "the other lab's worker, which stays too")
             took: dict[bool, list[float]] = {True: [], False: []}
             for number in range(1, 2 * RUNS + 1):
                 failing = number % 2 == 1
                 if failing:
-                    bad.fail(sorter)
+                    bad.fail(worker)
                 try:
                     images.append(drop(sorter, "bad", 1 + number))
                     if failing:
@@ -155,7 +149,7 @@ def test_other_labs_do_not_wait(tmp_path: Path, what: str) -> None:
                     assert len(receipts(sorter, "bad")) == number + (not failing)
                 finally:
                     if failing:
-                        bad.mend(sorter)
+                        bad.mend(worker)
                 wait_until(lambda: delivered(sorter, "bad", number + 1), SOON)  # noqa: B023
             assert lying(bad.behind) == digests(image for series in images for image in series)
             assert not status(sorter)["targets"]
