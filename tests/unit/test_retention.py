@@ -515,7 +515,7 @@ def test_verify_and_list_know_that_it_left(left: Site, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         verifying,
         "Lane",
-        lambda target, code, settings, *_: Near(target, code, settings, left.parts.pipeline.outlets._open, print),
+        lambda target, code, settings, *_, **__: Near(target, code, settings, left.parts.pipeline.outlets._open, print),
     )  # type: ignore[arg-type]
     done = left.command("verify", "--deep")
     assert done.exit_code == 0, done.output
