@@ -363,12 +363,13 @@ class Visit:
             info = files.stat(fd)
         if mode is None:
             return
+        wanted = mode if gid is not None else mode | (info.st_mode & stat.S_ISGID)
+        if stat.S_IMODE(info.st_mode) == wanted:
+            return
         if info.st_mode & stat.S_ISGID and not _may_keep(info.st_gid):
             self.note("the permissions of folders were left: a chmod would take their set-group-ID bit away")
             return
-        wanted = mode if gid is not None else mode | (info.st_mode & stat.S_ISGID)
-        if stat.S_IMODE(info.st_mode) != wanted:
-            self._tolerant("the permissions of the files could not be set", lambda: files.chmod(fd, wanted))
+        self._tolerant("the permissions of the files could not be set", lambda: files.chmod(fd, wanted))
 
     def _tolerant(self, sentence: str, effect: Callable[[], None]) -> None:
         try:

@@ -23,8 +23,6 @@ SILENCE = 30.0
 
 _AS_ROOT = "this account may not write as the one that will: run `sorter check --targets` as root"
 
-_AS_ROOT = "this account may not write as the one that will: run `sorter check --targets` as root"
-
 Answers = queue.Queue[tuple[str, Checked | Later | Refused]]
 
 
