@@ -109,8 +109,8 @@ class Corner:
         for page_name in job.gone:
             folder, name = _place(page_name, folders)
             self._written.pop(page_name, None)
-            with contextlib.suppress(OSError):
-                remove_tree(visit.files, name, folder)
+            for each in (name, _part(name)):
+                _remove(visit.files, each, folder)
         return unwritten, [why] if why else []
 
     def _is_right(self, files: Files, page: Wanted, folder: int, name: str) -> bool:
@@ -130,19 +130,32 @@ class Corner:
 
     def _replace(self, visit: Visit, folder: int, name: str, what: tuple[Wanted, int]) -> None:
         """Whatever has its name, a link too, is replaced, not followed; a folder of that name is set aside."""
-        files, part, (page, content) = visit.files, f".{name}{PART}", what
+        files, part, (page, content) = visit.files, _part(name), what
         remove_tree(files, part, folder)
         new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with files.opened(part, new, visit.access.file_mode, at=folder) as fd:
-            files.copy(content, fd)
-            if files.stat(fd).st_size != page.size:
-                raise TryLater(f"{visit.root}: a page for the lab could not be written as a whole")
-            visit.own_file(fd)
-            files.fsync(fd)
-        if files.is_folder(name, at=folder):
-            files.rename(name, f"{name}.folder-{os.urandom(4).hex()}", at=folder, to=folder)
-        files.rename(part, name, at=folder, to=folder)
+        with contextlib.ExitStack() as failed:
+            failed.callback(_remove, files, part, folder)
+            with files.opened(part, new, visit.access.file_mode, at=folder) as fd:
+                files.copy(content, fd)
+                if files.stat(fd).st_size != page.size:
+                    raise TryLater(f"{visit.root}: a page for the lab could not be written as a whole")
+                visit.own_file(fd)
+                files.fsync(fd)
+            if files.is_folder(name, at=folder):
+                files.rename(name, f"{name}.folder-{os.urandom(4).hex()}", at=folder, to=folder)
+            files.rename(part, name, at=folder, to=folder)
+            failed.pop_all()
         files.fsync_folder(folder)
+
+
+def _part(name: str) -> str:
+    return f".{name}{PART}"
+
+
+def _remove(files: Files, name: str, folder: int) -> None:
+    """If it can be: what lies on is replaced, or removed, at the next look."""
+    with contextlib.suppress(OSError):
+        remove_tree(files, name, folder)
 
 
 def _cannot(error: OSError) -> str:
