@@ -24,7 +24,8 @@ def write_sums(stage: Stage, folder: int, manifest: str, files: Sequence[Deliver
     disk, name = stage.files, sums_name(manifest)
     made = not disk.exists(MARKER, at=folder)
     if made:
-        disk.mkdir(MARKER, stage.visit.access.folder_mode & 0o777, at=folder)
+        with contextlib.suppress(FileExistsError):  # an answer that was lost: it is there nevertheless
+            disk.mkdir(MARKER, stage.visit.access.folder_mode & 0o777, at=folder)
     try:
         hidden = disk.open(MARKER, _FOLDER, at=folder)
     except OSError as error:
