@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from sorter.deliver.workers import peer_uid, start_worker
+from sorter.deliver.workers import near, peer_uid, start_worker
 from sorter.durable import Files
 
 _AGAIN = 2.0  # seconds between two looks for sockets where nobody waits yet
@@ -59,15 +59,16 @@ class Keeper:
             return
         for name in names:
             if name not in self._waiting:
-                connected = self._connected(os.path.join(self._folder, name))
+                connected = self._connected(name)
                 if connected is not None:
                     self._waiting[name] = connected
 
-    def _connected(self, path: str) -> socket.socket | None:
-        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def _connected(self, name: str) -> socket.socket | None:
+        path, connected = os.path.join(self._folder, name), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connected.setblocking(False)  # one whose queue is full keeps nobody else waiting
-            connected.connect(path)
+            with self._files.opened(self._folder, os.O_PATH | os.O_DIRECTORY) as at:
+                connected.connect(near(at, name))
             connected.setblocking(True)
         except OSError as error:  # sorter does not run, or the socket is of a target that is no more
             connected.close()

@@ -84,6 +84,11 @@ def peer_uid(connected: socket.socket) -> int:
     return int(uid)
 
 
+def near(folder: int, name: str) -> str:
+    """The path of a socket in this open folder: however deep that lies, a socket's own path has 108 bytes. (unix(7))"""
+    return f"/proc/self/fd/{folder}/{name}"
+
+
 def may_start(account: str) -> bool:
     """May this process start another as this account?"""
     return not account or os.geteuid() == 0 or _is_ours(account)
@@ -214,7 +219,8 @@ class Awaited:
                     files.chmod(each, 0o755)
             with contextlib.suppress(FileNotFoundError):
                 files.unlink(path)
-            listening.bind(os.fspath(path))
+            with files.opened(folder, os.O_PATH | os.O_DIRECTORY) as at:
+                listening.bind(near(at, self._target))
             files.chmod(path, 0o666)  # who may is asked of the kernel, at each connection
             listening.listen(4)
             listening.setblocking(False)
