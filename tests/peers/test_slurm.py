@@ -185,6 +185,7 @@ def test_what_a_job_sees_and_says(
         assert "'sub' is no regular file" in why(sorter, "S1")
         said = wait_until(lambda: "step 3 of 7" in (text := why(sorter, "S1")) and text, 60, "what it prints")
         assert "of Slurm is running on " in said
+        assert "of Slurm is running on " in status(sorter)
         folder = next(path for path in (place / "share" / "jobs").iterdir() if path.name.endswith("waits"))
         assert folder.stat().st_mode & 0o777 == 0o700
         assert "S1" not in "".join(nodes.says("scontrol", "show", "jobs"))
