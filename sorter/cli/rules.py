@@ -29,6 +29,7 @@ from sorter.pipeline.deciding import decision
 from sorter.pipeline.planning import Planner
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.labs import LabRecords
+from sorter.spool.veils import Veils
 from sorter.summaries import in_order, summaries
 
 _MOST_SAID = 40  # series
@@ -168,7 +169,8 @@ def _planner(config: Config, spool: Spool, lab: str | None) -> Planner:
         if own.files.exists(own.root / ".sorter"):
             kept.in_force[name] = kept.read(own.read().encode(), plugins, planner_of(config, plugins).products)
     kept.give(plugins)
-    return planner_of(config, plugins, kept.in_force)
+    veils = {name: veil for name in config.labs if (veil := Veils(spool.labs, spool.files).of(name)) is not None}
+    return planner_of(config, plugins, kept.in_force, veils)
 
 
 @rules_command.command("try")

@@ -406,6 +406,9 @@ class LabConfig(Section):
     `sorter rename SUBJECT target:NAME`; to its root and `targets` they may anyway."""
     products: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """What is delivered, as `["dicom", "nifti"]`. Default: everything that the plugins make."""
+    only: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    """Nothing leaves of this lab's series but these products, as `["deid"]`: to no target, by no list, copy or name.
+    Who asks for images gets the first of them. Default: everything may leave."""
     expect_daily: Annotated[str, AfterValidator(_daily)] | None = None
     """A local time, as `"09:00"`, by which something should have come to this lab on every day; with a glob of the
     subject behind it, as `"09:00 PHANTOM*"`, something of such a subject. Default: nothing is expected."""

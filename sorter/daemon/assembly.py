@@ -51,6 +51,7 @@ from sorter.spool import Spool
 from sorter.spool.by_sop import BySop
 from sorter.spool.commitments import Commitment
 from sorter.spool.labs import LabRecords
+from sorter.spool.veils import Veil, Veils
 from sorter.take.filing import Filing
 from sorter.take.received import Received
 from sorter.trust import Ledger
@@ -136,15 +137,24 @@ def outlets_of(config: Config, plugins: Plugins) -> dict[str, Outlet]:
     return found
 
 
-def planner_of(config: Config, plugins: Plugins, labs: Mapping[str, LabFile | None] = MappingProxyType({})) -> Planner:
+def planner_of(
+    config: Config, plugins: Plugins, labs: Mapping[str, LabFile | None] = MappingProxyType({}),
+    veils: Mapping[str, Veil] = MappingProxyType({}),
+) -> Planner:  # fmt: skip
     wanted = {name: lab.products for name, lab in config.labs.items() if lab.products is not None}
     nodes = {name: (DICOM,) for name, target in config.targets.items() if target.kind == "dicom"}
-    planner = Planner(plugins, config.all_targets(), {**wanted, **nodes}, labs)
+    planner = Planner(plugins, config.all_targets(), {**wanted, **nodes}, labs, veils)
     faults = [
         f"{config.locate('labs', lab, 'products')}: labs.{lab}.products: no plugin makes {product!r}"
         for lab, products in wanted.items()
         for product in products
         if product != "dicom" and product not in planner.products
+    ]
+    faults += [
+        f"{config.locate('labs', name, 'only')}: labs.{name}.only: no plugin makes {product!r}"
+        for name, lab in config.labs.items()
+        for product in lab.only or ()
+        if product != DICOM and product not in planner.products
     ]
     for product, says in recipe_faults(planner.products):
         maker = planner.makers[product]
@@ -190,7 +200,7 @@ class Parts:
             raise
         self.lab_files.load(config.labs)
         self.lab_files.give(plugins)
-        planner = planner_of(config, plugins, self.lab_files.in_force)
+        planner = planner_of(config, plugins, self.lab_files.in_force, veils_of(config, self.spool))
         self.config = config
         self.rules.plugins.close()
         self.rules.plugins, self.rules.senders = plugins, config.senders
@@ -215,7 +225,8 @@ class Parts:
         plugins = self.rules.plugins
         taken = self.lab_files.take(lab, data, plugins, self.pipeline.planner.products)
         if taken.changed:
-            planner = planner_of(self.config, plugins, self.lab_files.in_force)
+            veils = veils_of(self.config, self.spool)
+            planner = planner_of(self.config, plugins, self.lab_files.in_force, veils)
             asked, going = self.pipeline.ask_again_for(lab, planner)
             self.spool.note("lab file", lab=lab, removed=data is None, asked=asked, going=going)
             log.info("lab %s has other rules now; %d of its series waited, %d of these go now", lab, asked, going)
@@ -226,6 +237,11 @@ class Parts:
         self.pipeline.ask_again()
         if self.commitments is not None:
             self.commitments.retry()
+
+
+def veils_of(config: Config, spool: Spool) -> dict[str, Veil]:
+    """Kept in the spool before anything is done by it: every door looks there."""
+    return Veils(spool.labs, spool.files).keep({name: lab.only for name, lab in config.labs.items()})
 
 
 def timing_of(config: Config) -> Timing:
@@ -313,7 +329,8 @@ def assemble(
     lab_files = LabFiles(LabRecords(spool.labs, files))
     lab_files.load(config.labs)
     lab_files.give(plugins)
-    configured, planner = outlets_of(config, plugins), planner_of(config, plugins, lab_files.in_force)
+    configured = outlets_of(config, plugins)
+    planner = planner_of(config, plugins, lab_files.in_force, veils_of(config, spool))
     rules = FilingRules(plugins, config.senders)
     engine = engine_of(config, spool, wake)
     workshop = Workshop(spool, engine, lambda product: _settings(pipeline, product))

@@ -29,6 +29,7 @@ from sorter.spool.exports import ask as request_export
 from sorter.spool.lines import now
 from sorter.spool.requests import request
 from sorter.spool.studies import StudyRecords
+from sorter.spool.veils import Veil, Veils
 from sorter.summaries import is_called, summaries, summary_of
 
 LONGEST_PATH = 4096
@@ -96,14 +97,26 @@ class Desk:
         return made(Unit(self.spool, key), product) if product in self.products(key) else None
 
     def products(self, key: str) -> set[str]:
-        plan = Unit(self.spool, key).latest_plan()
-        return {each.product for each in plan.deliveries if each.product != DICOM} if plan is not None else set()
+        plan, veil = Unit(self.spool, key).latest_plan(), self.veil(key)
+        found = {each.product for each in plan.deliveries if each.product != DICOM} if plan is not None else set()
+        return found if veil is None else found & set(veil.only)
+
+    def veil(self, key: str) -> Veil | None:
+        """What hides a series of a lab that gets certain products and nothing else; the last plan says whose it is."""
+        found = summary_of(self.spool, key)
+        return Veils(self.spool.labs, self.spool.files).of(found.lab if found is not None else None)
+
+    def gives_images(self, key: str) -> bool:
+        veil = self.veil(key)
+        return veil is None or DICOM in veil.only
 
     def files(self, key: str, product: str) -> Mapping[str, Path]:
         """Every file that there is to hand out, by its name in the records."""
         if product:
             found = self.product(key, product)
             return {name: found.folder / name for name, _, _ in found.product.files} if found is not None else {}
+        if not self.gives_images(key):
+            return {}
         unit = self.shelf.unit(key)
         return {each.file: unit.images / each.file for each in unit.instances.values() if each.deliverable}
 
@@ -116,7 +129,7 @@ class Desk:
             where = found.folder.relative_to(self.spool.unit_folder(key))
             return {name: ExportedFile("", sha256, size, str(where / name))
                     for name, sha256, size in found.product.files}  # fmt: skip
-        images = self.shelf.unit(key).instances.values()
+        images = self.shelf.unit(key).instances.values() if self.gives_images(key) else ()
         return {each.file: ExportedFile("", each.sha256, each.size, f"images/{each.file}")
                 for each in images if each.deliverable}  # fmt: skip
 
@@ -165,9 +178,11 @@ def answer(desk: Desk, message: Mapping[str, Any]) -> Iterator[Line]:
 @answering(ask.Units)
 def units(desk: Desk, asked: ask.Units) -> Iterator[Line]:
     desk.saw("units")
+    veils = Veils(desk.spool.labs, desk.spool.files)
     for unit in summaries(desk.spool):
         if desk.sight.sees(unit.lab) and (not asked.called or is_called(unit, asked.called)):
-            yield {"unit": plain(unit)}
+            veil = veils.of(unit.lab)
+            yield {"unit": plain(unit if veil is None else replace(unit, study_uid="", series_uids=(), scanner=""))}
 
 
 @answering(ask.Heads)
@@ -184,7 +199,11 @@ def heads(desk: Desk, asked: ask.Heads) -> Iterator[Line]:
 def images(desk: Desk, asked: ask.Images) -> Iterator[Line]:
     desk.series(asked.key)
     desk.saw("images", [asked.key])
-    unit = desk.shelf.unit(asked.key)
+    unit, veil = desk.shelf.unit(asked.key), desk.veil(asked.key)
+    if veil is not None and DICOM not in veil.only:
+        yield {"base": {}}
+        yield {"image": plain(veil.stand_in(unit.face))}
+        return
     yield {"base": plain(unit.base)}
     elsewhere = dict(delivered(unit, {name: Path(root) for name, root in desk.terms.roots.items()}))
     for each in unit.deliverable:
@@ -290,7 +309,10 @@ def claim(desk: Desk, asked: ask.Claim) -> Iterator[Line]:
 def why(desk: Desk, asked: ask.Why) -> Iterator[Line]:
     found = desk.series(asked.key)
     desk.saw("why", [asked.key])
-    yield {"told": plain(tell(desk.spool, found, desk.sight.sees))}
+    told = tell(desk.spool, found, desk.sight.sees)
+    if desk.veil(asked.key) is not None and told.study:
+        told = replace(told, study={**told.study, "study": {**told.study["study"], "study_uid": ""}})
+    yield {"told": plain(told)}
 
 
 # --- what concerns the asker ------------------------------------------------------------------------------------------

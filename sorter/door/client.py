@@ -124,7 +124,7 @@ class Door:
             for head in self._items(ask.Heads(batch), "head", ask.Head):
                 yield Found(
                     head.key, head.identity, head.study_uid, head.series_uids, head.face, head.verdict,
-                    folder=Path(head.key), images=(),
+                    folder=Path(head.key), images=(), only=head.only,
                 )  # fmt: skip
 
     def complete(self, found: Sequence[Found]) -> list[Found]:

@@ -104,10 +104,11 @@ class Head:
     identity: Identity = field(default_factory=Identity)
     face: Header = field(default_factory=dict)
     verdict: str = ""
+    only: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, found: Found) -> Head:
-        return cls(found.key, found.study_uid, found.series_uids, found.identity, found.face, found.verdict)
+        return cls(found.key, found.study_uid, found.series_uids, found.identity, found.face, found.verdict, found.only)
 
 
 @dataclass(frozen=True, slots=True)

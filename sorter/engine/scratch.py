@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -54,14 +55,15 @@ def _folders(path: Path, made: set[Path], files: Files) -> None:
 def clear(path: Path, files: Files) -> None:
     """Remove a folder that a job may have left in any state: modes taken away, or nested beyond any path's length.
 
-    Folders two levels down are lifted up instead of walked into, so that no path grows.
+    Folders two levels down are lifted up instead of walked into, so that no path grows. Their names there are new ones:
+    what an interrupted run left has those of that run, and process numbers come again.
     """
     if not files.is_folder(path):
         if files.exists(path):
             files.unlink(path)
         return
     files.chmod(path, 0o700)
-    lifted = 0
+    run, lifted = secrets.token_hex(8), 0
     while entries := files.scan(path):
         for name, info in entries:
             if not stat.S_ISDIR(info.st_mode):
@@ -72,7 +74,7 @@ def clear(path: Path, files: Files) -> None:
                 if stat.S_ISDIR(below.st_mode):
                     files.chmod(path / name / inner, 0o700)  # to be moved, a folder must be writable itself
                     lifted += 1
-                    files.rename(path / name / inner, path / f".lifted-{os.getpid()}-{lifted}")
+                    files.rename(path / name / inner, path / f".lifted-{run}-{lifted}")
                 else:
                     files.unlink(path / name / inner)
             files.rmdir(path / name)

@@ -11,6 +11,7 @@ from sorter.exports.copying import Copy
 from sorter.exports.finding import Found, Made
 from sorter.exports.naming import Naming, plan_copies, plan_products
 from sorter.exports.source import Source
+from sorter.model import DICOM
 from sorter.spool import UnitSummary
 from sorter.summaries import in_order
 
@@ -73,21 +74,40 @@ def choose(every: Sequence[Found], asked: Asked) -> Chosen:
 
 def plan(source: Source | None, chosen: Chosen, asked: Asked) -> tuple[list[Copy], list[str]]:
     """What is copied, and a sentence for each series of which there is nothing to copy."""
-    if source is None or not asked.product:
+    if source is None:
         return plan_copies(chosen.found, asked.names, chosen.new_names), []
+    whole = [each for each in chosen.found if not _product(each, asked)]
     made: list[tuple[Found, Made]] = []
     lacking = []
     for series in chosen.found:
-        there, title = source.made(series, asked.product), f"{series.subject} {series.number} {series.description}"
+        product, title = _product(series, asked), f"{series.subject} {series.number} {series.description}"
+        if not product:
+            continue
+        if series.only is not None and product not in series.only:
+            lacking.append(f"no {_called(product)} of {title.strip()}: this lab gets {', '.join(series.only)} only")
+            continue
+        there = source.made(series, product)
         if there is None:
             says = "there is none (yet): it is made when the series is published, if the lab has a plugin that makes it"
-            lacking.append(f"no {_WORDS.get(asked.product, asked.product)} of {title.strip()}: {says}")
+            lacking.append(f"no {_called(product)} of {title.strip()}: {says}")
         elif not there.product.files:
             says = f"there was nothing to make ({there.product.nothing})"
-            lacking.append(f"no {_WORDS.get(asked.product, asked.product)} of {title.strip()}: {says}")
+            lacking.append(f"no {_called(product)} of {title.strip()}: {says}")
         else:
             made.append((series, there))
-    return plan_products(made, asked.names, chosen.new_names), lacking
+    images = plan_copies(whole, asked.names, chosen.new_names)
+    return [*images, *plan_products(made, asked.names, chosen.new_names)], lacking
+
+
+def _product(series: Found, asked: Asked) -> str:
+    """What is copied of a series: "" for its images, in place of which its lab may get something else."""
+    if asked.product or series.only is None or DICOM in series.only:
+        return asked.product
+    return series.only[0]
+
+
+def _called(product: str) -> str:
+    return _WORDS.get(product, product)
 
 
 def rows(found: Sequence[Found]) -> list[Mapping[str, str | int | None]]:

@@ -13,6 +13,7 @@ from sorter.model import Header, Identity, Instance, Standing, UnitKind, unit_ke
 from sorter.naming import contained
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.unit import Product
+from sorter.spool.veils import Veils
 from sorter.spool.whereabouts import whereabouts
 from sorter.take.header import Parsed, examine, instance_of
 
@@ -32,6 +33,7 @@ class Found:
     folder: Path
     images: tuple[Instance, ...]
     elsewhere: Mapping[str, Path] = field(default_factory=dict)  # by file: where those lie that have left the store
+    only: tuple[str, ...] | None = None  # its lab gets these products, and no images
 
     def text(self, *keywords: str) -> str:
         """The first of these header values that is not empty."""
@@ -75,9 +77,16 @@ def in_store(spool: Spool, units: Iterable[UnitSummary], roots: Mapping[str, Pat
         if summary.kind is not UnitKind.SERIES:  # it has no images itself
             continue
         unit = Unit.load(spool, summary.key)
+        identity = Identity(lab=summary.lab, subject=summary.subject, session=summary.session)
+        veil = Veils(spool.labs, spool.files).of(summary.lab)
+        if veil is not None:
+            face, images = veil.header(unit.face), (veil.stand_in(unit.face),)
+            yield Found(unit.key, identity, "", (), face, summary.verdict or NOT_YET, unit.images, images,
+                        only=veil.only)  # fmt: skip
+            continue
         yield Found(
             key=unit.key,
-            identity=Identity(lab=summary.lab, subject=summary.subject, session=summary.session),
+            identity=identity,
             study_uid=summary.study_uid,
             series_uids=summary.series_uids,
             face=unit.face,

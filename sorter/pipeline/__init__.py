@@ -135,7 +135,7 @@ class Pipeline:
             records, self.units.timing, self.units.at_work, self._summary, self._study_settled, self.bundles.settled
         )
         self.making = Making(self.workshop, lambda: self.planner, self.live, self._fetch)
-        self.exporting = Exporting(self.spool, self.outlets, self._wait_for)
+        self.exporting = Exporting(self.spool, self.outlets, self._wait_for, self._may_leave)
         self.withdrawing = Withdrawing(self.spool, self.outlets, self.exporting, self.workshop, self._happened)
         self.deciding = Deciding(self.spool, self.live, self._whose, self._happened)
         self.reasking = Reasking(self._tell_reasked)
@@ -471,6 +471,11 @@ class Pipeline:
             assert plan is not None
             if errand[1:] not in live.owed or self.outlets.busy(errand, plan.revision):
                 continue
+            if not self._may_leave(live, delivery.product):
+                live.troubles[errand[1:]] = (
+                    f"{delivery.product} may not leave any more: [labs.{plan.identity.lab}] only"
+                )
+                continue
             if delivery.target not in self.outlets:
                 live.troubles[errand[1:]] = f"{delivery.target} is no configured target any more; configure it again"
                 continue
@@ -478,6 +483,10 @@ class Pipeline:
                 self._make_or_send(live, delivery)
             elif not self._wait_for(live, errand[1:], lacking(live, delivery)):
                 self._send(live, delivery, self._images(live, delivery))
+
+    def _may_leave(self, live: Live, product: str) -> bool:
+        """Is it among what its lab gets, where that gets nothing else?"""
+        return live.plan is None or self.planner.may_leave(live.plan.identity.lab, product)
 
     def _wait_for(self, live: Live, where: tuple[str, str], files: Sequence[str]) -> bool:
         """Are images on their way back that are needed there first? What cannot be had is not waited for."""
@@ -546,7 +555,7 @@ class Pipeline:
                 folder=delivery.folder,
                 files=tuple(files),
                 previous=_before(live, delivery),
-                manifest=_manifest(live),
+                manifest=_manifest(live, shown=self._may_leave(live, DICOM)),
                 mend=live.unit.mending.get((delivery.product, delivery.target), ()),
             ),
         )
@@ -1024,15 +1033,15 @@ class Pipeline:
         return summary if summary.images and summary.state != "withdrawn" else None
 
 
-def _manifest(live: Live) -> Mapping[str, Any]:
+def _manifest(live: Live, *, shown: bool) -> Mapping[str, Any]:
     """What the hidden manifest beside the files says of them."""
     assert live.plan is not None
     assert live.revision is not None
     return {
         "key": live.key,
         "kind": live.unit.kind.value,
-        "study_uid": live.unit.study_uid,
-        "series_uids": list(live.unit.series_uids),
+        "study_uid": live.unit.study_uid if shown else "",
+        "series_uids": list(live.unit.series_uids) if shown else [],
         "identity": plain(live.plan.identity),
         "verdict": live.revision.verdict.value,
         "revision": live.plan.revision,

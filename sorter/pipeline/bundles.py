@@ -136,6 +136,7 @@ class Bundles:
         if not parts:
             identity = of.plan.identity if of.plan else Identity()
             return Plan(of.key, of.revision.revision, wall_clock(), identity, ())
+        of.unit.base = _common([live for live, _ in lives])  # a crash may have come before it was written down
         targets = dict.fromkeys(target for _, plan in lives for target in plan.all_targets)
         return self.planner().plan_together(of.unit, of.plan, _together(of, parts), parts, tuple(targets))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sorter.deliver.target import Done, Put, Result, Wanted
-from sorter.model import Delivered, Receipt
+from sorter.model import DICOM, Delivered, Receipt
 from sorter.pipeline.outlets import Errand, Outlets
 from sorter.pipeline.units import Live
 from sorter.spool import Spool
@@ -24,6 +24,7 @@ class Exporting:
     spool: Spool
     outlets: Outlets
     wait_for: Callable[[Live, tuple[str, str], Sequence[str]], bool]
+    may_leave: Callable[[Live, str], bool]
     _records: ExportRecords = field(init=False)
     _owed: dict[Errand, Export] = field(init=False)
     _resting: set[Errand] = field(default_factory=set)  # of units that are held, and of targets that there are not
@@ -54,6 +55,9 @@ class Exporting:
                 self._resting.add(errand)
                 if not live.unit.held and not live.unit.withdrawn:
                     self._tell(live, errand, f"there is no target {export.target} in the configuration now")
+            elif not all(self.may_leave(live, each) for each in _products(export)):
+                self._resting.add(errand)
+                self._tell(live, errand, "this lab gets certain products and nothing else, [labs.NAME] only")
             elif not self.outlets.busy(errand, 0) and not self.wait_for(live, errand[1:], _gone(live, export)):
                 waits = self.outlets.submit(export.target, _put(live, export))
                 if waits:
@@ -98,6 +102,12 @@ class Exporting:
 
 def _errand(export: Export) -> Errand:
     return (export.key, export.product, export.target)
+
+
+def _products(export: Export) -> set[str]:
+    """What its files are of: images, or products in their folders of the store, as "products/nifti-1/out.nii.gz"."""
+    parts = [each.file.split("/") for each in export.files]
+    return {each[1].rpartition("-")[0] if each[0] == "products" else DICOM for each in parts}
 
 
 def _gone(live: Live, export: Export) -> list[str]:

@@ -33,6 +33,7 @@ from sorter.plugins import Plugins
 from sorter.spool import Unit
 from sorter.spool.layout import now
 from sorter.spool.recovered import Recovered
+from sorter.spool.veils import Veil
 
 NOBODY = Identity()
 
@@ -66,13 +67,15 @@ class Planner:
         targets: Mapping[str, object],
         wanted: Mapping[str, Sequence[str]],
         labs: Mapping[str, LabFile | None] = MappingProxyType({}),
+        veils: Mapping[str, Veil] = MappingProxyType({}),
     ) -> None:
         """`targets` are the configured ones by name, `wanted` the products of those that do not want all.
 
         `labs` are the labs' own files, which go first for a lab's series at its own root; None: what it says is not
-        known, so that nothing of it can be planned.
+        known, so that nothing of it can be planned. `veils` are of labs that get certain products and nothing else.
         """
         self._plugins, self._targets, self._wanted, self._labs = plugins, targets, wanted, labs
+        self.veils = veils
         asked = plugins.products()
         self.products: dict[str, Product] = {answer.value.name: answer.value for answer in asked.answers}
         self.makers = {answer.value.name: answer.plugin for answer in asked.answers}
@@ -142,7 +145,9 @@ class Planner:
         known = [each.identity for each in recovered.values() if each.identity.lab is not None]
         identity, failures = (known[0], ()) if known else self._plugins.identify(series)
         _hold_on(failures)
-        return unit.decided.over(identity) if unit.decided else identity
+        identity = unit.decided.over(identity) if unit.decided else identity
+        veil = self.veils.get(identity.lab or "")
+        return identity if veil is None else replace(identity, subject=veil.subject(identity.subject, unit.face))
 
     def _as_it_was(self, unit: Unit, identity: Identity, new: Delivery, recovered: Recoveries) -> Delivery:
         """A delivery whose records were lost: the folder where it lies, and the names that the images have there."""
@@ -176,7 +181,13 @@ class Planner:
     def _products(self, series: Series, target: str, parts: Sequence[Series]) -> list[str]:
         """What the target gets of this unit; `parts` are the series that it is."""
         wanted = self._wanted_at(series, target, parts)
+        wanted = [name for name in wanted if self.may_leave(series.lab, name) and self.may_leave(target, name)]
         return [name for name in wanted if self._is_of(name, series.kind) and self._fits(name, parts)]
+
+    def may_leave(self, lab: str | None, product: str) -> bool:
+        """May this product of the lab's series go anywhere?"""
+        veil = self.veils.get(lab or "")
+        return veil is None or product in veil.only
 
     def _wanted_at(self, series: Series, target: str, parts: Sequence[Series]) -> Sequence[str]:
         own = self._labs.get(target) if target == series.lab else None
@@ -184,6 +195,9 @@ class Planner:
         wanted = self._wanted.get(target) if wanted is None else wanted
         if wanted is not None:
             return wanted
+        veil = self.veils.get(series.lab or "")
+        if veil is not None:
+            return veil.only
         fitting = [name for name in self.products if self._fits(name, parts)]
         return self.recipes.without_replaced([DICOM, *fitting])
 
@@ -195,7 +209,8 @@ class Planner:
 
     def _is_of_more(self, series: Series, targets: Sequence[str]) -> bool:
         """Is nothing of it wanted but what is made of all its study, or of all of its subject?"""
-        wanted = (name for target in targets for name in self._wanted_at(series, target, [series]))
+        wanted = (name for target in targets for name in self._wanted_at(series, target, [series])
+                  if self.may_leave(series.lab, name) and self.may_leave(target, name))  # fmt: skip
         return any(not self._is_of(name, UnitKind.SERIES) and self._fits(name, [series]) for name in wanted)
 
     def _delivery(self, unit: Unit, series: Series, product: str, target: str) -> Delivery:
@@ -209,7 +224,9 @@ class Planner:
             raise _Held(f"the names for {product} at {target} cannot be made: {error}") from None
 
     def _named(self, unit: Unit, identity: Identity, product: str, target: str, name: Name) -> Delivery:
-        values = values_of({**unit.face, **_instead(unit)}, identity)
+        veil = self.veils.get(identity.lab or "")
+        face = {**unit.face, **_instead(unit)} if veil is None else veil.header(unit.face)
+        values = values_of(face, identity)
         folder = folder_name(Pattern(name.folder), values)
         if product == DICOM:
             names = instance_names(Pattern(name.file, file=True), _whole(unit), values_of({}, identity), {})

@@ -74,13 +74,12 @@ class Workshop:
         revision = live.plan.revision
         if all(each.product != product.name for each in live.plan.deliveries):  # no delivery's end would remove them
             self.discard(live, product.name, revision)
-        task = _Task(live.key, product.name, revision, self._folder(live, product.name))
-        self._tasks[self._id(live, product.name)] = task
         work = Work(
             self._id(live, product.name), product, inputs, self.settings(product.name), live.unit.face,
             live.plan.identity.lab or "", live.plan.identity,
         )  # fmt: skip
         self.engine.submit(work)
+        self._tasks[work.id] = _Task(live.key, product.name, revision, self._folder(live, product.name))
 
     def nothing(self, live: Live, product: str, why: str) -> Made:
         """There is nothing to make, and no job has to find that out."""

@@ -586,7 +586,7 @@ def test_scratch_that_cannot_be_removed_keeps_no_outcome_from_the_others(
 
     def order() -> dict[str, str]:
         for live in lives:
-            workshop.order(live, Product("text", f"{makers}:raises", timeout=20))
+            workshop.order(live, Product("text", f"{makers}:raises", timeout=20), {"dicom": []})
         found: dict[str, str] = {}
         wait_until(lambda: found.update({key: end.why for key, _, end in workshop.finished()}) or len(found) == 2, 30)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -19,17 +20,26 @@ from sorter.config import load
 from sorter.daemon import assembly
 from sorter.daemon.assembly import assemble
 from sorter.daemon.sort import mark_defaults
+from sorter.door.access import AccessLog
+from sorter.door.answers import Desk, Handed, Shelf, answer
+from sorter.door.terms import Sight
+from sorter.door.terms import Terms as DoorTerms
 from sorter.durable import Files
 from sorter.engine import scratch
 from sorter.engine.engine import Engine
 from sorter.engine.work import Limits, Outcome, Work
 from sorter.errors import ConfigError
+from sorter.exports import Choice, Store, naming
+from sorter.exports.asking import Asked, choose, plan
+from sorter.exports.choosing import Subject
+from sorter.labs.preparing import prepare
 from sorter.model import Product, UnitKind, Verdict, unit_key
 from sorter.pipeline import outlets
 from sorter.pipeline.deciding import decision
 from sorter.pipeline.recipes import Recipes, faults
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.bundles import Bundle
+from sorter.spool.veils import Veils
 from sorter.summaries import summaries
 from sorter.testing.plugins import made_up
 from tests.crash.scenario import Life, Near, data_set
@@ -178,6 +188,12 @@ class Site(Life):
 
     def summary(self, key: str = STUDY) -> UnitSummary:
         return next(each for each in summaries(self.spool) if each.key == key)
+
+    def looks(self, seconds: float) -> None:
+        """Turns, in which the labs' own corners are looked at too."""
+        for _ in range(int(seconds / 20)):
+            self.turns(20)
+            self.parts.lab_corners.turn(self.now)
 
     def made(self) -> list[str]:
         return [work.product.name for work in self.engine.jobs]
@@ -452,3 +468,134 @@ def test_where_something_is_made_of_the_study_what_it_replaces_is_not_delivered(
     site.turns(200)
     assert [each for each in site.delivered() if "/nifti/" not in each] == ["P1/20260102_1011/book/book.txt"]
     assert site.images() == 1
+
+
+# --- nothing else leaves --------------------------------------------------------------------------------------------
+
+ONLY = 'only = ["deid"]'
+DEID = 'Product("deid", "kitchen:deid", replaces="dicom")'
+
+
+def seen_by_the_lab(site: Site) -> str:
+    """All that lies in its folder, names and contents, and what is written for it."""
+    found = []
+    for top in (site.root / "labs/memory", site.spool.labs / "memory/pages"):
+        for path in sorted(top.rglob("*")):
+            found += [str(path.relative_to(top)), path.read_bytes().decode("latin-1") if path.is_file() else ""]
+    return "\n".join(found)
+
+
+def test_where_only_one_product_may_leave_nothing_else_does(root: Path) -> None:
+    kitchen(root, DEID, 'Product("vol", "kitchen:vol")', lab=ONLY)
+    (root / "labs/memory/.sorter").mkdir(parents=True)
+    naming = '[naming.products.deid]\nfolder = "{subject}{PatientName}/{StudyInstanceUID}x{PatientID}"\n'
+    (root / "labs/memory/.sorter/lab.toml").write_text(f'{naming}[deliver]\nproducts = ["dicom", "vol", "deid"]\n')
+    site = begun(root)
+    site.engine.makers["deid"] = blank
+    site.looks(60)
+    site.receive(data_set(1), data_set(2))
+    site.looks(160)
+    (name,) = site.delivered()
+    subject = name.partition("/")[0]
+    assert re.fullmatch(r"[0-9A-F]{8}/001_T1.txt", name)
+    assert site.images() == 0
+    site.again().looks(60)
+    told = seen_by_the_lab(site)
+    assert subject in told
+    assert not re.search(r"P1|One|Patient\b|1\.2\.3", told)
+
+
+def blank(work: Work, folder: Path) -> None:
+    (folder / "out/out.txt").write_text("nobody")
+
+
+def test_what_asks_for_images_gets_what_may_leave_and_no_name(root: Path) -> None:
+    kitchen(root, DEID, 'Product("vol", "kitchen:vol")', lab=ONLY)
+    site = begun(root)
+    site.engine.makers["deid"] = blank
+    site.receive(data_set(1))
+    site.turns(80)
+    source = Store(site.spool)
+    (series,) = source.candidates(list(source.units()))
+    assert "One" not in repr(series)
+    for name in ("pretty", "flat", "{PatientName}{subject}/x.dcm", "%n%i%k/%4r.dcm"):
+        asked = Asked([Subject("*")], Choice(), naming(name))
+        copies, lacking = plan(source, choose([series], asked), asked)
+        assert not lacking
+        assert [copy.source.parent.name for copy in copies] == ["deid-1"]
+        assert not re.search(r"P1|One|1\.2\.3", copies[0].name)
+    asked = Asked([Subject("*")], Choice(), naming(), product="nifti")
+    assert plan(source, choose([series], asked), asked)[0] == []
+    said = prepare(site.spool, "memory", "x.toml", b'subject = "*"\ndest = "pilot"\n')
+    assert [copy.source.parent.name for copy in said.copies] == ["deid-1"]
+    listed = prepare(site.spool, "memory", "x.toml", b'subject = "*"\nlist = true\n')
+    assert not re.search(r"P1|One|1\.2\.3", "".join(listed.says))
+
+
+def test_the_door_shows_and_hands_out_nothing_else(root: Path) -> None:
+    kitchen(root, DEID, lab=ONLY)
+    site = begun(root)
+    site.engine.makers["deid"] = blank
+    site.receive(data_set(1))
+    site.turns(80)
+    key = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    sight = Sight(1234, labs=frozenset({"memory"}))
+    desk = Desk(site.spool, Shelf(site.spool), AccessLog(site.spool), DoorTerms(), sight)
+    told = [line for message in ({"ask": "units", "called": ""}, {"ask": "heads", "keys": [key]},
+                                 {"ask": "images", "key": key}, {"ask": "why", "key": key})
+            for line in answer(desk, message)]  # fmt: skip
+    assert not re.search(r"P1\b|One|1\.2\.3", repr(told))
+    file = next(iter(site.unit(key).instances))
+    (handed,) = answer(desk, {"ask": "hand", "key": key, "files": [file], "product": ""})
+    assert isinstance(handed, Handed)
+    assert handed.message["files"] == []
+    (made,) = answer(desk, {"ask": "hand", "key": key, "files": ["out.txt"], "product": "deid"})
+    assert isinstance(made, Handed)
+    assert made.message["files"] == ["out.txt"]
+
+
+def test_what_was_planned_before_does_not_leave_any_more(root: Path) -> None:
+    kitchen(root, DEID, lab='products = ["dicom"]')
+    site = begun(root)
+    site.receive(data_set(1))
+    site.turns(80)
+    assert site.images() == 1
+    kitchen(root, DEID, lab=ONLY)
+    site = site.again()
+    site.receive(data_set(2))
+    site.turns(80)
+    assert site.images() == 1
+    key = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    assert site.summary(key).why == "dicom may not leave any more: [labs.memory] only"
+    site.parts.pipeline.deciding.decide([key], [], decision(None, None, "a rule"))
+    site.turns(80)
+    assert site.images() == 0
+    assert len(site.delivered()) == 1
+
+
+def test_a_name_that_nobody_said_is_opaque_and_stays(tmp_path: Path) -> None:
+    veils = Veils(tmp_path, Files())
+    first = veils.keep({"memory": ("deid",), "other": ("deid",), "open": None})
+    assert first == veils.keep({"memory": ("deid",), "other": ("deid",)})
+    header = {"PatientID": "P1", "PatientName": "One^Patient", "SeriesNumber": 3}
+    name = first["memory"].subject("P1", header)
+    assert name == first["memory"].subject(None, {"PatientID": "P1"}) == first["memory"].subject("One^Patient", header)
+    assert name != first["other"].subject(None, header)
+    assert first["memory"].subject("V07", header) == "V07"
+    assert first["memory"].header(header) == {"SeriesNumber": 3}
+    assert veils.keep({"memory": None}) == {}
+    assert veils.keep({"memory": ("deid",)})["memory"].subject(None, header) == name
+
+
+def test_scratch_that_was_cleared_half_is_cleared_by_the_next_try(tmp_path: Path) -> None:
+    class Failing(Files):
+        def rmdir(self, path: Any, *, at: int | None = None) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "job/in/dicom/deep").mkdir(parents=True)
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output"):
+            scratch.clear(tmp_path / "job", Failing())
+        (tmp_path / "job/in/dicom/deep").mkdir(parents=True, exist_ok=True)
+    scratch.clear(tmp_path / "job", Files())
+    assert not (tmp_path / "job").exists()
