@@ -826,8 +826,9 @@ def test_images_leave_the_store_and_come_back_from_there(kind: type[Server], tmp
             server.come_back()
             running.wait_delivered(len(images), SOON)
             assert _dicom(server) == images
-            sorter_command(running, "rename", "*", str(tmp_path / "copies"))
-            assert sorted(path.read_bytes() for path in (tmp_path / "copies").rglob("*.dcm")) == images
+            copies = running.labs / "study" / "copies"
+            sorter_command(running, "rename", "*", "target:study/copies")
+            wait_until(lambda: sorted(path.read_bytes() for path in copies.rglob("*.dcm")) == images, SOON)
 
 
 def _drop(running: RunningSorter, name: str, images: Sequence[bytes]) -> None:
