@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import pwd
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from sorter.config import Config, load
+from sorter.accounts import name_of
+from sorter.config import Config, NoConfiguration, load
 from sorter.door import Door
 from sorter.durable import Files
 from sorter.errors import ConfigError, SorterError
@@ -40,7 +40,7 @@ def with_config(command: F) -> F:
     )
     @functools.wraps(command)
     def wrapped(path: Path | None, root: Path | None, *args: Any, **kwargs: Any) -> Any:
-        return command(*args, config=load(path, root), **kwargs)
+        return command(*args, config=admins_config(Where(path, root)), **kwargs)
 
     return wrapped  # type: ignore[return-value]
 
@@ -75,6 +75,19 @@ class Where:
         return found + (["--root", str(self.root)] if self.root else [])
 
 
+def admins_config(where: Where) -> Config:
+    """For a command that is for whoever runs sorter; who came by way of the socket is told so."""
+    try:
+        return where.load()
+    except NoConfiguration:
+        if not (os.environ.get(SOCKET) or SYSTEM_SOCKET.exists()):
+            raise
+        raise SorterError(
+            "this is for whoever runs sorter, and has its configuration: give that with -c FILE, or ask the admin. "
+            "By the socket you have list, status, why, rename and claim"
+        ) from None
+
+
 class NotYours(SorterError):
     """The spool is another account's."""
 
@@ -94,10 +107,7 @@ def open_spool(config: Config) -> Spool:
 
 def account() -> str:
     """Who gives this command, for the record."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
+    return name_of(os.getuid())
 
 
 def open_source(where: Where) -> Store | Door:
@@ -110,11 +120,17 @@ def open_source(where: Where) -> Store | Door:
         return Door(Path(given), Files())
     try:
         config = where.load()
-    except ConfigError:
+    except ConfigError as error:
         found = Path(given) if given else SYSTEM_SOCKET
-        if not found.exists():
+        if found.exists():
+            return Door(found, Files())
+        if not isinstance(error, NoConfiguration):
             raise
-        return Door(found, Files())
+        raise SorterError(
+            f"there is no configuration that you may read, and no socket {found}. The admin of sorter knows where its "
+            f"socket is: say `export {SOCKET}=…` once, or give --root DIR or -c FILE. What is in your lab's folder is "
+            "listed in .sorter/scans.tsv there"
+        ) from None
     try:
         return Store(open_spool(config), config.folders())
     except NotYours:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from sorter.cli.common import account, console, open_spool, with_config
+from sorter.cli.completing import subjects_here
 from sorter.config import Config
 from sorter.daemon.requests import request
 from sorter.errors import SorterError, did_you_mean
@@ -22,7 +23,7 @@ LONGEST = 64
 
 
 @click.command("fix")
-@click.argument("what", metavar="SUBJECT|STUDY|SERIES")
+@click.argument("what", shell_complete=subjects_here, metavar="SUBJECT|STUDY|SERIES")
 @click.option("--as", "subject", metavar="NEW", help="What the subject is called from now on.")
 @click.option("--lab", help="Whose it is from now on.")
 @click.option("--undo", is_flag=True, help="What was said before by `fix` or `claim` counts no more.")
@@ -69,7 +70,10 @@ def _found(spool: Spool, what: str) -> list[UnitSummary]:
         raise SorterError(f"no series of {what} is here; `sorter list` shows what there is")
     who = sorted({f"{unit.subject or 'no subject'} of {unit.lab or 'no lab'}" for unit in units})
     if len(who) > 1:
-        raise SorterError(f"{what} is more than one: {', '.join(who)}; give the UID of a study or of a series instead")
+        raise SorterError(
+            f"{what} is more than one: {', '.join(who)}; give the UID of a study or series, or the eight "
+            "letters that `sorter why` shows with each"
+        )
     return units
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from sorter.cli import door, stored
 from sorter.cli.common import Where, console, literal, open_source, with_where
+from sorter.cli.completing import subjects_here
 from sorter.config import Config
 from sorter.daemon.receive import keep_of
 from sorter.door import Door
@@ -150,12 +151,14 @@ def status_by_the_door(source: Door, as_json: bool) -> None:
     _print_studies(status)
     _print_waiting(units)
     if status["unassigned"]:
-        console.print("       of no lab:")
+        console.print("Of no lab; if one is yours, claim it (`sorter claim SUBJECT --lab LAB`):")
     for each in status["unassigned"][:MOST_SHOWN]:
         text = f"{each['count']:6} series of {each['date']}, scanner {each['scanner']}: {each['protocol']}"
         console.print(text, soft_wrap=True, markup=False)
     if len(status["unassigned"]) > MOST_SHOWN:
         console.print("       … and more; `sorter status --json` has them all")
+    if not units:
+        console.print("What still arrives is shown once it is known whose it is: when nothing more of it comes.")
 
 
 def _out(outage: Outage, units: list[UnitSummary]) -> dict[str, Any]:
@@ -248,16 +251,17 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
         console.print(f"now: {alarm['says']}", soft_wrap=True, markup=False)
     for each in status["lab_files"]:
         count, says = len(each["faults"]), "the one before stays in force"
+        faults = "a fault" if count == 1 else f"{count} faults"
         console.print(
-            f"now: the lab.toml of lab {each['lab']} has {count} faults, and {says}; {each['page']} has them all",
+            f"now: the lab.toml of lab {each['lab']} has {faults}, and {says}; {each['page']} tells of it",
             soft_wrap=True,
             markup=False,
         )
     _print_counts(status, units)
     if claims := status["claims"]:
         console.print(f"{claims:6} {'claim waits' if claims == 1 else 'claims wait'} for an answer: see `sorter claim`")
-    if status["quarantined"]:
-        console.print(f"{status['quarantined']:6} files set aside: see `sorter quarantine`")
+    if aside := status["quarantined"]:
+        console.print(f"{aside:6} {'file was' if aside == 1 else 'files were'} set aside: see `sorter quarantine`")
     if left := status["not_removable"]:
         some = f"{len(left)}" if len(left) < MOST_SHOWN else f"at least {MOST_SHOWN}"
         console.print(f"{some:>6} files in incoming/ are taken, but may not be removed; remove them by hand:")
@@ -272,7 +276,8 @@ def _print_targets(status: dict[str, Any]) -> None:
         since = each["since"][:16].replace("T", " ")
         console.print(
             f"now: nothing can be delivered to {each['target']} since {since}: {each['why']}. "
-            f"{each['waiting']} deliveries wait; it is asked again in {each['next']} s",
+            f"{each['waiting']} {'delivery waits' if each['waiting'] == 1 else 'deliveries wait'}; "
+            f"it is asked again in {each['next']} s",
             soft_wrap=True,
             markup=False,
         )
@@ -291,10 +296,10 @@ def _print_waiting(units: list[UnitSummary]) -> None:
     waiting = [unit for unit in units if unit.state not in OVER]
     for unit in waiting[:MOST_SHOWN]:
         known = f" {_bar(unit.images, unit.expected)}" if unit.state == "open" and unit.expected else ""
-        said = f"{unit.key[:8]}  {title_of(unit)}: {WORDS[unit.state]}{known}. {unit.why}"
+        said = f"{unit.key[:8]}  {title_of(unit)}: {WORDS[unit.state]}{known}; {unit.why}"
         console.print(said, soft_wrap=True, markup=False)
         for each in unit.deliveries:
-            if each.state in ("owed", "failed") and each.why:
+            if each.state in ("owed", "failed") and each.why not in ("", unit.why):
                 console.print(f"          {each.product} to {each.target}: {each.why}", soft_wrap=True, markup=False)
     _print_missing(units)
     if len(waiting) > MOST_SHOWN:
@@ -325,8 +330,8 @@ def title_of(unit: UnitSummary) -> str:
 
 
 @click.command("list")
-@click.argument("subject", required=False)
-@click.option("--since", help="Studies of this day or later: YYYY-MM-DD, today or yesterday.")
+@click.argument("subject", required=False, shell_complete=subjects_here)
+@click.option("--since", help="Only studies of this day or later: YYYY-MM-DD, yesterday, tuesday, 30d.")
 @json_option
 @with_where
 def list_command(where: Where, subject: str | None, since: str | None, as_json: bool) -> None:
@@ -339,7 +344,8 @@ def list_command(where: Where, subject: str | None, since: str | None, as_json: 
         _print_json([plain(unit) for unit in found])
         return
     if not found:
-        raise SorterError(f"no series of {subject or 'anybody'} is here; `sorter status` shows what is")
+        studies = f" of a study of {day_of(since)} or later" if since else ""
+        raise SorterError(f"no series of {subject or 'anybody'}{studies} is here; `sorter status` shows what is")
     console.print(_table(found))
 
 
@@ -354,7 +360,7 @@ def _table(found: list[UnitSummary]) -> Table:
 
 
 @click.command("why")
-@click.argument("subject")
+@click.argument("subject", shell_complete=subjects_here)
 @json_option
 @with_where
 def why_command(where: Where, subject: str, as_json: bool) -> None:
@@ -364,7 +370,7 @@ def why_command(where: Where, subject: str, as_json: bool) -> None:
     if not found and isinstance(source, Door):
         raise SorterError(
             f"nothing of {subject} is here that you may see. It may still be arriving, or lie among what no lab has: "
-            "`sorter status` shows on which days there is such"
+            "`sorter status` shows the days, scanners and protocols of these"
         )
     if not found:
         raise SorterError(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sorter.cli.by_letter import Corner, ask, corner_above
 from sorter.cli.common import Where, console, literal, open_source, printable, with_where
+from sorter.cli.completing import labs_here, presets, series_here, subjects_here
 from sorter.cli.standing import Lasting, from_now_on
 from sorter.durable import Files
 from sorter.errors import SorterError
@@ -34,55 +36,22 @@ from sorter.exports import (
 )  # fmt: skip
 from sorter.exports.asking import NIFTI, Asked, choose, meant, plan, rows
 from sorter.exports.choosing import Subject, subjects
+from sorter.exports.source import target_of
 from sorter.matching import day_of
-from sorter.summaries import in_order
-
-TARGET = "target:"
-"""How a DEST begins that is no folder."""
 
 _MOST_SAID = 20  # lines of each kind of trouble
 
 
-def _complete(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Subjects, or the series of the subject that is there already, from the store or by the door."""
-    try:
-        units = list(open_source(Where(_path(context, "path"), _path(context, "root"))).units())
-    except SorterError:
-        return []
-    if parameter.name == "subject":
-        found = {unit.subject or "": unit.study_date for unit in units}
-        return [_offered(each, day) for each, day in sorted(found.items()) if each.startswith(typed) if _typed(each)]
-    wanted = Subject(str(context.params.get("subject") or "*"))
-    fits = [unit for unit in units if wanted.text.casefold() == (unit.subject or "").casefold() or wanted.is_glob]
-    numbers = {unit.number: unit.description for unit in in_order(fits) if unit.number.startswith(typed)}
-    return [_offered(number, says) for number, says in numbers.items() if _typed(number)]
-
-
-def _typed(text: str) -> bool:
-    """May a shell put it on its command line? It does so unquoted, and a header can say `$(anything)`."""
-    return re.fullmatch(r"\w[\w.+-]*", text) is not None
-
-
-def _offered(text: str, says: str) -> CompletionItem:
-    """With what is said beside it, on one line as the shells read it."""
-    return CompletionItem(text, help=re.sub(r"[^\w.+*/()-]+", " ", says).strip() or None)
-
-
-def _path(context: click.Context, name: str) -> Path | None:
-    value = context.params.get(name)
-    return Path(value) if value else None
-
-
 @click.command("rename")
-@click.argument("subject", shell_complete=_complete)
+@click.argument("subject", shell_complete=subjects_here)
 @click.argument("dest", type=click.Path(path_type=Path), required=False)
 @click.option("--study", default="", help="Only the study of this day (as for --since) or UID.")
-@click.option("--series", default="", shell_complete=_complete,
+@click.option("--series", default="", shell_complete=series_here,
               help="Only these: numbers as 3,5-7, or a glob of the description as '*T1*'.")  # fmt: skip
 @click.option("--modality", default="", help="Only this modality, as MR.")
 @click.option("--since", default="", help="Only studies of this day or later: YYYY-MM-DD, yesterday, tuesday, 30d.")
-@click.option("--lab", default="", help="Only series of this lab.")
-@click.option("--name", "pattern", default="pretty",
+@click.option("--lab", default="", shell_complete=labs_here, help="Only series of this lab.")
+@click.option("--name", "pattern", default="pretty", shell_complete=presets,
               help="pretty, percent (dcm2niix's % codes) or flat; or folders and file name, as "
               "'{subject}/{SeriesNumber:03d}/{InstanceNumber:05d}.dcm' or '%i/%s_%p/%4r.dcm'.")  # fmt: skip
 @click.option("--as", "new_name", default="", help="Call the subject so in folders and file names.")
@@ -105,7 +74,7 @@ def rename_command(
     `subject,newname`. DEST is a folder, or target:NAME[/FOLDER] for a target of your lab, which sorter writes to. A
     file that is there already is never overwritten; what is there and equal is left, so an interrupted run goes on.
     """
-    target = _target(dest)
+    target = target_of(str(dest or ""))
     if dest is None and not as_list:
         raise SorterError("say where to: sorter rename SUBJECT DEST; or --list to see what there is")
     if nifti and folder:
@@ -149,6 +118,7 @@ def rename_command(
     elif target and source is not None:
         _send(source, copies, target, as_json)
     else:
+        _check(dest)
         report = _run(source or Disk(Files()), copies, dest, quiet=as_json, force=force)
         _tell(report, what, dest, as_json)
         if chosen.new_names and not as_json:
@@ -161,14 +131,6 @@ def rename_command(
         sys.exit(1)
 
 
-def _target(dest: Path | None) -> tuple[str, str] | None:
-    """(its name, a folder there) where DEST is no folder of this machine."""
-    if dest is None or not str(dest).startswith(TARGET):
-        return None
-    name, _, folder = str(dest).removeprefix(TARGET).partition("/")
-    return name, folder
-
-
 def _is_day(flag: str, text: str) -> bool:
     """Is it a day, as --since always wants one? --study takes a UID as well."""
     return bool(text) and (flag == "since" or not re.fullmatch(r"[0-9]+(\.[0-9]+)+|[0-9]{8}", text))
@@ -176,15 +138,15 @@ def _is_day(flag: str, text: str) -> bool:
 
 def _source(where: Where, dest: Path | None) -> Source | Corner:
     """Where the series come from; where neither the store nor the door is here, who is asked by a file: the lab whose
-    folder DEST lies in."""
+    folder DEST lies in, or, for a target, whose folder one is in."""
     try:
         return open_source(where)
     except SorterError:
-        here = _target(dest) or where.path or where.root
-        corner = None if dest is None or here else corner_above(dest, Files())
+        target = target_of(str(dest or ""))
+        corner = None if dest is None or where.path or where.root else corner_above(Path() if target else dest, Files())
         if corner is None:
             raise
-        return corner
+        return replace(corner, dest=str(dest)) if target else corner
 
 
 def _listed(wanted: Sequence[Subject]) -> str | tuple[str, ...]:
@@ -253,6 +215,17 @@ def _show(copies: Sequence[Copy], what: str, dest: Path, as_json: bool) -> None:
         folders[folder] = folders.get(folder, 0) + 1
     for folder, count in folders.items():
         console.print(f"{count:6}  {folder}/", soft_wrap=True, markup=False)
+
+
+def _check(dest: Path) -> None:
+    """SorterError: nothing can be written there, said once instead of for each file."""
+    here = os.path.abspath(dest)
+    while not os.path.lexists(here):
+        here = os.path.dirname(here)
+    if not os.path.isdir(here):
+        raise SorterError(f"{here} is no folder; nothing can be copied into it")
+    if not os.access(here, os.W_OK | os.X_OK):
+        raise SorterError(f"your account may not write in {here}; give another DEST, or ask whose folder it is")
 
 
 def _run(giver: Giver, copies: Sequence[Copy], dest: Path, *, quiet: bool, force: bool) -> Report:

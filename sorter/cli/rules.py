@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from sorter.cli.by_letter import corner_above
-from sorter.cli.common import F, Where, account, console, open_spool, with_where
+from sorter.cli.common import F, Where, account, admins_config, console, open_spool, with_where
 from sorter.cli.look import title_of
 from sorter.cli.standing import OwnFile
 from sorter.config import Config
@@ -73,7 +73,7 @@ def _files(where: Where, lab: str | None) -> list[tuple[str, OwnFile]]:
     except ConfigError:
         if where.path or where.root:
             raise
-        raise SorterError("of which lab? go into the lab's folder, or give -c FILE") from None
+        raise SorterError("of which lab? `cd` into the lab's folder first, or give -c FILE") from None
     if lab is not None and lab not in config.labs:
         raise SorterError(f"lab {lab} is not configured{did_you_mean(lab, config.labs)}")
     return [(name, OwnFile(config.lab_root(name), files)) for name in ([lab] if lab else config.labs)]
@@ -140,11 +140,11 @@ def _differ(before: Delivery, now: Delivery) -> bool:
 
 
 def _moves(config: Config, spool: Spool, lab: str | None, since: str) -> Iterator[Move]:
-    """Of what was delivered to this lab, or to any, of studies of this day or later."""
+    """Of what was delivered to this lab, or to any, and came on this day or later."""
     planner = _planner(config, spool, lab)
     series = [each for each in summaries(spool) if each.kind is UnitKind.SERIES]
     for summary in in_order(series):
-        if summary.lab is None or (lab or summary.lab) != summary.lab or summary.study_date < since:
+        if summary.lab is None or (lab or summary.lab) != summary.lab or summary.came < since:
             continue
         unit = Unit.load(spool, summary.key)
         before, revision = unit.latest_plan(), unit.latest_revision()
@@ -178,23 +178,23 @@ def _planner(config: Config, spool: Spool, lab: str | None) -> Planner:
 @with_given
 def try_command(where: Where, lab: str | None, since: str) -> None:
     """What the rules of now would have done with what came since then. Nothing is changed."""
-    config = where.load()
+    config = admins_config(where)
     moves = list(_moves(config, open_spool(config), lab, day_of(since)))
-    _tell(moves, f"since {since}")
+    _tell(moves, f" of what came since {_said(since)}")
     if moves:
         console.print("Nothing was changed; `sorter rules apply` moves them.")
 
 
 @rules_command.command("apply")
-@click.option("--since", default="", help="Only studies of this day or later: YYYY-MM-DD, tuesday, 30d.")
+@click.option("--since", default="", help="Only what came on this day or later: YYYY-MM-DD, tuesday, 30d.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_given
 def apply_command(where: Where, lab: str | None, since: str, yes: bool) -> None:
     """What was delivered moves to where the rules of now want it. What a lab edited or added there stays."""
-    config = where.load()
+    config = admins_config(where)
     spool = open_spool(config)
     moves = list(_moves(config, spool, lab, day_of(since) if since else ""))
-    _tell(moves, f"since {since}" if since else "in all")
+    _tell(moves, f" of what came since {_said(since)}" if since else "")
     if not moves:
         return
     if not yes and not click.confirm("Move them?"):
@@ -206,11 +206,17 @@ def apply_command(where: Where, lab: str | None, since: str, yes: bool) -> None:
     console.print(f"{len(moves)} series move as soon as sorter runs; `sorter why` tells what became of each.")
 
 
-def _tell(moves: list[Move], when: str) -> None:
+def _said(since: str) -> str:
+    day = day_of(since)
+    return f"{day[:4]}-{day[4:6]}-{day[6:]}"
+
+
+def _tell(moves: list[Move], of: str) -> None:
+    """`of` which series: words that begin with a space, "" for all."""
     if not moves:
-        console.print(f"What was delivered {when} lies where the rules of now want it.", soft_wrap=True, markup=False)
+        console.print(f"No series{of} would lie elsewhere by the rules of now.", soft_wrap=True, markup=False)
         return
-    console.print(f"{len(moves)} series {when} would lie elsewhere by the rules of now:", soft_wrap=True, markup=False)
+    console.print(f"{len(moves)} series{of} would lie elsewhere by the rules of now:", soft_wrap=True, markup=False)
     for each in moves[:_MOST_SAID]:
         console.print(f"        {each}", soft_wrap=True, markup=False)
     if len(moves) > _MOST_SAID:

@@ -117,7 +117,7 @@ def from_now_on(where: Where, source: Source | None, asked: Lasting, *, dry_run:
     own.write(text)
     console.print(
         "It is written, and counts within a minute; `sorter rules` lists and removes rules. What was delivered stays "
-        "where it is; `sorter rules apply` moves it.", soft_wrap=True
+        "where it is; the admin moves it by `sorter rules apply`.", soft_wrap=True
     )  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def written(rule: Rule) -> dict[str, Any]:
 
 def _tell_of_late(source: Source, rule: Rule, choice: Choice, lab: str) -> None:
     since = day_of(LOOK_BACK)
-    units = [each for each in source.units() if each.study_date >= since and each.state != "withdrawn" and each.lab]
+    units = [each for each in source.units() if each.came >= since and each.state != "withdrawn" and each.lab]
     labs = {each.lab for each in units}
     if not lab and len(labs) > 1:
         raise SorterError(f"which lab's folder is it? give --lab, one of {', '.join(sorted(filter(None, labs)))}")

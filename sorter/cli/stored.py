@@ -57,14 +57,18 @@ def as_json(config: Config, spool: Spool, units: Sequence[UnitSummary]) -> dict[
 def lines(store: dict[str, Any]) -> Iterator[str]:
     """The same for people."""
     left = f"; {store['left']} more left it after their delivery" if store["left"] else ""
-    yield f"store: {store['images']} images, {store['bytes'] / 1e9:.1f} GB{left}"
+    yield f"store: {store['images']} images, {_amount(store['bytes'])}{left}"
     if store["disk"]:
         yield f"disk: {store['disk']['says']}"
     if store["keep"] == "forever":
         return
     may = store["may_leave"]
-    yield f"retention, {store['keep']} days: {may['images']} images may leave, {may['bytes'] / 1e9:.1f} GB"
+    yield f"retention, {store['keep']} days: {may['images']} images may leave, {_amount(may['bytes'])}"
     for why, count in store["stays"].items():
         yield f"{count:6} images stay: {why}"
     for why, count in store["stayed"].items():
         yield f"{count:6} images could have left, and stay: {why}"
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from sorter.cli.common import account, console, open_spool, with_config
+from sorter.cli.completing import subjects_here
 from sorter.config import Config
 from sorter.daemon.requests import request
 from sorter.errors import SorterError
@@ -20,7 +21,7 @@ from sorter.summaries import find_series, summaries
 
 
 @click.command("hold")
-@click.argument("what", metavar="SUBJECT|UID")
+@click.argument("what", metavar="SUBJECT|UID", shell_complete=subjects_here)
 @click.option("--why", default="no reason was given", help="For `status` and `why`.")
 @click.option("--release", is_flag=True, help="What waits goes on.")
 @with_config
@@ -37,7 +38,7 @@ def hold_command(config: Config, what: str, why: str, release: bool) -> None:
 
 
 @click.command("withdraw")
-@click.argument("what", metavar="SUBJECT|STUDY")
+@click.argument("what", metavar="SUBJECT|STUDY", shell_complete=subjects_here)
 @click.option("--why", default="", help="For the record, as 'consent withdrawn'; no names.")
 @click.option("--confirm", metavar="CODE", help="Do it. The code is what a run without it prints.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")

@@ -3,10 +3,10 @@
 from sorter.config.certificates import remark, server_context
 from sorter.config.config import UNASSIGNED, Config
 from sorter.config.models import Completion, Engine, LabConfig, Node, Receive, Sender, Sorter, Store, TargetConfig
-from sorter.config.reading import SYSTEM_CONFIG, load
+from sorter.config.reading import SYSTEM_CONFIG, NoConfiguration, load
 from sorter.config.rewriting import with_lab_root
 
 __all__ = [
-    "SYSTEM_CONFIG", "UNASSIGNED", "Completion", "Config", "Engine", "LabConfig", "Node", "Receive", "Sender",
-    "Sorter", "Store", "TargetConfig", "load", "remark", "server_context", "with_lab_root",
+    "SYSTEM_CONFIG", "UNASSIGNED", "Completion", "Config", "Engine", "LabConfig", "NoConfiguration", "Node", "Receive",
+    "Sender", "Sorter", "Store", "TargetConfig", "load", "remark", "server_context", "with_lab_root",
 ]  # fmt: skip

@@ -120,6 +120,11 @@ class Config(Section):
         return {name: Path(str(each.settings["root"])) for name, each in self.all_targets().items()
                 if each.kind == "path" and "root" in each.settings}  # fmt: skip
 
+    def granted(self, lab: str) -> tuple[str, ...]:
+        """The targets that this lab may have copies made to: its own root first."""
+        own = self.labs[lab]
+        return tuple(dict.fromkeys((lab, *own.targets, *own.on_demand)))
+
     def _own(self, name: str) -> TargetConfig:
         lab = self.labs.get(name)
         group, umask = (lab.group, lab.umask) if lab else (None, None)

@@ -50,6 +50,20 @@ _HOW_TO_START = (
     f"or -c FILE, or write {_LOCAL_CONFIG} here or {SYSTEM_CONFIG}"
 )
 
+
+class NoConfiguration(ConfigError):
+    """There is no file, and no folder was given."""
+
+    def __init__(self) -> None:
+        super().__init__([_HOW_TO_START])
+
+
+_PLAINLY = {
+    "Illegal character '\\n'": "a text in quotes does not end in this line",
+    "Invalid value": "what stands behind = is no value; text stands in quotes",
+}
+"""What the reader of TOML says, for a person."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -62,7 +76,7 @@ def load(path: Path | None = None, root: Path | None = None) -> Config:
     if path is None and root is None:
         path = next((each for each in (_LOCAL_CONFIG, SYSTEM_CONFIG) if each.is_file()), None)
         if path is None:
-            raise ConfigError([_HOW_TO_START])
+            raise NoConfiguration
     sources = Sources()
     if path is not None:
         sources.read(Path(os.path.abspath(path)))
@@ -134,7 +148,9 @@ class Sources:
             place = _TOML_PLACE.search(str(error))
             line = int(place[1]) if place and place[1] else text.rstrip().count("\n") + 1
             says = _TOML_PLACE.sub("", str(error))
-            self.faults.append((f"{name}:{line}", f"this is not TOML: {says[:1].lower()}{says[1:]}"))
+            self.faults.append(
+                (f"{name}:{line}", f"this is not TOML: {_PLAINLY.get(says) or says[:1].lower() + says[1:]}")
+            )
         except (ValueError, RecursionError):  # what only a hostile hand writes: numbers and nests without end
             self.faults.append((name, "a number is too long, or tables and lists are nested too deep, to be read"))
         else:

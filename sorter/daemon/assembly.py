@@ -182,7 +182,9 @@ class Parts:
         records, pipeline = self.lab_files.records, self.pipeline
         scans = Scans(records, lambda: pipeline.looked_around)
         news = News(records, self.lab_files.in_force_of)
-        requests = Requests(self.spool, records, pipeline.outlets, wake, pipeline.bring_back)
+        requests = Requests(
+            self.spool, records, pipeline.outlets, wake, pipeline.bring_back, lambda lab: self.config.granted(lab)
+        )
         self.lab_corners = LabCorners(
             pipeline.outlets, records, self.take_lab_file, self.lab_files.say, scans, news, requests
         )

@@ -40,7 +40,7 @@ def terms_of(config: Config) -> Terms:
         )
         for name, lab in config.labs.items()
     }
-    targets = {name: tuple(dict.fromkeys((name, *lab.targets, *lab.on_demand))) for name, lab in config.labs.items()}
+    targets = {name: config.granted(name) for name in config.labs}
     roots = {name: str(root) for name, root in config.folders().items()}
     return Terms(labs, tuple(map(str, config.door.admins)), targets, roots)
 

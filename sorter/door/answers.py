@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import sorter.door.requests as ask
+from sorter.accounts import name_of
 from sorter.door.access import AccessLog
-from sorter.door.terms import Sight, Terms, name_of
+from sorter.door.terms import Sight, Terms
 from sorter.door.wire import MOST_FILES
 from sorter.errors import SorterError
 from sorter.exports import in_store
 from sorter.exports.finding import Made, delivered
-from sorter.exports.source import LONGEST_NAME, made, part_of, tell
+from sorter.exports.source import LONGEST_NAME, made, not_granted, part_of, tell
 from sorter.model import DICOM, build, plain
 from sorter.naming import safe_component, short_hash
 from sorter.pipeline.outages import outages
@@ -274,7 +275,7 @@ def send(desk: Desk, asked: ask.Send) -> Iterator[Line]:
     """The names are checked as if nobody had planned them; sorter writes them, where the asker could not."""
     desk.series(asked.key)
     if asked.target not in desk.targets():
-        raise SorterError(f"{asked.target} is no target of your labs; the admin of sorter grants one in [labs.NAME]")
+        raise not_granted(asked.target)
     names = [*asked.folder.split("/"), *asked.files.values()]
     if not all(len(name) > 0 and name == safe_component(name, limit=LONGEST_NAME) for name in names):
         raise SorterError("a target is given folders and files of safe names only: letters, digits and ._+-")

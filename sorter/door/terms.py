@@ -62,14 +62,6 @@ def sight_of(uid: int, terms: Terms) -> Sight:
     return Sight(uid, admin=bool(groups & _numbers(terms.admins)), labs=labs)
 
 
-def name_of(uid: int) -> str:
-    """The account's name, or its number where it has none here."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
 def _numbers(groups: Collection[str]) -> frozenset[int]:
     """The gids; a group that there is not (yet) has no members."""
     found = set()

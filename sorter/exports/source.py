@@ -25,6 +25,9 @@ from sorter.spool.studies import StudyRecord, StudyRecords, study_key
 from sorter.story import of_study, sentences
 from sorter.summaries import is_called, summaries
 
+TARGET = "target:"
+"""How a destination begins that is no folder."""
+
 MOST_SENT = 4000
 """Files that a target is asked to take at once: a request is to stay small."""
 
@@ -156,6 +159,19 @@ class Store(Disk):
         return copy.source.relative_to(self.spool.store).parts[1]
 
 
+def target_of(dest: str) -> tuple[str, str] | None:
+    """(its name, a folder there) of "target:NAME/FOLDER"; None of a folder."""
+    if not dest.startswith(TARGET):
+        return None
+    name, _, folder = dest.removeprefix(TARGET).partition("/")
+    return name, folder.removesuffix("/")
+
+
+def not_granted(target: str) -> SorterError:
+    """What to say of a target that whoever asks may not have copies made to, or that there is not."""
+    return SorterError(f"{target} is no target of your labs; the admin of sorter grants one in [labs.NAME]")
+
+
 def parcels(
     copies: Sequence[Copy], below: str, key: Callable[[Copy], str]
 ) -> Iterator[tuple[str, list[Copy]]]:  # fmt: skip
@@ -168,7 +184,7 @@ def parcels(
             raise SorterError(f"{below} can be no folder of a target; write letters, digits and ._+- only")
     by_place: dict[tuple[str, str], list[Copy]] = {}
     for copy in copies:
-        place = os.path.join(below, os.path.dirname(copy.name))
+        place = "/".join(filter(None, (below, os.path.dirname(copy.name))))
         if not place:
             raise SorterError("these names have no folder: say which one of the target, as target:NAME/FOLDER")
         by_place.setdefault((key(copy), place), []).append(copy)

@@ -19,6 +19,7 @@ from sorter.errors import ConfigError, SorterError
 from sorter.exports.asking import NIFTI, Asked
 from sorter.exports.choosing import Choice, Subject
 from sorter.exports.naming import naming
+from sorter.exports.source import target_of
 from sorter.matching import day_of
 
 MOST_SUBJECTS = 1000
@@ -27,7 +28,7 @@ _LEVELS = 16
 
 
 def _dest(text: str) -> str:
-    if text == ".":
+    if text == "." or target_of(text) is not None:
         return text
     parts = text.removesuffix("/").split("/")
     if text.startswith(("/", "~")) or "\\" in text or len(parts) > _LEVELS or not all(map(_is_name, parts)):
@@ -69,7 +70,7 @@ class Request(Section):
     subject: Words | Subjects
     """Whom: an ID, a name, a glob or a UID; or a list of them, each as `"DEV01"` or `"DEV01,newname"`."""
     dest: Annotated[str, AfterValidator(_dest)] = ""
-    """Where to: a folder below the lab's own, as `"pilot/2026"`."""
+    """Where to: a folder below the lab's own, as `"pilot/2026"`, or `"target:NAME/FOLDER"` of a target of the lab."""
     study: Words = ""
     """Only the study of this day or UID."""
     series: Words = ""
@@ -126,8 +127,10 @@ class _Reader(Tables):
         found = self.model(Request, raw, ())
         if found is None:
             return None
-        if not (found.dest or found.list):
+        if not (raw.get("dest") or found.list):
             self.fault(("dest",), 'must be given, as "pilot"; or list = true, to see what there is')
+        if found.force and target_of(found.dest) is not None:
+            self.fault(("force",), "is for folders: at a target nothing is overwritten; leave it out")
         if any(each.text.startswith("@") for each in found.subjects):
             self.fault(("subject",), 'a list is written here itself, as ["DEV01", "DEV02,newname"]')
         return found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sorter.errors import ConfigError, SorterError
 from sorter.exports.asking import choose, meant, plan, rows
 from sorter.exports.copying import Copy
-from sorter.exports.source import Store
+from sorter.exports.source import Store, not_granted, target_of
 from sorter.labs.asking import Request, read_request
 from sorter.spool import Spool, Unit
 from sorter.summaries import summaries
@@ -35,10 +35,11 @@ class Prepared:
     dest: str = ""
 
 
-def prepare(spool: Spool, lab: str, name: str, data: bytes) -> Prepared:
-    """Whatever is wrong with the request is said in its answer."""
+def prepare(spool: Spool, lab: str, granted: Collection[str], name: str, data: bytes) -> Prepared:
+    """Whatever is wrong with the request is said in its answer. `granted`: the targets that the lab may name; what goes
+    to one of them is owed there when this returns."""
     try:
-        return _prepared(spool, lab, read_request(data, name))
+        return _prepared(spool, lab, granted, read_request(data, name))
     except ConfigError as error:
         return Prepared(says=_some(error.faults), failed=True)
     except SorterError as error:
@@ -47,8 +48,10 @@ def prepare(spool: Spool, lab: str, name: str, data: bytes) -> Prepared:
         return Prepared(says=[f"the store cannot be read now ({error.strerror}); save the request again"], failed=True)
 
 
-def _prepared(spool: Spool, lab: str, request: Request) -> Prepared:
-    source, asked = Store(spool), request.asked
+def _prepared(spool: Spool, lab: str, granted: Collection[str], request: Request) -> Prepared:
+    source, asked, target = Store(spool), request.asked, target_of(request.dest)
+    if target is not None and target[0] not in granted:
+        raise not_granted(target[0])
     own = [unit for unit in summaries(spool) if unit.lab == lab]
     chosen = choose(list(source.candidates(meant(own, asked.subjects))), asked)
     missing = _some([f"not found: {each.text}" for each in chosen.missing])
@@ -60,7 +63,7 @@ def _prepared(spool: Spool, lab: str, request: Request) -> Prepared:
     if len(copies) > MOST_FILES:
         says = f"this is {len(copies)} files; {MOST_FILES} are the most at once: narrow it down with series or since"
         return Prepared(says=[says], failed=True)
-    above = "" if request.dest == "." else f"{request.dest}/"
+    above = "" if request.dest == "." or target else f"{request.dest}/"
     prepared = Prepared(
         [Copy(each.source, f"{above}{each.name}", each.sha256, each.size) for each in copies],
         request.force,
@@ -72,6 +75,13 @@ def _prepared(spool: Spool, lab: str, request: Request) -> Prepared:
     )
     if request.dry_run:
         prepared.says, prepared.copies = [*_would(prepared), *prepared.says], ()
+    elif target is not None:
+        source.send(copies, *target)
+        what = f"{len(copies)} {prepared.what} of {prepared.series} series"
+        first = (
+            f"{what} are copied to {request.dest} by sorter, as soon as it can; `sorter why` says when they are there."
+        )
+        prepared.says, prepared.copies = [first, *prepared.says], ()
     return prepared
 
 

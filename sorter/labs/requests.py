@@ -11,7 +11,7 @@ import hashlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -76,7 +76,8 @@ def _in_a_thread(run: Callable[[], None]) -> None:
 class Requests:
     """`wake` is called from other threads when there is something to go on with; `start` starts what takes a while.
 
-    `bring` has images of a unit in the store that left it: (why to wait, those that cannot be had).
+    `bring` has images of a unit in the store that left it: (why to wait, those that cannot be had). `granted` says to
+    which targets a lab may have copies made.
     """
 
     spool: Spool
@@ -84,6 +85,7 @@ class Requests:
     outlets: Outlets
     wake: Callable[[], None]
     bring: Callable[[str, Sequence[str]], tuple[str, Sequence[str]]]
+    granted: Callable[[str], Collection[str]]
     start: Callable[[Callable[[], None]], None] = _in_a_thread
     _labs: dict[str, _Lab] = field(default_factory=dict)
 
@@ -158,7 +160,7 @@ class Requests:
                 prepared = Prepared(says=[f"{request.name} is not read: {request.why}"], failed=True)
             else:
                 try:
-                    prepared = prepare(self.spool, lab, request.name, bytes.fromhex(request.text))
+                    prepared = prepare(self.spool, lab, self.granted(lab), request.name, bytes.fromhex(request.text))
                 except Exception as error:  # noqa: BLE001 - one request never ends the others
                     log.error("lab %s: a request could not be prepared (%s); report this", lab, place_of(error))
                     prepared = Prepared(says=["sorter itself failed; please tell your admin"], failed=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from sorter.accounts import name_of
 from sorter.deliver.target import Done, Put, Result, Wanted
 from sorter.model import DICOM, Delivered, Receipt
 from sorter.pipeline.outlets import Errand, Outlets
@@ -75,7 +76,7 @@ class Exporting:
         if errand in self._owed:
             export = self._owed[errand]
             says = f"{len(result.files)} files were copied to {target}, in {result.folder}"
-            live.unit.tell(f"{says}, as the account {export.by} had asked")
+            live.unit.tell(f"{says}, as {name_of(export.by)} had asked")
             self._forget(errand)
 
     def withdrawn(self, live: Live) -> None:
@@ -96,7 +97,7 @@ class Exporting:
         """Once a reason."""
         if self._said.get(errand) != why:
             self._said[errand] = why
-            by = f" that the account {self._owed[errand].by} asked for" if errand in self._owed else ""
+            by = f" that {name_of(self._owed[errand].by)} asked for" if errand in self._owed else ""
             live.unit.tell(f"copies{by} are not at {errand[2]} yet: {why}")
 
 

@@ -174,6 +174,7 @@ def summarise(live: Live, awaited: str = "images may still come") -> UnitSummary
         session=identity.session if identity else None,
         study_date=text("StudyDate"),
         study_time=text("StudyTime"),
+        arrived=min((each.arrived[:10].replace("-", "") for each in unit.instances.values()), default=""),
         number=text("SeriesNumber"),
         description=f"(whole {unit.kind})"
         if unit.bundle

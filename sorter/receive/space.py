@@ -117,7 +117,8 @@ class Outlook:
         if self.seconds is None:
             return f"{_amount(self.free)} free, of which {_amount(self.mark)} stay free"
         days = f"{self.seconds / DAY:.0f} days" if self.seconds >= 2 * DAY else f"{self.seconds / 3600:.0f} hours"
-        return f"{_amount(self.free)} free, of which {_amount(self.mark)} stay free; at the rate of late for {days}"
+        room = f"{_amount(self.free)} free, of which {_amount(self.mark)} stay free"
+        return f"{room}; as fast as it fills at present, that will do for {days}"
 
 
 def outlook(received: Path, files: Files, keep: Keep, now: float) -> Outlook | None:

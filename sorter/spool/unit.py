@@ -95,6 +95,7 @@ class UnitSummary:
     session: str | None = None
     study_date: str = ""
     study_time: str = ""
+    arrived: str = ""  # the day on which its first image came, as YYYYMMDD
     number: str = ""
     description: str = ""
     modality: str = ""
@@ -116,6 +117,11 @@ class UnitSummary:
     leaving: int = 0  # bytes of those that retention may let go one day
     left: int = 0  # images that left the store after their delivery
     day: int = 0  # of the count of days, of the last receipt of its images
+
+    @property
+    def came(self) -> str:
+        """The day on which it came, as YYYYMMDD; that of its study where an older sorter did not write it down."""
+        return self.arrived or self.study_date
 
     @property
     def is_of_before(self) -> bool:

@@ -221,7 +221,7 @@ def test_why_and_status_tell_a_lab_of_its_own_and_of_the_rest_how_many(site: Sit
     ]
     assert "NOB01" not in json.dumps(status)
     assert "VIS01" not in json.dumps(status)
-    assert "of no lab" in site.run("amy", "status")
+    assert "Of no lab; if one is yours, claim it" in site.run("amy", "status")
 
 
 def test_what_was_read_is_written_down_for_the_admin_alone(site: Site) -> None:

@@ -41,6 +41,7 @@ from sorter.exports import (
 )  # fmt: skip
 from sorter.exports.choosing import Subject, subjects
 from sorter.exports.naming import from_percent
+from sorter.exports.source import parcels
 from sorter.matching import day_of
 from sorter.spool.unit import Product
 from sorter.testing.synthetic import many
@@ -262,6 +263,13 @@ def test_hostile_values_never_leave_the_folder_nor_overwrite(tmp_path: Path) -> 
 
 
 # --- copying ----------------------------------------------------------------------------------------------------------
+
+
+def test_flat_names_go_into_a_folder_of_a_target(several: list[Found]) -> None:
+    planned = plan_copies(several, naming("flat"))
+    assert {place for place, _ in parcels(planned, "pilot", lambda _: "k")} == {"pilot"}
+    with pytest.raises(SorterError, match="have no folder"):
+        list(parcels(planned, "", lambda _: "k"))
 
 
 def copies(folder: Path, count: int = 20) -> tuple[list[Copy], dict[str, bytes]]:
@@ -542,9 +550,21 @@ def joined(*parts: str) -> str:
     return "_".join(filter(None, parts))
 
 
+def test_a_place_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
+    series(tmp_path / "from")
+    (tmp_path / "file").write_text("mine")
+    for dest in (tmp_path / "file", tmp_path / "file/below"):
+        told = CliRunner().invoke(cli, ["rename", "*", str(dest), "--from", str(tmp_path / "from")])
+        assert str(told.exception) == f"{tmp_path}/file is no folder; nothing can be copied into it"
+
+
 def test_completion_in_a_shell() -> None:
     """What bash asks for; subjects and series are completed from a store, in the tests of the main job."""
-    words = {"COMP_WORDS": "sorter rename --na", "COMP_CWORD": "2", "_SORTER_COMPLETE": "bash_complete"}
     script = Path(sys.executable).with_name("sorter")
-    done = subprocess.run([script], env={**os.environ, **words}, capture_output=True, text=True)
-    assert done.stdout.split() == ["plain,--name"]
+    for typed, at, offered in (
+        ("sorter rename --na", 2, ["plain,--name"]),
+        ("sorter rename DEV x --name p", 5, ["plain,pretty", "plain,percent"]),
+    ):
+        words = {"COMP_WORDS": typed, "COMP_CWORD": str(at), "_SORTER_COMPLETE": "bash_complete"}
+        done = subprocess.run([script], env={**os.environ, **words}, capture_output=True, text=True)
+        assert done.stdout.split() == offered

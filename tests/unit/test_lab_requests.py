@@ -64,9 +64,9 @@ def test_what_the_command_writes_is_what_is_read() -> None:
      "a\nb", "\u202eb", "/".join("abcdefghijklmnopq"), "a\0b"],
 )  # fmt: skip
 def test_no_destination_leaves_the_labs_folder(dest: str) -> None:
-    said = faults(written({"subject": "A", "dest": dest}))
-    assert said[0].startswith("mine.toml:2: dest: ")
-    assert "no folder below the lab's own" in said[0]
+    [said] = faults(written({"subject": "A", "dest": dest}))
+    assert said.startswith("mine.toml:2: dest: ")
+    assert "no folder below the lab's own" in said
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,8 @@ def test_no_destination_leaves_the_labs_folder(dest: str) -> None:
         ('dest = "x"', "mine.toml: subject: must be given"),
         ('subject = "A"', "mine.toml: dest: must be given"),
         ('subject = "@/etc/passwd"\ndest = "x"', "mine.toml:1: subject: a list is written here itself"),
+        ('subject = "A"\ndest = "target:pacs"\nforce = true', "mine.toml:3: force: is for folders"),
+        ('subject = "A\ndest = "x"', "mine.toml:1: this is not TOML: a text in quotes does not end in this line"),
         ('subject = "A"\ndest = "x"\nsince = "soon"', "mine.toml:3: since: "),
         ('subject = "A"\ndest = "x"\nname = "{subject.__class__}"', "mine.toml:3: name: "),
         ('subject = "A"\ndest = "x"\nname = "../{subject}/{InstanceNumber}.dcm"', "mine.toml:3: name: "),
@@ -274,7 +276,7 @@ def test_what_was_answered_is_known_while_it_lies_there(tmp_path: Path) -> None:
     spool.create()
     records = LabRecords(spool.labs, spool.files)
     records.note_answered("memory", {"mine.toml": "digest"})
-    requests = Requests(spool, records, None, lambda: None, lambda *_: ("", ()))  # type: ignore[arg-type]
+    requests = Requests(spool, records, None, lambda: None, lambda *_: ("", ()), lambda _: ())  # type: ignore[arg-type]
     requests.configure({"memory": "/lab"})
     requests.heed("memory", [], None)  # nobody could look
     requests.heed("memory", [], ("mine.toml",))  # it was not read this time
@@ -424,6 +426,11 @@ study = 1
 [labs.memory]
 match = ["PatientID=MINE*"]
 products = ["dicom"]
+on_demand = ["archive"]
+
+[targets.archive]
+kind = "path"
+root = "archive"
 
 [labs.other]
 match = ["PatientID=THEIRS*"]
@@ -508,6 +515,25 @@ def test_what_would_be_overwritten_and_what_is_wrong_is_said(sorter: RunningSort
     assert [each for each in tree(sorter.labs / "other") if ".dcm" in each] == [
         each for each in before if ".dcm" in each
     ]
+
+
+def test_a_request_reaches_the_targets_that_the_lab_was_granted(sorter: RunningSorter) -> None:
+    (sorter.root / "archive").mkdir()
+    mark(sorter.root / "archive", Files())
+    said = answer(sorter, "archive", 'subject = "MINE01"\ndest = "target:archive/pilot"\nname = "flat"\n')
+    assert said.startswith("done\n")
+    assert f"{COUNT} images of 1 series are copied to target:archive/pilot" in said
+    wait_until(lambda: len([each for each in tree(sorter.root / "archive/pilot") if each[0] != "."]) == COUNT, 60)
+    for name, dest in (
+        ("a-lab", "target:other"),
+        ("no-target", "target:nowhere/x"),
+        ("no-folder", "target:archive/../x"),
+    ):
+        said = answer(sorter, name, f'subject = "MINE01"\ndest = "{dest}"\n')
+        assert said.startswith("not done\n"), said
+    assert "is no target of your labs" in answer(sorter, "others-target", 'subject = "MINE01"\ndest = "target:other"\n')
+    assert "can be no folder of a target" in said
+    assert not [each for each in (sorter.labs / "memory").iterdir() if each.name.startswith("target")]
 
 
 def test_the_pages_of_each_lab_are_current(sorter: RunningSorter) -> None:

@@ -79,9 +79,12 @@ def test_rules_are_listed_tried_applied_and_removed(site: Site) -> None:
     site.turns(20)
     assert tree(site) == USUAL  # what was delivered stays
     tried = say(site, "rules", "try", "2026-01-01", "--lab", "memory").output
-    assert "2 series since 2026-01-01 would lie elsewhere" in tried
+    assert "2 series of what came since 2026-01-01 would lie elsewhere" in tried
     assert "dicom in memory: P1/20260102_1011/001_T1 goes to a/P1_1" in tried
     assert "Nothing was changed" in tried
+    assert (
+        "2 series of what came since" in say(site, "rules", "try").output
+    )  # 30 days: it came today, though of January
     assert say(site, "rules", "apply", answer="n\n").exit_code == 0
     site.turns(20)
     assert tree(site) == USUAL
@@ -89,7 +92,7 @@ def test_rules_are_listed_tried_applied_and_removed(site: Site) -> None:
     site.turns(20)
     assert tree(site) == ["memory/a/P1_1/000-0001-000001.dcm", "memory/a/P1_1/000-0001-000002.dcm",
                           "memory/a/P1_2/000-0002-000001.dcm"]  # fmt: skip
-    assert "lies where the rules of now want it" in say(site, "rules", "apply").output
+    assert "No series would lie elsewhere" in say(site, "rules", "apply").output
     assert say(site, "rules", "remove", "1", "--lab", "memory").exit_code == 0
     assert own(site).read_text() == '# ours\n[[rules]]\nseries = "2"\nproducts = []\n'
     assert say(site, "rules", "remove", "2", "--lab", "memory").exit_code == 1
