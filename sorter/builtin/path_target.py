@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sorter.builtin import _path_nested as nested
 from sorter.builtin._path_check import explained, made_remarks, probe
 from sorter.builtin._path_check import mark as mark
 from sorter.builtin._path_copies import copy_for_lab
@@ -146,6 +147,13 @@ class PathTarget:
         return Checked((*made_remarks(self._root, self._files), *remarks) if made else remarks)
 
     def put(self, job: Put, source: Source) -> Done:
+        if not nested.is_nested(job):
+            return self._put(job, source)
+        for each in nested.gone(job):
+            self._remove(each)
+        return nested.done(job, [(below, self._put(part, some)) for below, part, some in nested.puts(job, source)])
+
+    def _put(self, job: Put, source: Source) -> Done:
         for wanted in job.files:
             file_name(wanted.name)
         file_name(f"{job.key}.{job.product}")
@@ -156,6 +164,12 @@ class PathTarget:
             return self._grow(visit, place, job, source)
 
     def verify(self, receipt: Receipt, *, deep: bool = True) -> Verified:
+        parts = nested.receipts(receipt)
+        if parts.keys() <= {""}:
+            return self._verify(receipt, deep)
+        return nested.verified(receipt.folder, {below: self._verify(each, deep) for below, each in parts.items()})
+
+    def _verify(self, receipt: Receipt, deep: bool) -> Verified:
         with self._visit(alone=False) as visit:
             folder, fd = self._locate(visit, receipt)
             found: dict[str, list[str]] = {"same": [], "missing": [], "changed": [], "damaged": [], "outdated": []}
@@ -185,6 +199,12 @@ class PathTarget:
         return digests_in(manifest) if isinstance(revision, int) and revision < receipt.revision else None
 
     def remove(self, receipt: Receipt) -> Removed:
+        parts = nested.receipts(receipt)
+        if parts.keys() <= {""}:
+            return self._remove(receipt)
+        return nested.removed(receipt.folder, {below: self._remove(each) for below, each in parts.items()})
+
+    def _remove(self, receipt: Receipt) -> Removed:
         with self._visit() as visit:
             folder, fd = self._locate(visit, receipt)
             if fd is None or self._is_newer(fd, receipt):

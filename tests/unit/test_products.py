@@ -16,10 +16,12 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from sorter.builtin.path_target import PathTarget, mark
 from sorter.config import load
 from sorter.daemon import assembly
 from sorter.daemon.assembly import assemble
 from sorter.daemon.sort import mark_defaults
+from sorter.deliver.target import Put, Wanted
 from sorter.door.access import AccessLog
 from sorter.door.answers import Desk, Handed, Shelf, answer
 from sorter.door.terms import Sight
@@ -28,7 +30,7 @@ from sorter.durable import Files
 from sorter.engine import scratch
 from sorter.engine.engine import Engine
 from sorter.engine.work import Limits, Outcome, Work
-from sorter.errors import ConfigError
+from sorter.errors import ConfigError, Held
 from sorter.exports import Choice, Store, naming
 from sorter.exports.asking import Asked, choose, plan
 from sorter.exports.choosing import Subject
@@ -526,9 +528,9 @@ def test_what_asks_for_images_gets_what_may_leave_and_no_name(root: Path) -> Non
         assert not re.search(r"P1|One|1\.2\.3", copies[0].name)
     asked = Asked([Subject("*")], Choice(), naming(), product="nifti")
     assert plan(source, choose([series], asked), asked)[0] == []
-    said = prepare(site.spool, "memory", "x.toml", b'subject = "*"\ndest = "pilot"\n')
+    said = prepare(site.spool, "memory", (), "x.toml", b'subject = "*"\ndest = "pilot"\n')
     assert [copy.source.parent.name for copy in said.copies] == ["deid-1"]
-    listed = prepare(site.spool, "memory", "x.toml", b'subject = "*"\nlist = true\n')
+    listed = prepare(site.spool, "memory", (), "x.toml", b'subject = "*"\nlist = true\n')
     assert not re.search(r"P1|One|1\.2\.3", "".join(listed.says))
 
 
@@ -599,3 +601,86 @@ def test_scratch_that_was_cleared_half_is_cleared_by_the_next_try(tmp_path: Path
         (tmp_path / "job/in/dicom/deep").mkdir(parents=True, exist_ok=True)
     scratch.clear(tmp_path / "job", Files())
     assert not (tmp_path / "job").exists()
+
+
+# --- products with folders ------------------------------------------------------------------------------------------
+
+
+def tree(*names: str) -> Callable[[Work, Path], str | None]:
+    """A maker of these files, each of which holds how many images there were."""
+
+    def make(work: Work, folder: Path) -> None:
+        for name in names:
+            (folder / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "out" / name).write_text(str(len(work.inputs["dicom"])))
+
+    return make
+
+
+def test_folders_of_a_product_are_delivered_grow_and_go(root: Path) -> None:
+    kitchen(root, together(), lab='products = ["book"]')
+    site = begun(root)
+    site.engine.makers["book"] = tree("out.json", "anat/T1w.txt", "func/rest/bold.txt")
+    site.receive(data_set(1))
+    site.turns(200)
+    place = "P1/20260102_1011/book"
+    assert site.delivered() == dict.fromkeys(
+        [f"{place}/anat/T1w.txt", f"{place}/book.json", f"{place}/func/rest/bold.txt"], "1"
+    )
+    (root / "labs/memory" / place / "anat/T1w.txt").write_text("mine")
+    site.engine.makers["book"] = tree("out.json", "anat/T1w.txt", "dwi/dwi.txt")
+    site.receive(data_set(2))
+    site.turns(200)
+    assert site.delivered() == {
+        f"{place}/anat/T1w.txt": "mine", f"{place}/anat/T1w.txt.new-rev2": "2", f"{place}/book.json": "2",
+        f"{place}/dwi/dwi.txt": "2",
+    }  # fmt: skip
+    receipt = site.unit().receipts()["book", "memory"]
+    target = PathTarget({"root": str(root / "labs/memory")})
+    assert target.verify(receipt).whole
+    (root / "labs/memory" / place / "dwi/dwi.txt").unlink()
+    assert target.verify(receipt).missing == ("dwi/dwi.txt",)
+    series = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    site.parts.pipeline.withdraw([series], [], "consent", "a person")
+    site.turns(60)
+    left = {name: text for name, text in site.delivered().items() if not name.endswith("/MOVED.txt")}
+    assert left == {f"{place}/anat/T1w.txt": "mine"}
+
+
+def test_a_product_with_folders_that_the_lab_moved_grows_where_it_is(root: Path) -> None:
+    kitchen(root, together(), lab='products = ["book"]')
+    site = begun(root)
+    site.engine.makers["book"] = tree("anat/T1w.txt", "func/bold.txt")
+    site.receive(data_set(1))
+    site.turns(200)
+    (root / "labs/memory/P1/20260102_1011/book").rename(root / "labs/memory/mine")
+    site.receive(data_set(2))
+    site.turns(200)
+    assert site.delivered() == {"mine/anat/T1w.txt": "2", "mine/func/bold.txt": "2"}
+    (root / "labs/memory/mine/func").rename(root / "labs/memory/func")
+    site.receive(data_set(3))
+    site.turns(200)
+    assert "were moved apart; move them back" in site.summary().why
+    (root / "labs/memory/func").rename(root / "labs/memory/mine/func")
+    site.turns(1200)
+    assert site.delivered() == {"mine/anat/T1w.txt": "3", "mine/func/bold.txt": "3"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/x", "a//x", "a/../../x", ".sorter/id", "a/.sorter-x.json", "a/./x", "a/"]
+)
+def test_no_folder_of_a_product_leads_out_or_into_sorters_own(tmp_path: Path, name: str) -> None:
+    target = PathTarget({"root": str(tmp_path)})
+    mark(str(tmp_path), Files())
+    wanted = (Wanted("out.txt", "0" * 64, 1, "out.txt"), Wanted(name, "0" * 64, 1, "x"))
+    with pytest.raises(Held, match="file name"):
+        target.put(Put("1", "k" * 32, "book", 1, "P1", wanted), Opening())
+    assert os.listdir(tmp_path) == [".sorter"]
+
+
+class Opening:
+    def __call__(self, index: int) -> int:
+        raise AssertionError(index)
+
+    def will_need(self, indices: Sequence[int]) -> None:
+        raise AssertionError(indices)
