@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import queue
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sorter.cli.common import console
 from sorter.config import Config
@@ -14,9 +14,10 @@ from sorter.deliver.lane import Lane, Patience
 from sorter.deliver.target import Checked, Later, Refused
 from sorter.deliver.workers import Started, may_start
 from sorter.durable import Files
-from sorter.errors import SorterError
+from sorter.errors import SorterError, did_you_mean
 from sorter.pipeline.outlets import Outlet
 from sorter.spool import Spool
+from sorter.summaries import summaries
 
 SILENCE = 30.0
 """Seconds that a target may take for one step, before its mount is said to hang."""
@@ -26,17 +27,29 @@ _AS_ROOT = "this account may not write as the one that will: run `sorter check -
 Answers = queue.Queue[tuple[str, Checked | Later | Refused]]
 
 
-def check_targets(config: Config) -> None:
-    """Ask every target, all at once, each in a worker of its own; SorterError where one of them fails."""
+def check_targets(config: Config, anew: Collection[str] = ()) -> None:
+    """Ask every target, all at once, each in a worker of its own; SorterError where one of them fails.
+
+    Where images were delivered before there was a marker: it is made once more only for those named in `anew`.
+    """
     files = Files()
     outlets = outlets_of(config, load_plugins(config, files))
     others = {name: outlet for name, outlet in outlets.items() if outlet.account}
-    answers = _asked(others)  # first, while root may still be anybody
+    for name in anew:
+        if name not in outlets:
+            raise SorterError(f"there is no target {name}{did_you_mean(name, outlets)}")
+    known = _delivered_to(Spool(config.spool, files), outlets) - set(anew)
+    answers = _asked(others, known)  # first, while root may still be anybody
     account = become_writer(config, files)
     console.print(f"Targets are checked as {account}.", soft_wrap=True, markup=False)
     _make_default_roots(config, files)
-    answers |= _asked({name: outlet for name, outlet in outlets.items() if name not in others})
+    answers |= _asked({name: outlet for name, outlet in outlets.items() if name not in others}, known)
     failed = [name for name, outlet in outlets.items() if not _said(name, outlet, answers[name])]
+    for name in known.intersection(failed):
+        console.print(
+            f"Images were delivered to {name} before, so no marker is made there once more: mount the share. If it is "
+            f"another one, and this its place: sorter check --targets --anew {name}", soft_wrap=True, markup=False,
+        )  # fmt: skip
     if failed:
         raise SorterError(f"nothing can be delivered to {', '.join(failed)} now; the sentences above say why")
 
@@ -77,24 +90,37 @@ def _make_default_roots(config: Config, files: Files) -> None:
             files.make_folders(target.settings["root"], 0o755)
 
 
-def _asked(outlets: Mapping[str, Outlet]) -> dict[str, Checked | Later | Refused]:
+def _delivered_to(spool: Spool, targets: Collection[str]) -> set[str]:
+    """Those of these that something was delivered to."""
+    found: set[str] = set()
+    if spool.files.exists(spool.store):
+        for unit in summaries(spool):
+            found |= {each.target for each in unit.deliveries if each.state == "delivered"} & set(targets)
+            if len(found) == len(targets):
+                break
+    return found
+
+
+def _asked(outlets: Mapping[str, Outlet], known: Collection[str]) -> dict[str, Checked | Later | Refused]:
     answers: Answers = queue.Queue()
     barred = {name for name, outlet in outlets.items() if not may_start(outlet.account)}
     found: dict[str, Checked | Later | Refused] = {name: Refused(_AS_ROOT) for name in barred}
-    lanes = [_ask(name, outlet, answers) for name, outlet in outlets.items() if name not in barred]
+    lanes = [
+        _ask(name, outlet, answers, prepare=name not in known) for name, outlet in outlets.items() if name not in barred
+    ]
     found |= dict(answers.get() for _ in lanes)  # a lane answers always: with what it found, or that it was silent
     for lane in lanes:
         lane.stop(1.0)
     return found
 
 
-def _ask(name: str, outlet: Outlet, answers: Answers) -> Lane:
+def _ask(name: str, outlet: Outlet, answers: Answers, *, prepare: bool) -> Lane:
     delivers_nothing = (lambda *_: 0, lambda *_: None)
     lane = Lane(
         name, outlet.code, outlet.settings, *delivers_nothing,
         patience=Patience(silence=SILENCE), workers=Started(outlet.account),
     )  # fmt: skip
-    lane.check(lambda answer: answers.put((name, answer)), prepare=True)
+    lane.check(lambda answer: answers.put((name, answer)), prepare=prepare)
     return lane
 
 

@@ -107,8 +107,11 @@ def sort_command(where: Where, quiet: float | None, supervised: bool) -> None:
 
 @click.command("check")
 @click.option("--targets", is_flag=True, help="Write to every target too, and have Slurm run a job.")
+@click.option(
+    "--anew", multiple=True, metavar="TARGET", help="Mark this one, though images were delivered there before."
+)
 @with_config
-def check_command(config: Config, targets: bool) -> None:
+def check_command(config: Config, targets: bool, anew: tuple[str, ...]) -> None:
     """Read the configuration and the plugins, and say everything that is wrong with them."""
     _checked(config)
     doubtful = remark(config, time.time())
@@ -117,7 +120,7 @@ def check_command(config: Config, targets: bool) -> None:
     for sentence in lacking_workers(config):
         console.print(f"WARNING: {sentence}", soft_wrap=True, markup=False, highlight=False)
     if targets:
-        check_targets(config)
+        check_targets(config, anew)
         check_engine(config)
     labs = ", ".join(config.labs) or "none (everything is delivered as unassigned)"
     console.print(f"The configuration is good. Labs: {labs}. Spool: {config.spool}", soft_wrap=True)

@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from pydicom import dcmread
 
 from conftest import Account, Dcmtk
+from sorter.cli.main import sorter
 from sorter.durable import Files
+from sorter.model import UnitKind
+from sorter.spool import UnitSummary
+from sorter.spool.unit import DeliveryState
 from sorter.testing.targets import Place, TargetSuite
 from sorter.testing.waiting import wait_until
 
@@ -177,6 +182,26 @@ def test_check_targets_marks_what_is_there_and_fails_for_what_is_not(tmp_path: P
     assert [path.name for path in (tmp_path / "here").rglob("*")] == [".sorter", "id"]
     again = check(tmp_path, "here")
     assert (again.returncode, "the marker" in again.stdout) == (0, False)
+
+
+def test_where_images_were_delivered_no_marker_is_made_anew_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The share is away: a marker on its mount point would have this machine's disk filled in its place."""
+    (tmp_path / "spool/store").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "sorter.toml").write_text("[sorter]\nspool = 'spool'\n[labs.here]\nroot = 'here'\n")
+    there = DeliveryState("dicom", "here", "delivered", "", "S1/001")
+    known = UnitSummary("k", UnitKind.SERIES, "1", ("1.1",), "delivered", lab="here", deliveries=(there,))
+    monkeypatch.setattr("sorter.cli.checking.summaries", lambda spool: iter([known]))
+    command = ["check", "--targets", "-c", str(tmp_path / "sorter.toml")]
+    told = CliRunner().invoke(sorter, command)
+    assert told.exit_code == 1
+    assert "sorter check --targets --anew here" in told.stdout
+    assert not list((tmp_path / "here").iterdir())
+    assert CliRunner().invoke(sorter, [*command, "--anew", "here"]).exit_code == 0
+    assert (tmp_path / "here/.sorter/id").exists()
+    assert CliRunner().invoke(sorter, command).exit_code == 0
 
 
 def test_root_checks_as_the_account_that_runs_sorter(tmp_path: Path, account: Account) -> None:
