@@ -18,6 +18,7 @@ import dataclasses
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +38,9 @@ UNKNOWN = Source()
 
 SMALL = 256 << 10
 """Bytes up to which the content of another's file is kept in memory while it is copied and read."""
+
+_HANDS = 8  # threads that remove files, and
+_RUN = 16  # how many of a batch one of them removes, one after the other: mostly of one folder
 
 _NOT_THAT_FILE = (errno.ESTALE, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EACCES)
 """Somebody removed it, or put something else in its place, since it was found."""
@@ -67,7 +71,10 @@ class Door(Protocol):
         """A descriptor for reading that very file. OSError where something else is there by now."""
 
     def remove(self) -> bool:
-        """Remove that very file as it was found; False where it has changed or is gone. OSError: it may not be."""
+        """Remove that very file as it was found; False where it has changed or is gone. OSError: it may not be.
+
+        Called by several threads at once.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +145,7 @@ class Filing:
         self._files: Files = spool.files
         self._groups = Groups(spool, lambda instance: self._rules.group(instance))
         self._copies = 0
+        self._hands = ThreadPoolExecutor(_HANDS, "remove")  # it starts none before there is work for it
 
     def take(self, candidates: Sequence[Candidate]) -> list[Filed]:
         """Take a batch. OSError (a full disk, say) leaves every file where it was, to be taken again later."""
@@ -157,7 +165,7 @@ class Filing:
                     if step.fresh:
                         self._drop(step.file)
             raise
-        return [self._released(step) for step in steps]
+        return self._release_all(steps)
 
     # --- deciding -----------------------------------------------------------------------------------------------
 
@@ -422,32 +430,50 @@ class Filing:
         units = [batch.units[key] for key in batch.evidence]
         self._files.fsync_all([unit.evidence for unit in units], [unit.folder for unit in units])
 
-    def _released(self, step: _Step) -> Filed:
-        """What became of it, whatever the disk does now: an image that is in the store is never forgotten for that."""
+    # --- releasing ----------------------------------------------------------------------------------------------
+
+    def _release_all(self, steps: Sequence[_Step]) -> list[Filed]:
+        """What became of each, once the names that they came under are gone.
+
+        By several hands: to remove a file can take as long as a disk needs to free its blocks, ten times as long as all
+        the rest, and disks do that well for several at once.
+        """
+        for step in steps:
+            if step.filed.outcome == "aside":
+                self._set_aside(step)
+        runs = [steps[at : at + _RUN] for at in range(0, len(steps), _RUN)]
+        released = map(self._release_run, runs) if len(runs) < 2 else self._hands.map(self._release_run, runs)
+        return [filed for run in released for filed in run]
+
+    def _set_aside(self, step: _Step) -> None:
+        candidate, filed = step.candidate, step.filed
+        origin = candidate.origin or os.path.relpath(candidate.path, self._spool.root)
         try:
-            return self._release(step)
+            self._spool.set_aside(candidate.path if candidate.own else step.file, filed.why, origin)
         except OSError as error:
-            filed = step.filed
-            why = f"the name it came under cannot be removed now: {error.strerror}"
-            outcome = "later" if filed.outcome == "aside" else filed.outcome
-            return dataclasses.replace(filed, outcome=outcome, why=why, again=True)
+            step.filed = dataclasses.replace(filed, outcome="later", why=_stays(error), again=True)
+
+    def _release_run(self, steps: Sequence[_Step]) -> list[Filed]:
+        return [self._release(step) for step in steps]
 
     def _release(self, step: _Step) -> Filed:
-        """The last step: the name that the file came under goes, unless the file has changed meanwhile."""
+        """The last step: the name that the file came under goes, unless the file has changed meanwhile. Whatever the
+        disk does now, an image that is in the store is never forgotten for that.
+        """
         candidate, filed = step.candidate, step.filed
-        if filed.outcome == "aside":
-            origin = candidate.origin or os.path.relpath(candidate.path, self._spool.root)
-            self._spool.set_aside(candidate.path if candidate.own else step.file, filed.why, origin)
-        elif candidate.own and filed.outcome != "changed":
-            self._files.unlink(candidate.path)
-        if candidate.door is not None:
-            filed = self._remove_from_its_place(filed, candidate.door)
-        if step.fresh:
-            self._drop(step.file)
+        try:
+            if candidate.own and filed.outcome in ("new", "same"):
+                self._files.unlink(candidate.path)
+            if candidate.door is not None:
+                filed = self._remove_from_its_place(filed, candidate.door)
+            if step.fresh:
+                self._drop(step.file)
+        except OSError as error:
+            return dataclasses.replace(filed, why=_stays(error), again=True)
         return filed
 
     def _remove_from_its_place(self, filed: Filed, door: Door) -> Filed:
-        if filed.outcome in ("changed", "archive"):
+        if filed.outcome in ("changed", "archive", "later"):
             return filed
         try:
             if not door.remove():
@@ -459,3 +485,7 @@ class Filing:
     def _drop(self, copy: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._files.unlink(copy)
+
+
+def _stays(error: OSError) -> str:
+    return f"the name it came under cannot be removed now: {error.strerror}"

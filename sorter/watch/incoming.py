@@ -16,6 +16,7 @@ import errno
 import math
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -63,7 +64,7 @@ _LISTED_AFTER = 2.0  # seconds: the coarsest clock of a file system's times
 
 
 class Incoming:
-    """Follows one folder tree. Every `now` is in seconds of one monotonic clock; not for use by several threads."""
+    """Follows one folder tree. Every `now` is in seconds of one monotonic clock. For one thread, but for `remove`."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Incoming:
         self._left: set[bytes] = set()  # marks of files that an earlier life took, and could not remove
         self._swept = 0.0
         self._writers: frozenset[str] | None = None
-        self._held: tuple[str, str, int] | None = None  # what for, which folder, its descriptor
+        self._held: dict[int, tuple[str, str, int]] = {}  # by thread: what for, which folder, its descriptor
 
     # --- what the caller does -----------------------------------------------------------------------------------
 
@@ -135,7 +136,8 @@ class Incoming:
         """
         self._now = self._asked = now
         self._asked_at = self.clock()
-        self._let_go()
+        for thread in list(self._held):
+            self._let_go(thread)
         if self._looked is None or self._round is not None or self._top is not None or now - self._looked >= _GAP:
             self._looked = now
             self._scan()
@@ -176,7 +178,10 @@ class Incoming:
         return beneath.open_file(self._files, self._near("open", folder), name, ready)
 
     def remove(self, ready: Ready) -> bool:
-        """Remove the file that was found ready; False if another is there by now, or none. OSError: it may not be."""
+        """Remove the file that was found ready; False if another is there by now, or none. OSError: it may not be.
+
+        Several threads may do so at once, while nothing else is done here.
+        """
         folder, _, name = ready.path.rpartition("/")
         try:
             return beneath.remove_file(self._files, self._near("remove", folder), name, ready)
@@ -187,14 +192,15 @@ class Incoming:
         """A descriptor of the folder of the next file, kept while the ones after it lie there too: until the next look,
         or until something else is done in it.
         """
-        if self._held is None or self._held[:2] != (what, folder):
-            self._let_go()
-            self._held = what, folder, beneath.open_folder(self._files, self.folder, folder)
-        return self._held[2]
+        thread = threading.get_ident()
+        if self._held.get(thread, ())[:2] != (what, folder):
+            self._let_go(thread)
+            self._held[thread] = what, folder, beneath.open_folder(self._files, self.folder, folder)
+        return self._held[thread][2]
 
-    def _let_go(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
+    def _let_go(self, thread: int) -> None:
+        held = self._held.pop(thread, None)
+        if held is not None:
             self._files.close(held[2])
 
     def tidy(self, drop: str) -> bool:

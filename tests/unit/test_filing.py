@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,44 @@ def test_a_data_set_without_file_meta_gets_one(bench: Bench) -> None:
     [stored] = bench.stored()
     assert stored[128:132] == b"DICM"
     assert stored.endswith(bare)
+
+
+class Slow(Files):
+    """A disk on which a file is removed from `incoming` only while another one is; one of them may not be removed."""
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2, timeout=20)
+        self.mentioned: list[int] = []  # lines of evidence that were there at each removal
+
+    def unlink(self, path: Any, *, at: int | None = None) -> None:
+        if at is not None:
+            self.both.wait()
+            [evidence] = self.store.rglob("evidence.jsonl")
+            self.mentioned.append(evidence.read_bytes().count(b"\n"))
+            if path == "7.dcm":
+                raise PermissionError(errno.EACCES, "it may not be")
+        super().unlink(path, at=at)
+
+    store = Path()
+
+
+def test_the_names_of_a_batch_go_by_several_hands_after_its_evidence(tmp_path: Path) -> None:
+    disk = Slow()
+    bench = Bench(tmp_path / "spool", disk)
+    disk.store = bench.spool.store
+    candidates = [bench.dropped(image(number), f"d/{number}.dcm") for number in range(1, 33)]
+    os.utime(candidates[2].path)  # it changes: it stays, and so does a second one
+    os.utime(candidates[20].path)
+    filed = bench.take(*candidates)
+    assert [each.candidate for each in filed] == candidates, "in their order"
+    assert [each.outcome for each in filed].count("new") == 30
+    assert [each.why for each in filed if each.outcome == "new" and each.why] == [
+        "it could not be removed: it may not be"
+    ]
+    assert sorted(each.name for each in (bench.spool.incoming / "d").iterdir()) == ["21.dcm", "3.dcm", "7.dcm"]
+    assert len(bench.stored()) == 30
+    assert min(disk.mentioned) >= 30, "all of it was written before the first one was removed"
+    assert not list(bench.spool.taking.iterdir())
 
 
 class PowerCut(BaseException):
