@@ -18,7 +18,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -264,15 +265,24 @@ class Incoming:
         return True
 
     def _look_first(self, root: int, end: float) -> None:
-        """At the top itself, and at small drops: new ones, the latest first, then those that are due, by size."""
+        """At the top itself, and at small drops: those that are due, by size, and for half of the time new ones, the
+        latest and the one that waits the longest in turn: whatever else comes, each is soon reached from one side.
+        """
         assert self._root is not None
         self._top = self._top or self._look_at_top(self._root, root)
         if not self._until(self._top, end):
             return
         self._top = None
         self._match_markers(self._root)
-        due = [name for name, at in reversed(self._small.items()) if at <= self._now and self._drops[name] != self._at]
-        for name in sorted(due, key=lambda name: self._drops[name].open):
+        due = [name for name, at in self._small.items() if at <= self._now and self._drops[name] != self._at]
+        new = [name for name in due if not self._drops[name].looked]
+        again = sorted(set(due).difference(new), key=lambda name: self._drops[name].open)
+        begun = self.clock()
+        self._look_at_small(again, root, begun + (end - begun) / 2 if new else end)
+        self._look_at_small(_from_both_ends(new), root, end)
+
+    def _look_at_small(self, drops: Iterable[str], root: int, end: float) -> None:
+        for name in drops:
             del self._small[name]
             walk = self._see(name, root)
             if not self._until(walk, end):
@@ -749,3 +759,12 @@ class Incoming:
             return self._now
         soonest = min(self._soonest, self._asked + POLL)
         return soonest if soonest > self._asked or self._looked is None else max(self._looked + _GAP, self._asked)
+
+
+def _from_both_ends(names: list[str]) -> Iterator[str]:
+    """The last one, the first one, the last but one, and so on."""
+    left = deque(names)
+    while left:
+        yield left.pop()
+        if left:
+            yield left.popleft()

@@ -843,3 +843,23 @@ def test_a_single_file_is_found_while_a_large_drop_is_looked_through(tmp_path: P
     found = bench.look_on(lambda: not list((bench.folder / "alone").iterdir()))
     assert found.keys() == {"alone/x"}, "the large one is not through yet"
     assert found["alone/x"] - begun <= 4.0
+
+
+def test_a_single_file_is_found_while_small_drops_come_faster_than_they_are_looked_at(tmp_path: Path) -> None:
+    bench = Slow(tmp_path, 0.05)
+    for look in range(60):
+        if look == 20:
+            (bench.folder / "alone").mkdir()
+            (bench.folder / "alone" / "x").write_bytes(b"1")
+            begun = bench.now
+        for number in range(12):
+            (bench.folder / f"{look}-{number}").mkdir()
+            for each in range(2):
+                (bench.folder / f"{look}-{number}" / str(each)).write_bytes(b"1")
+        ready = bench.look(0.1).ready
+        bench.take(*ready)
+        if any(each.path == "alone/x" for each in ready):
+            break
+    waiting = [drop for drop in bench.incoming._small if not bench.incoming._drops[drop].looked]
+    assert len(waiting) > 50, "more came than could be looked at"
+    assert bench.now - begun <= 6.0
