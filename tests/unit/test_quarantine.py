@@ -318,7 +318,7 @@ def test_status_says_what_may_not_be_removed(spool: Spool) -> None:
     taken.keep()
     aside(spool, "incoming/x")
     result = CliRunner().invoke(sorter, ["status", "--root", str(spool.root.parent)])
-    assert "1 files set aside" in result.output
+    assert "1 file was set aside" in result.output
     assert "may not be removed" in result.output
     assert "d/stuck" in result.output
     assert "other" not in result.output
