@@ -11,16 +11,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from sorter.config import load
 from sorter.daemon.assembly import assemble
 from sorter.daemon.sort import mark_defaults
-from sorter.durable import Files
+from sorter.durable import Files, PathLike
 from sorter.model import Instance, Source, UnitKind, unit_key
 from sorter.spool import Spool
 from sorter.spool.lines import line
@@ -34,13 +36,47 @@ HEADER = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """Seconds: until the pipeline stood (`ready` is printed), the longest turn, and until every series is at work."""
+    """Seconds: until the pipeline stood (`ready` is printed), the longest turn, and until every series is at work.
+
+    `looked`: how often anything was opened, listed or asked for until it was ready.
+    """
 
     instances: int
+    looked: int
     ready: float
     longest_turn: float
     at_work: float
     cpu: float  # of that, processor time: what it takes where nothing else runs
+
+
+class Counted(Files):
+    """Counts what is opened, listed or asked for."""
+
+    def __init__(self) -> None:
+        self.looked = 0
+
+    def open(self, path: PathLike, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+        self.looked += 1
+        return super().open(path, flags, mode, at=at)
+
+    def stat(self, path: PathLike | int, *, at: int | None = None) -> os.stat_result:
+        self.looked += 1
+        return super().stat(path, at=at)
+
+    def scan(self, path: PathLike | int) -> list[tuple[str, os.stat_result]]:
+        found = super().scan(path)
+        self.looked += 1 + len(found)
+        return found
+
+    def entries(self, path: PathLike | int) -> Iterator[os.DirEntry[str]]:
+        for entry in super().entries(path):
+            self.looked += 1
+            yield entry
+
+    def names(self, path: PathLike | int) -> list[str]:
+        found = super().names(path)
+        self.looked += 1 + len(found)
+        return found
 
 
 def fill(spool: Spool, series: int, images: int) -> None:
@@ -70,15 +106,17 @@ def _instance(uid: str, image: int, name: str) -> Instance:
 def measure(root: Path, series: int, images: int) -> Result:
     """Fill a new spool below `root`, and start on it."""
     config = load(None, root)
-    spool = Spool(config.spool, Files())
+    files = Counted()
+    spool = Spool(config.spool, files)
     spool.create()
     fill(spool, series, images)
+    files.looked = 0
     begun, cpu = time.monotonic(), time.process_time()
     lock = spool.lock()
     spool.clear_temporary()
     parts = assemble(config, spool, lambda: None)
     mark_defaults(config, spool.files)
-    ready, longest = time.monotonic() - begun, 0.0
+    ready, longest, looked = time.monotonic() - begun, 0.0, files.looked
     while not parts.pipeline.looked_around:
         turn = time.monotonic()
         parts.pipeline.turn(1000.0)
@@ -87,7 +125,7 @@ def measure(root: Path, series: int, images: int) -> Result:
     instances = sum(len(live.unit.instances) for live in parts.pipeline.units)
     parts.pipeline.stop(1.0)
     spool.files.close(lock)
-    return Result(instances, ready, longest, at_work, cpu)
+    return Result(instances, looked, ready, longest, at_work, cpu)
 
 
 def main(arguments: list[str]) -> int:
