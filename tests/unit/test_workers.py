@@ -59,7 +59,7 @@ class Site:
     def keeper(self, of: str = ME) -> subprocess.Popen[str]:
         """By the command of systemd's template, for a spool whose workers/ is ours."""
         [command] = re.findall(r"^ExecStart=(.*)$", TEMPLATE.read_text(), re.MULTILINE)
-        words = {"/opt/sorter/bin/python": sys.executable, "${SORTER_SPOOL}/workers": str(self.sockets)}
+        words = {"/opt/sorter/.venv/bin/python": sys.executable, "${SORTER_SPOOL}/workers": str(self.sockets)}
         for word, meant in {**words, "%i": self.account, "${SORTER_ACCOUNT}": of}.items():
             assert word in command
             command = command.replace(word, meant)
