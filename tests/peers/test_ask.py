@@ -30,6 +30,7 @@ from sorter.testing.namespace import own_network
 from sorter.testing.running import RunningSorter
 from sorter.testing.synthetic import Made, Plan, session, write_series
 from sorter.testing.waiting import wait_until
+from tests.peers.sender import Sender
 
 DCMQRSCP = """\
 NetworkTCPPort = {port}
@@ -249,7 +250,7 @@ def test_whoever_cannot_be_asked_is_said(pacs: Pacs, series: tuple[Made, list[Pa
 @contextlib.contextmanager
 def a_node(port: int, handlers: list[Any], *services: Any) -> Iterator[None]:
     """pynetdicom's SCP as the node that is asked."""
-    ae = AE("PACS")
+    ae = Sender("PACS")
     for each in services:
         ae.add_supported_context(each)
     server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)

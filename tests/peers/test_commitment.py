@@ -20,6 +20,7 @@ from sorter.durable import Files
 from sorter.spool.commitments import Commitment, Commitments
 from sorter.testing.running import RunningSorter
 from sorter.testing.waiting import wait_until
+from tests.peers.sender import Sender
 
 WELL_KNOWN = "1.2.840.10008.1.20.1.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -54,7 +55,7 @@ class Scanner:
         return f'[receive]\ncommitment = "stored"\n{keys}\n{sender}'
 
     def send(self, port: int, images: Sequence[Dataset]) -> None:
-        association = AE("SCANNER").associate("127.0.0.1", port, [build_context(MRImageStorage)])
+        association = Sender("SCANNER").associate("127.0.0.1", port, [build_context(MRImageStorage)])
         assert [association.send_c_store(image).Status for image in images] == [0] * len(images)
         association.release()
 

@@ -12,7 +12,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, _config, build_context, build_role
+from pynetdicom import _config, build_context, build_role
 from pynetdicom.pdu_primitives import AsynchronousOperationsWindowNegotiation, UserIdentityNegotiation
 from pynetdicom.sop_class import (
     ModalityWorklistInformationFind,
@@ -23,6 +23,7 @@ from pynetdicom.sop_class import (
 
 from sorter.durable import Files
 from sorter.receive import Receiver, ReceiveSettings
+from tests.peers.sender import Sender
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_echo_store_and_release_with_every_extra_item(port: int, tmp_path: Path)
     window.maximum_number_operations_invoked = window.maximum_number_operations_performed = 3
     user.user_identity_type, user.primary_field, user.secondary_field = 2, b"name", b"word"
     user.positive_response_requested = True
-    ae = AE("SCANNER")
+    ae = Sender("SCANNER")
     contexts = [
         build_context(Verification),
         build_context(MRImageStorage, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]),
@@ -82,7 +83,7 @@ def test_the_bytes_of_a_file_arrive_as_they_are(
     metas = [read_file_meta_info(path) for path in sent]
     wanted = sorted({(str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)) for meta in metas})
     contexts = [build_context(abstract, [transfer]) for abstract, transfer in wanted]
-    association = AE("SCANNER").associate("127.0.0.1", port, contexts)
+    association = Sender("SCANNER").associate("127.0.0.1", port, contexts)
     assert [association.send_c_store(path).Status for path in sent] == [0] * len(sent)
     association.release()
     came = list((tmp_path / "received").rglob("*.dcm"))
@@ -97,7 +98,7 @@ def test_several_at_once(port: int, tmp_path: Path) -> None:
     statuses: list[int] = []
 
     def send() -> None:
-        association = AE("SCANNER").associate("127.0.0.1", port, [build_context(MRImageStorage)])
+        association = Sender("SCANNER").associate("127.0.0.1", port, [build_context(MRImageStorage)])
         image = an_image()
         image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         statuses.extend(association.send_c_store(image).Status for _ in range(5))

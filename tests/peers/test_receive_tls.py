@@ -35,6 +35,7 @@ from sorter.receive.refusals import told
 from sorter.receive.server import open_to_everybody
 from sorter.testing.peer import pdu, request
 from sorter.testing.waiting import wait_until
+from tests.peers.sender import Sender
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +201,8 @@ def test_storescu_that_speaks_tls_at_the_plain_port_is_told_so(
 # --- pynetdicom -----------------------------------------------------------------------------------------------------
 
 
-def a_scanner(*classes: str) -> AE:
-    ae = AE("SCANNER")
+def a_scanner(*classes: str, kind: type[AE] = AE) -> AE:
+    ae = kind("SCANNER")
     for uid in classes:
         ae.add_requested_context(uid, ImplicitVRLittleEndian)
     return ae
@@ -212,7 +213,7 @@ def test_large_images_come_through_unchanged(papers: Papers, served: Served, ver
     context = client_context(papers)
     context.minimum_version = context.maximum_version = version
     images = [an_image(size) for size in (3_000_000, 100, 70_000)]
-    sender = a_scanner(MRImageStorage).associate("127.0.0.1", served.port, tls_args=(context, "127.0.0.1"))
+    sender = a_scanner(MRImageStorage, kind=Sender).associate("127.0.0.1", served.port, tls_args=(context, "127.0.0.1"))
     assert sender.is_established
     assert [sender.send_c_store(each).Status for each in images] == [0, 0, 0]
     sender.release()
@@ -293,7 +294,7 @@ def test_slow_handshakes_keep_nobody_waiting(papers: Papers, served: Served, ima
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", served.port), 10))
             sock.sendall(bytes.fromhex("16030100f8")[: number % 6])
         tls = (client_context(papers), "127.0.0.1")
-        sender = a_scanner(MRImageStorage).associate("127.0.0.1", served.port, tls_args=tls)
+        sender = a_scanner(MRImageStorage, kind=Sender).associate("127.0.0.1", served.port, tls_args=tls)
         assert sender.send_c_store(dcmread(image)).Status == 0
         sender.release()
 

@@ -318,6 +318,7 @@ def test_a_port_that_is_taken_means_later(keeper: Keeper, made: list[DicomTarget
     assert keeper.stored == []
 
 
+@pytest.mark.peers  # it waits for seconds
 def test_the_worker_stays_while_it_waits(silent: Keeper, store: Store) -> None:
     answers: list[Any] = []
     lane = Lane(

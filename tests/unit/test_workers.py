@@ -144,7 +144,8 @@ def test_who_comes_as_another_is_turned_away(site: Site) -> None:
 
 
 @pytest.mark.parametrize("account", ["no-such-account"])
-def test_an_account_that_is_not_there(site: Site) -> None:
+def test_an_account_that_is_not_there(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_PATIENCE", 0.01)
     assert "there is no account 'no-such-account' on this machine" in site.check().why
     assert not may_start("no-such-account") or os.geteuid() == 0
     if os.geteuid() == 0:
@@ -159,6 +160,7 @@ def test_a_keeper_takes_nothing_from_another_account(site: Site) -> None:
     assert children(keeper.pid) == []
 
 
+@pytest.mark.peers  # it waits for seconds
 def test_a_keeper_waits_for_sorter_and_says_so_once(tmp_path: Path) -> None:
     folder = tmp_path / "workers" / ME
     keeper = subprocess.Popen(
@@ -181,6 +183,7 @@ def test_a_keeper_waits_for_sorter_and_says_so_once(tmp_path: Path) -> None:
         keeper.communicate()
 
 
+@pytest.mark.peers  # it waits for seconds
 def test_one_that_stopped_is_let_go_and_no_second_one_comes_beside_it(site: Site) -> None:
     keeper = site.keeper()
     assert isinstance(site.check(), Checked)
