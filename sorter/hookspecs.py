@@ -32,6 +32,16 @@ if TYPE_CHECKING:
 
 PROJECT = "sorter"
 
+API, OLDEST = 1, 1
+"""The version of this contract, and the oldest that plugins may be written for (`SORTER_API = 1` in theirs says which).
+
+It rises when a plugin that was right may be so no more: a hook, an argument or a name goes, or means something else.
+What will go stands in `DEPRECATED` for a release at least before that; what is new needs no other version.
+"""
+
+DEPRECATED: Mapping[str, str] = {}
+"""By "HOOK" or "HOOK.ARGUMENT": what to use instead, and until which version it works; `sorter plugins` says so."""
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

@@ -50,6 +50,9 @@ def _list(config: Config) -> None:
         given = "" if each.source == "built-in" else _settings(plugins.settings(each.name))
         table.add_row(str(each.order), each.name, each.version, each.source, hooks, literal(given))
     console.print(table)
+    for each in plugins.listing():
+        for note in each.notes:
+            console.print(f"WARNING: {each.name}: {literal(note)}")
 
 
 def _settings(values: Mapping[str, Any]) -> str:

@@ -235,7 +235,8 @@ class Plugins:
         """Every plugin in the order of asking."""
         known = [each for domain in self._domains for each in domain.known()]
         return tuple(
-            Listed(each.name, each.version, each.source, each.hooks, number) for number, each in enumerate(known, 1)
+            Listed(each.name, each.version, each.source, each.hooks, each.notes, number)
+            for number, each in enumerate(known, 1)
         )
 
 

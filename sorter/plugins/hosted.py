@@ -96,7 +96,7 @@ class Hosted:
         else:
             self.unloadable, self.names = list(said["unloadable"]), list(said["names"])
             self._faults = _faults(said["faults"])
-            self._known = tuple(Known(**{**each, "hooks": tuple(each["hooks"])}) for each in said["known"])
+            self._known = tuple(build(Known, each) for each in said["known"])
 
     def faults(self) -> list[Fault]:
         """What is wrong with the settings, as they were when the process began."""

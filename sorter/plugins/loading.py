@@ -17,7 +17,7 @@ import re
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +53,7 @@ class Plugin:
     module: ModuleType
     hooks: Mapping[str, Hook]
     file: Path | None = None
+    notes: tuple[str, ...] = ()  # sentences on what works for now
 
     @property
     def built_in(self) -> bool:
@@ -194,12 +195,13 @@ class Finder:
             self.faults.append(f"{where}: the plugin name {name} is taken by {twin}; rename or remove one")
             return
         hooks, faults = _hooks(module, where)
+        faults += _api_fault(module, where)
         if not hooks and not faults:
             faults = [f"{where}: no hook in it: mark a function, as sorter_identify, with @hookimpl; or remove it"]
         if faults:
             self.faults.extend(faults)
             return
-        self.plugins.append(Plugin(name, version, source, module, hooks, file))
+        self.plugins.append(Plugin(name, version, source, module, hooks, file, tuple(_deprecated(hooks))))
 
 
 @functools.cache
@@ -238,6 +240,27 @@ def _import_fault(error: BaseException, where: str) -> str:
         outside = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
         place = next((f"{frame.filename}:{frame.lineno}" for frame in reversed(own or outside)), where)
     return f"{place}: {said}" if place.startswith(where) else f"{where}: {said} (at {place})"
+
+
+def _api_fault(module: ModuleType, where: str) -> list[str]:
+    """Was it written for a contract that this sorter keeps?"""
+    said = getattr(module, "SORTER_API", hookspecs.API)
+    if not isinstance(said, int):
+        return [f"{where}: SORTER_API is the number of a version, as {hookspecs.API}"]
+    if said > hookspecs.API:
+        newest = f"this sorter has {hookspecs.API}"
+        return [f"{where}: written for version {said} of the hooks; {newest}: bring sorter up to date"]
+    if said < hookspecs.OLDEST:
+        oldest = f"this sorter knows {hookspecs.OLDEST} to {hookspecs.API}"
+        return [f"{where}: written for version {said} of the hooks, and {oldest}: bring the plugin up to date"]
+    return []
+
+
+def _deprecated(hooks: Mapping[str, Hook]) -> Iterator[str]:
+    for name, hook in hooks.items():
+        for what in (name, *(f"{name}.{argument}" for argument in hook.arguments)):
+            if what in hookspecs.DEPRECATED:
+                yield f"{what} is deprecated: {hookspecs.DEPRECATED[what]}"
 
 
 def _hooks(module: ModuleType, where: str) -> tuple[dict[str, Hook], list[str]]:

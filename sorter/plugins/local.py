@@ -48,6 +48,7 @@ class Known:
     version: str
     source: str
     hooks: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -83,7 +84,10 @@ class Local:
         return found
 
     def known(self) -> tuple[Known, ...]:
-        return tuple(Known(each.name, each.version, each.source, tuple(each.hooks)) for each in self._plugins.values())
+        return tuple(
+            Known(each.name, each.version, each.source, tuple(each.hooks), each.notes)
+            for each in self._plugins.values()
+        )
 
     def ask(self, hook: str, arguments: Mapping[str, Any], *, first: bool = False) -> Asked:
         """Every plugin's answer to `hook`, in order; None is left out. With `first` nobody is asked after an answer."""
