@@ -13,6 +13,7 @@ import contextlib
 import errno
 import grp
 import hashlib
+import itertools
 import os
 import pwd
 import stat
@@ -28,7 +29,10 @@ LAB_FILE = "lab.toml"
 PLUGINS = "plugins"
 REQUESTS = "requests"
 
-PYTHON = f"{PLUGINS}/: Python of a lab's own is not run so far; remove it, and write rules into {LAB_FILE}"
+PYTHON = (
+    f"{PLUGINS}/: Python of a lab's own runs only where the admin gave the lab an account of its own (user, in"
+    f" sorter.toml, and no only); ask for one, or remove it and write rules into {LAB_FILE}"
+)
 
 MOST = 256 << 10
 """Bytes that are read of the lab's file."""
@@ -62,17 +66,18 @@ class Corner:
         """What the lab says, and the pages written. What cannot be written keeps nothing from being read."""
         with _opened(visit, visit.fd, MARKER) as folder:
             found = _lab_file(visit, folder, job.known)
-            said = [PYTHON] if _has_python(visit.files, folder) else []
+            python = _python(visit.files, folder)
+            said = [PYTHON] if python and not job.python else []
             try:
                 requests = self._requests_folder(visit, folder)
             except OSError as error:
-                return LabSeen(*found, (*said, _cannot(error)), names=None, unwritten=_names(job))
+                return LabSeen(*found, (*said, _cannot(error)), names=None, unwritten=_names(job), python=python)
             try:
                 asked, names, crowded = _requests(visit, requests, job.answered)
                 unwritten, why = self._write_pages(visit, (folder, requests), job, source)
             finally:
                 visit.files.close(requests)
-            return LabSeen(*found, (*said, *crowded, *why), tuple(asked), names, tuple(unwritten))
+            return LabSeen(*found, (*said, *crowded, *why), tuple(asked), names, tuple(unwritten), python)
 
     def _requests_folder(self, visit: Visit, corner: int) -> int:
         files = visit.files
@@ -210,12 +215,19 @@ def _open_to_lab(visit: Visit, folder: int) -> None:
             files.chmod(folder, mode)
 
 
-def _has_python(files: Files, folder: int) -> bool:
+def _python(files: Files, folder: int) -> str:
+    """A mark of what lies among the lab's plugins, another one when any of it changed; "" where there is nothing."""
+    marks = hashlib.sha256()
+    count = 0
     try:
         with files.opened(PLUGINS, _FOLDER, at=folder) as fd:
-            return any(each.name.endswith((".py", ".pyc", ".so")) for each in files.entries(fd))
+            for each in sorted(itertools.islice(files.entries(fd), MOST_NAMES), key=lambda each: each.name):
+                if each.name.endswith((".py", ".pyc", ".so")):
+                    marks.update(repr((each.name, _marked(each.stat(follow_symlinks=False)))).encode())
+                    count += 1
     except OSError:  # there is none, or nothing that can be looked into: then nothing is run either
-        return False
+        return ""
+    return marks.hexdigest() if count else ""
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

@@ -92,6 +92,8 @@ def _users(config: Config) -> Iterator[Fault]:
         if lab.user and lab.root is None:
             says = f"{lab.user} needs a folder of its own; give root, a folder that this account may write to"
             yield ("labs", name, "user"), says
+        if lab.python is not None and not lab.user:
+            yield ("labs", name, "python"), "runs only as an account of the lab's own; give user too"
 
 
 def _targets(config: Config, raw: Mapping[str, Any]) -> Iterator[Fault]:

@@ -395,6 +395,9 @@ class LabConfig(Section):
     user: Annotated[str, AfterValidator(_account)] | None = None
     """The Unix account that the lab's files belong to: what is delivered to `root` is written by a process that runs as
     this account (delivery.md says how). `root` has to be given then. Default: the account that sorter runs as."""
+    python: File | None = None
+    """The interpreter that runs the lab's own plugins, `.sorter/plugins/*.py` in its folder, with mri-sorter and what
+    they need installed for it. They run as `user`, which has to be given. Default: the one that runs sorter."""
     groups: Annotated[tuple[str | int, ...], Field(strict=False)] = ()
     """Unix groups, besides `group`, whose members may see what the lab has, by `sorter list`, `why` and `rename`."""
     users: Annotated[tuple[str | int, ...], Field(strict=False)] = ()

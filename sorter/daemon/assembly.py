@@ -27,6 +27,7 @@ from sorter.expected import ExpectedDaily, ExpectedSeries
 from sorter.labs.corners import LabCorners
 from sorter.labs.files import LabFiles
 from sorter.labs.news import News
+from sorter.labs.python import Home, LabPython
 from sorter.labs.requests import Requests
 from sorter.labs.scans import Scans
 from sorter.model import DICOM, Instance, Source
@@ -174,6 +175,7 @@ class Parts:
     config: Config
     commitments: CommitmentProvider | None
     lab_files: LabFiles
+    lab_python: LabPython
     wake: InitVar[Callable[[], None]]
     lab_corners: LabCorners = field(init=False)
     reread: Callable[[], None] = lambda: None  # what to do where a command has changed the configuration
@@ -186,10 +188,18 @@ class Parts:
             self.spool, records, pipeline.outlets, wake, pipeline.bring_back, lambda lab: self.config.granted(lab)
         )
         self.lab_corners = LabCorners(
-            pipeline.outlets, records, self.take_lab_file, self.lab_files.say, scans, news, requests
+            pipeline.outlets, records, self.take_lab_file, self.lab_files.say, scans, news, requests, self.lab_python
         )
         self.lab_corners.configure(roots_of(self.config), self.config.delivery.look_every)
         pipeline.told = self.lab_corners.told
+
+    def turn(self, now: float) -> float:
+        """What the labs say themselves is looked at, and obeyed; returns when to be called again at the latest."""
+        changed, until = self.lab_python.turn(now)
+        for lab in changed:
+            asked, going = self.pipeline.ask_again_for(lab, self.pipeline.planner)
+            log.info("lab %s has other plugins now; %d of its series waited, %d of these go now", lab, asked, going)
+        return min(until, self.lab_corners.turn(now))
 
     def reload(self, config: Config, files: Files) -> None:
         """Take up a new configuration: all of it, or, after ConfigError, nothing."""
@@ -202,6 +212,8 @@ class Parts:
             raise
         self.lab_files.load(config.labs)
         self.lab_files.give(plugins)
+        plugins.of_lab = self.lab_python.ask
+        self.lab_python.configure(homes_of(config))
         planner = planner_of(config, plugins, self.lab_files.in_force, veils_of(config, self.spool))
         self.config = config
         self.rules.plugins.close()
@@ -277,6 +289,21 @@ def roots_of(config: Config) -> dict[str, str]:
     return {name: str(targets[name].settings.get("root", "")) for name in config.labs}
 
 
+def homes_of(config: Config) -> dict[str, Home]:
+    """The labs that may have plugins of their own: those with an account of their own, and to which
+    nothing of a header is closed."""
+    return {
+        name: Home(
+            lab.user,
+            Path(str(config.all_targets()[name].settings.get("root", ""))),
+            str(lab.python or ""),
+            frozenset({*_targets_of(config, name), *lab.on_demand}),
+        )
+        for name, lab in config.labs.items()
+        if lab.user and not lab.only
+    }
+
+
 def daily_of(config: Config) -> dict[str, ExpectedDaily]:
     """What should come to a lab every day."""
     return {
@@ -331,6 +358,9 @@ def assemble(
     lab_files = LabFiles(LabRecords(spool.labs, files))
     lab_files.load(config.labs)
     lab_files.give(plugins)
+    lab_python = LabPython(spool.workers, files, wake)
+    lab_python.configure(homes_of(config))
+    plugins.of_lab = lab_python.ask
     configured = outlets_of(config, plugins)
     planner = planner_of(config, plugins, lab_files.in_force, veils_of(config, spool))
     rules = FilingRules(plugins, config.senders)
@@ -368,10 +398,10 @@ def assemble(
         commitments.heard = lambda request: pipeline.hear("commitment", request.sender, request.names)
     outlets.configure(configured)
     pipeline.studies.expected = expected_of(config)
-    pipeline.retention.keep = days_to_keep(config)
+    pipeline.retention.keep, pipeline.retention.doubted = days_to_keep(config), lab_python.doubted
     pipeline.alarms.configure(daily_of(config), awaited_of(config), labs=bool(config.labs))
     pipeline.deciding.trust = trust_of(config)
-    return Parts(spool, pipeline, rules, config, commitments, lab_files, wake)
+    return Parts(spool, pipeline, rules, config, commitments, lab_files, lab_python, wake)
 
 
 def engine_of(config: Config, spool: Spool, wake: Callable[[], None]) -> Engine:

@@ -141,12 +141,14 @@ class Checked:
 class LabLook:
     """A look at the lab's own corner. `known` is the SHA-256 of what is known of its file; `answered` are the names of
     requests that were answered, with the SHA-256 of what was asked. `pages` are what sorter tells the lab, each written
-    where it is not there as it should be (names are relative to the corner); `gone` should not be there any more."""
+    where it is not there as it should be (names are relative to the corner); `gone` should not be there any more.
+    `python`: what lies among its plugins is run."""
 
     known: str = ""
     answered: Mapping[str, str] = field(default_factory=dict)
     pages: tuple[Wanted, ...] = ()
     gone: tuple[str, ...] = ()
+    python: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,8 @@ class LabSeen:
     """What a look at the lab's own corner found. Of its file: "new" (`text` is its bytes in hex), "same" as what was
     known, "none" (there is no such file) or "refused", with a sentence that says what to do. `beside` are sentences on
     what else is not as it should be. `names` are those of all requests there, also of those that were not read this
-    time; None: too many to be looked at. `unwritten` are pages that could not be written."""
+    time; None: too many to be looked at. `unwritten` are pages that could not be written. `python` is a mark of what
+    lies among its plugins, "" where nothing does."""
 
     state: str
     text: str = ""
@@ -174,6 +177,7 @@ class LabSeen:
     requests: tuple[LabRequest, ...] = ()
     names: tuple[str, ...] | None = ()
     unwritten: tuple[str, ...] = ()
+    python: str = ""
 
 
 @dataclass(frozen=True, slots=True)

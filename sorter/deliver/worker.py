@@ -6,7 +6,10 @@ It is given everything over that socket: first the target's name, code and setti
 looks at the target first and asks only for the files that are really needed; they come as read-only descriptors. It
 stays small (neither pydantic nor pydicom is imported) and ends when the other side has gone.
 
-Frames to it:     {target, code, settings} · {do: put|verify|remove|check|lab|copy, job} · {files: [n …]} ·
+Instead of a target it may be given an interpreter: then this process becomes that of the lab's own plugins
+(`sorter.plugins.host`), on the same connection.
+
+Frames to it:     {target, code, settings} or {python} · {do: put|verify|remove|check|lab|copy, job} · {files: [n …]} ·
                   {cannot, held}
                   {do: fetch, job, names}, with a descriptor to write to for each name
 Frames from it:   {ready} · {need: [n …]} · {alive} · {done} · {later, away} · {refused};
@@ -18,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import pwd
 import select
 import signal
 import socket
@@ -118,6 +122,9 @@ class Pulled:
 def serve(channel: Channel) -> None:
     """Load the target, then do one job after another until the other side has gone."""
     hello, _ = channel.receive()
+    if "python" in hello:
+        _become_host(channel, str(hello["python"]))
+        return
     try:
         target = load(str(hello["code"]), hello["settings"], Beating(channel))
     except Exception as error:  # noqa: BLE001 - a target's own code
@@ -137,6 +144,23 @@ def serve(channel: Channel) -> None:
         if getattr(target, "waits", False) is True:
             answer["waits"] = True
         channel.send(answer)
+
+
+def _become_host(channel: Channel, python: str) -> None:
+    """From here on the process of a lab's own plugins, which inherits nothing of sorter's environment but the account.
+
+    Returns only where that cannot be; the other side is told why.
+    """
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    try:
+        os.dup2(channel.fileno(), 0)
+        os.execve(  # noqa: S606 - the interpreter is the admin's word
+            python or sys.executable,
+            [python or sys.executable, "-P", "-m", "sorter.plugins.host"],
+            {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": home},
+        )
+    except OSError as error:
+        channel.send({"cannot": f"{python or sys.executable} cannot be run by this account: {error.strerror}"})
 
 
 def load(code: str, settings: Mapping[str, Any], files: Files) -> Target:

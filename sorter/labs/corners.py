@@ -11,6 +11,7 @@ from sorter.deliver.target import LabLook, LabSeen, Later, Refused, Wanted
 from sorter.labs.files import errors_text
 from sorter.labs.news import News
 from sorter.labs.pages import page
+from sorter.labs.python import LabPython
 from sorter.labs.requests import Requests
 from sorter.labs.scans import Scans
 from sorter.model import Event
@@ -50,6 +51,7 @@ class LabCorners:
     scans: Scans
     news: News
     requests: Requests
+    python: LabPython
     every: float = 30.0
     _labs: dict[str, _Known] = field(default_factory=dict)
     _seen: deque[tuple[str, LabLook, LabSeen | Later | Refused]] = field(default_factory=deque)
@@ -88,7 +90,8 @@ class LabCorners:
     def _look(self, lab: str, known: _Known) -> bool:
         errors = [known.errors] if known.errors is not None else []
         pages = (*errors, *self.scans.pages(lab), *self.news.pages(lab), *self.requests.pages(lab))
-        job = LabLook(known.digest, self.requests.answered(lab), pages, () if errors else (ERRORS,))
+        gone = () if errors else (ERRORS,)
+        job = LabLook(known.digest, self.requests.answered(lab), pages, gone, self.python.runs(lab))
 
         def tell(seen: LabSeen | Later | Refused) -> None:
             self._seen.append((lab, job, seen))
@@ -103,13 +106,12 @@ class LabCorners:
             known.digest, known.faults = "", (seen.why,)
         elif seen.state != "same":
             self._take(lab, known, bytes.fromhex(seen.text) if seen.state == "new" else None, now)
-        told = (*known.faults, *seen.beside)
+        beside = (*seen.beside, *self.python.seen(lab, seen.python))
+        told = (*known.faults, *beside)
         self.say(lab, told)
         if told != known.told:
             known.told, known.due = told, now  # the lab should read it at once
-            known.errors = (
-                page(self.records, lab, ERRORS, errors_text(known.faults, seen.beside).encode()) if told else None
-            )
+            known.errors = page(self.records, lab, ERRORS, errors_text(known.faults, beside).encode()) if told else None
 
     def _take(self, lab: str, known: _Known, data: bytes | None, now: float) -> None:
         """An editor empties a file, or takes it away, a moment before it writes it: that alone changes no rules yet."""

@@ -30,6 +30,7 @@ from sorter.model import (
 from sorter.naming import Pattern, file_name, folder_name, instance_names, values_of
 from sorter.pipeline.recipes import Recipes
 from sorter.plugins import Plugins
+from sorter.plugins.asking import Identified
 from sorter.spool import Unit
 from sorter.spool.layout import now
 from sorter.spool.recovered import Recovered
@@ -93,7 +94,8 @@ class Planner:
         try:
             if previous is not None and not _corrected(unit, previous):
                 return self._grow(unit, revision, previous)
-            identity = self._identify(unit, series, recovered if previous is None else NOTHING)
+            identity, own = self._identify(unit, series, recovered if previous is None else NOTHING)
+            _hold_on(own)
             series = view(unit, revision, identity)
             if series.lab is not None and self._labs.get(series.lab, _EMPTY) is None:
                 raise _Held(f"what lab {series.lab} says in its lab.toml is damaged in the spool; save that file again")
@@ -140,14 +142,19 @@ class Planner:
             for product in self._products(series, target, parts)
         ]
 
-    def _identify(self, unit: Unit, series: Series, recovered: Recoveries) -> Identity:
-        """Whose it was, where its records were lost; else whose the plugins say it is. What people said goes first."""
+    def _identify(self, unit: Unit, series: Series, recovered: Recoveries) -> tuple[Identity, tuple[PluginError, ...]]:
+        """Whose it was, where its records were lost; else whose the plugins say it is. What people said goes first.
+
+        With what the lab's own plugins got wrong: then it is that lab's, and held.
+        """
         known = [each.identity for each in recovered.values() if each.identity.lab is not None]
-        identity, failures = (known[0], ()) if known else self._plugins.identify(series)
+        identity, failures, own = Identified(known[0], ()) if known else self._plugins.identify(series)
         _hold_on(failures)
         identity = unit.decided.over(identity) if unit.decided else identity
         veil = self.veils.get(identity.lab or "")
-        return identity if veil is None else replace(identity, subject=veil.subject(identity.subject, unit.face))
+        if veil is not None:
+            identity = replace(identity, subject=veil.subject(identity.subject, unit.face))
+        return identity, own
 
     def _as_it_was(self, unit: Unit, identity: Identity, new: Delivery, recovered: Recoveries) -> Delivery:
         """A delivery whose records were lost: the folder where it lies, and the names that the images have there."""

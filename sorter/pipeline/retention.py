@@ -71,7 +71,8 @@ class _Asked:
 class Retention:
     """Finds what may leave, has it verified, and lets it go. `apart` does a step of one unit, and sums it up.
 
-    `keep` is in days, None for ever.
+    `keep` is in days, None for ever. `doubted` says why what a target says is not enough for an image to leave, ""
+    where it is.
     """
 
     spool: Spool
@@ -79,6 +80,7 @@ class Retention:
     apart: Callable[[str, Callable[[Live], None]], None]
     happened: Callable[..., None]
     keep: int | None = None
+    doubted: Callable[[str], str] = lambda _: ""
     days: Days = field(init=False)
     more: bool = False  # is there more to be done at once?
     _walk: Iterator[str] | None = None
@@ -168,6 +170,8 @@ class Retention:
         lane = self.outlets.lane(receipt.target)
         if lane is None:
             case.rest, case.why = deque(), f"{receipt.target} is away, or is no target any more"
+        elif why := self.doubted(receipt.target):
+            case.rest, case.why = deque(), why
         elif receipt.target in self._asked or lane.waiting():
             self._put_off(case, receipt)
         else:

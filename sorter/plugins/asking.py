@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from sorter.durable import Files
 from sorter.errors import ConfigError, PluginError
@@ -45,8 +45,11 @@ class Domain(Protocol):
 
 
 class Identified(NamedTuple):
+    """`own` are failures of plugins of the lab's own, which leave no doubt that the lab is the one named."""
+
     identity: Identity
     failures: tuple[PluginError, ...]
+    own: tuple[PluginError, ...] = ()
 
 
 class Routed(NamedTuple):
@@ -70,6 +73,23 @@ class Listed(Known):
     order: int = 0
 
 
+AskLab: TypeAlias = Callable[[str, str, Mapping[str, Any]], Asked]
+"""What a lab's own plugins answer: (lab, hook, arguments). It is of that lab alone, whatever they say."""
+
+_NOTHING = Asked((), ())
+
+
+def _no_lab(lab: str, hook: str, arguments: Mapping[str, Any]) -> Asked:  # noqa: ARG001
+    return _NOTHING
+
+
+def _together(*asked: Asked) -> Asked:
+    return Asked(
+        tuple(answer for each in asked for answer in each.answers),
+        tuple(failure for each in asked for failure in each.failures),
+    )
+
+
 def _nowhere(*key: str) -> str:  # noqa: ARG001
     return "configuration"
 
@@ -80,6 +100,7 @@ class Plugins:
     def __init__(self, ours: Local, *others: Domain) -> None:
         domains = (*others, ours)
         self._ours, self._domains = ours, domains
+        self.of_lab: AskLab = _no_lab
         self._of = {plugin.name: domain for domain in domains for plugin in domain.known()}
 
     @classmethod
@@ -156,7 +177,14 @@ class Plugins:
         for _, found in asked.answers:
             lab, subject, session = lab or found.lab, subject or found.subject, session or found.session
             labels = {**found.labels, **labels}
-        return Identified(Identity(lab, subject, session, labels), asked.failures)
+        found = Identity(lab, subject, session, labels)
+        if lab is None:
+            return Identified(found, asked.failures)
+        own = self.of_lab(lab, "sorter_identify", {"series": replace(series, identity=found)})
+        for _, said in reversed(own.answers):
+            subject, session = said.subject or subject, said.session or session
+            labels = {**labels, **said.labels}
+        return Identified(Identity(lab, subject, session, labels), asked.failures, own.failures)
 
     def group(self, instance: Instance) -> Asked:
         """At most one answer: the key under which the instance's series is merged with others."""
@@ -167,7 +195,7 @@ class Plugins:
 
     def route(self, series: Series) -> Routed:
         """The strongest: Hold, Skip, Only, Add. Several Add are joined; several Only must agree on a target."""
-        asked = self.ask("sorter_route", series=series)
+        asked = _together(self._ask_lab("sorter_route", series), self.ask("sorter_route", series=series))
         for kind in (Hold, Skip, Only, Add):
             said = [answer for answer in asked.answers if isinstance(answer.value, kind)]
             if said:
@@ -176,10 +204,16 @@ class Plugins:
 
     def name(self, series: Series, product: str, target: str) -> Named:
         """The patterns for one product at one target, by the first plugin that has an opinion."""
-        asked = self._ask("sorter_name", {"series": series, "product": product, "target": target}, first=True)
+        question = {"series": series, "product": product, "target": target}
+        own = self._ask_lab("sorter_name", series, question) if target == series.lab else _NOTHING
+        asked = own if own.answers else _together(own, self._ask("sorter_name", question, first=True))
         if not asked.answers:
             return Named(None, "", asked.failures)
         return Named(asked.answers[0].value, asked.answers[0].plugin, asked.failures)
+
+    def _ask_lab(self, hook: str, series: Series, question: Mapping[str, Any] | None = None) -> Asked:
+        """What the lab's own plugins say of a series of that lab."""
+        return self.of_lab(series.lab, hook, question or {"series": series}) if series.lab is not None else _NOTHING
 
     def products(self) -> Asked:
         """One answer for each product; a name that two plugins make is a failure of the later one."""

@@ -29,6 +29,7 @@ from sorter.processes import adopt_orphans, die_with, end_descendants, limit
 from sorter.wire import Channel
 
 MEMORY = 4 << 30  # bytes of address space of one life
+PROCESSES = 256  # of the account that a lab's own plugins run as, all that it has on this machine together
 _MOMENT = 0.5  # seconds for a life whose socket is closed to be gone, so that it can be said how it ended
 
 _ARGUMENTS: Mapping[str, type] = {"series": Series, "instance": Instance, "event": Event}
@@ -41,7 +42,9 @@ def main() -> int:
     try:
         hello, _ = control.receive()
         folder = Path(hello["folder"]) if hello["folder"] else None
-        finder = Finder(Files())
+        finder = Finder(Files(), of_a_lab=bool(hello.get("lab")))
+        if hello.get("lab"):
+            limit(resource.RLIMIT_NPROC, PROCESSES)
         sources = finder.read(folder)
         life = 0
         while True:

@@ -8,6 +8,7 @@ plugin that does so several times in a row rests for a while, and its answer fai
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import re
 import socket
@@ -19,9 +20,9 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from sorter.errors import PluginError, SorterError
+from sorter.errors import Away, PluginError, SorterError
 from sorter.model import Expectation, Identity, Name, Product, Route, Series, TargetKind, build, plain
 from sorter.plugins.answers import check
 from sorter.plugins.local import Answer, Asked, Fault, Known, Tables
@@ -40,6 +41,7 @@ _KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]{0,99}")
 _IN_A_ROW = 3  # failures of the process before a plugin rests
 _LONGEST_REST = 600.0  # seconds
 _GRACE = 5.0  # seconds for the process to end after its socket was closed
+_NOT_OF_A_LAB = "their process ended at once; is mri-sorter installed for the lab's own interpreter?"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class _Trouble:
         return self.until is not None and self.until <= now
 
 
+Launch: TypeAlias = Callable[[float], tuple[Channel, Callable[[], object]]]
+"""Starts the process: this side's end of its socket, whose timeout is so many seconds, and what ends the process. Away
+where it cannot be started now."""
+
+
 class _Broken(Exception):
     """The life is of no more use; `str` says why, of the plugin that it happened to."""
 
@@ -72,9 +79,22 @@ class _Broken(Exception):
 class Hosted:
     """The single files of a folder, and the installed distributions, in one process."""
 
-    def __init__(self, folder: Path | None, tables: Tables, patience: Patience | None = None, *, show: bool = False):
-        """Starts the process and loads the plugins. `show`: what they print goes to standard error."""
+    def __init__(
+        self,
+        folder: Path | None,
+        tables: Tables,
+        patience: Patience | None = None,
+        *,
+        show: bool = False,
+        launch: Launch | None = None,
+    ) -> None:
+        """Starts the process and loads the plugins. `show`: what they print goes to standard error.
+
+        `launch` starts the process of a lab's own plugins elsewhere: these are the files of the folder alone,
+        whoever in the lab wrote them.
+        """
         self._folder, self._patience, self._show = folder, patience or Patience(), show
+        self._launch, self._of_a_lab = launch or functools.partial(_here, show), launch is not None
         self._tables = {name: dict(table) for name, table in tables.items()}
         self._settings: dict[str, dict[str, Any]] = {}
         self._trouble: dict[str, _Trouble] = {}
@@ -190,7 +210,8 @@ class Hosted:
             if self._life is not None and self._reads_tables:
                 return rested + self._changed_tables(self._life)
             if self._life is not None and time.monotonic() - self._asked_at > self._patience.idle:
-                self._over(self._life)
+                with contextlib.suppress(_Broken):  # whoever is asked next says so
+                    self._over(self._life)
             return rested
 
     def _changed_tables(self, life: Channel) -> tuple[str, ...]:
@@ -274,24 +295,23 @@ class Hosted:
             try:
                 self._control.send({}, [] if fd is None else [fd])
                 said, _ = self._control.receive()
-                return str(said.get("ended", ""))
             except (EOFError, WireError, TimeoutError):
                 self.close()
-        raise SorterError("the process of the plugins cannot be started; is the machine out of memory?")
+                continue
+            if "cannot" in said:
+                self.close()
+                raise _Broken(str(said["cannot"]))
+            return str(said.get("ended", ""))
+        raise _Broken(_NOT_OF_A_LAB if self._of_a_lab else "their process cannot be started; is there memory left?")
 
     def _start(self) -> Channel:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sorter.plugins.host"],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=None if self._show else subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._end = weakref.finalize(self, _end, process, ours)
-        control = Channel(ours, self._patience.load)
-        control.send({"folder": str(self._folder) if self._folder else ""})
+        try:
+            control, end = self._launch(self._patience.load)
+        except Away as error:
+            raise _Broken(str(error)) from None
+        self._end = weakref.finalize(self, end)
+        with contextlib.suppress(EOFError):  # whoever speaks next finds out
+            control.send({"folder": str(self._folder) if self._folder else "", "lab": self._of_a_lab})
         return control
 
     def close(self) -> None:
@@ -300,6 +320,20 @@ class Hosted:
             self._life.close()
         self._life = self._control = None
         self._end()
+
+
+def _here(show: bool, patience: float) -> tuple[Channel, Callable[[], object]]:
+    """Started by this process, under its account."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "sorter.plugins.host"],
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=None if show else subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    return Channel(ours, patience), functools.partial(_end, process, ours)
 
 
 def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:

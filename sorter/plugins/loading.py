@@ -80,11 +80,12 @@ class Source(NamedTuple):
 class Finder:
     """Collects plugins in the order of asking, and every fault found on the way.
 
-    `told` hears of each plugin before its code runs.
+    `told` hears of each plugin before its code runs. `of_a_lab`: single files alone, which anybody in the lab may have
+    written, for they run under the lab's account.
     """
 
-    def __init__(self, files: Files, told: Callable[[str], None] = lambda _: None) -> None:
-        self.files, self.told = files, told
+    def __init__(self, files: Files, told: Callable[[str], None] = lambda _: None, *, of_a_lab: bool = False) -> None:
+        self.files, self.told, self._of_a_lab = files, told, of_a_lab
         self.plugins: list[Plugin] = []
         self.names: list[str] = []  # of all that were there, those that could not be loaded too
         self.faults: list[str] = []
@@ -99,7 +100,8 @@ class Finder:
             return []
         try:
             entries = self.files.scan(folder)
-            said = writable_by_others(self.files.stat(folder), folder)
+            with self.files.opened(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
+                said = self._writable(fd, folder)
         except OSError as error:
             self.faults.append(f"plugins folder {folder}: {error.strerror}")
             return []
@@ -118,13 +120,22 @@ class Finder:
             if module is not None:
                 version = str(getattr(module, "__version__", ""))
                 self._add(source.path.stem, version, f"file {source.path}", module, source.path)
-        self._find_distributions()
+        if not self._of_a_lab:
+            self._find_distributions()
 
     def built_in(self) -> None:
         for name in BUILT_IN:
             self.names.append(name)
             module = importlib.import_module(f"sorter.builtin.{name}")
             self._add(name, _version_of_sorter(), "built-in", module)
+
+    def _writable(self, fd: int, path: Path) -> str:
+        info = self.files.stat(fd)
+        if not self._of_a_lab:
+            return writable_by_others(info, path)
+        if info.st_mode & stat.S_IWOTH and not self.files.is_shared(fd):  # a share's modes may be made up
+            return f"{path}: everybody on this machine may write it, and its code would run as the lab: chmod o-w it"
+        return ""
 
     # --- the sources --------------------------------------------------------------------------------------------
 
@@ -135,7 +146,7 @@ class Finder:
         try:
             with self.files.opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
                 info = self.files.stat(fd)
-                said = _unfit(info, path)
+                said = _unfit(info, path) or self._writable(fd, path)
                 code = b"" if said else b"".join(bytes(piece) for piece in self.files.chunks(fd))
         except OSError as error:
             link = path.is_symlink()
@@ -216,7 +227,7 @@ def _unfit(info: os.stat_result, path: Path) -> str:
         return f"{path}: not a regular file"
     if info.st_size > MAX_SOURCE:
         return f"{path}: larger than {MAX_SOURCE >> 20} MiB; a plugin of that size should be a distribution"
-    return writable_by_others(info, path)
+    return ""
 
 
 def writable_by_others(info: os.stat_result, path: Path) -> str:

@@ -222,6 +222,55 @@ def test_a_worker_that_hangs_is_told_of_and_delays_nobody_else(checked: Site) ->
         assert lying(site.share.behind) == digests(images)
 
 
+OWN = """
+import os
+from sorter import Identity, hookimpl
+
+def refused(path):
+    try:
+        os.listdir(path)
+    except OSError as error:
+        return error.strerror.replace(" ", "-")
+    return "allowed"
+
+@hookimpl
+def sorter_identify(series):
+    if series.PatientID == "far2":
+        while True: pass
+    return Identity(subject=f"u{os.getuid()}-{refused(SPOOL)}")
+"""
+
+
+def test_python_of_the_lab_runs_as_its_account_and_holds_nobody_else(checked: Site) -> None:
+    site = checked
+    site.keeper()
+    plugins = site.share.root / ".sorter" / "plugins"
+    store = site.home / "spool" / "store"
+    subprocess.run([*site.service.prefix, "mkdir", plugins], check=True, cwd="/")
+    code = f"SPOOL = {str(store)!r}\n" + OWN
+    (site.share.behind / ".sorter" / "plugins" / "own.py").write_text("def broken(:\n")
+    with RunningSorter(
+        site.home, config=site.config() + "\n[delivery]\nlook_every = 0.5\n", prefix=site.sorter_account.prefix
+    ) as sorter:
+        images = drop(sorter, "far", 1)
+        drop(sorter, "well", 3)
+        wait_until(lambda: delivered(sorter, "well", 1), SOON)
+        errors = site.share.behind / ".sorter" / "ERRORS.txt"
+        wait_until(lambda: errors.exists() and "own.py:1: SyntaxError" in errors.read_text(), SOON)
+        assert not receipts(sorter, "far")
+        (site.share.behind / ".sorter" / "plugins" / "own.py").write_text(code)
+        wait_until(lambda: delivered(sorter, "far", 1), SOON)
+        wait_until(lambda: not errors.exists(), SOON)
+        assert lying(site.share.behind) == digests(images)
+        [folder] = site.share.behind.glob("u*")
+        assert folder.name.startswith(f"u{site.service.uid}-Permission-denied")
+        drop(sorter, "far", 2)  # this one hangs it
+        drop(sorter, "well", 4)
+        wait_until(lambda: delivered(sorter, "well", 2), SOON)
+        wait_until(lambda: "did not answer within 3 s" in site.command("status"), SOON)
+        assert len(receipts(sorter, "far")) == 1
+
+
 NOSY = """
 import json, os, sys
 from sorter.builtin.path_target import PathTarget

@@ -24,6 +24,7 @@ from sorter.errors import TryLater
 from sorter.labs.asking import Request, read_request
 from sorter.labs.corners import ERRORS, LabCorners, _Known
 from sorter.labs.news import News
+from sorter.labs.python import LabPython
 from sorter.labs.requests import Requests
 from sorter.labs.scans import Scans
 from sorter.model import Name
@@ -161,7 +162,7 @@ def test_python_beside_it_is_refused_and_the_file_counts(root: Path, corner: Pat
     (corner / "lab.toml").write_bytes(MINE)
     seen = look(root)
     assert seen.state == "new"
-    assert "is not run" in seen.beside[0]
+    assert "runs only where the admin gave the lab an account" in seen.beside[0]
 
 
 def test_the_page_of_errors_is_written_and_goes(root: Path, corner: Path) -> None:
@@ -221,6 +222,7 @@ def test_a_lab_edits_its_file_and_reads_what_is_wrong(root: Path, corner: Path, 
         outlet, records, take, lambda _, faults: said.append(tuple(faults)),  # type: ignore[arg-type]
         Scans(records, lambda: True), News(records, lambda _: None),
         Requests(spool, records, outlet, lambda: None, lambda *_: ("", ()), lambda _: ()),  # type: ignore[arg-type]
+        LabPython(spool.workers, spool.files, lambda: None),
     )  # fmt: skip
     folders.configure({"memory": str(root)}, 30.0)
     now = 0.0
@@ -335,7 +337,7 @@ def test_what_is_empty_or_away_for_a_moment_changes_nothing(tmp_path: Path) -> N
     records = LabRecords(spool.labs, spool.files)
     corners = LabCorners(
         None, records, lambda _, data: taken.append(data) or (), lambda *_: None,  # type: ignore[arg-type, func-returns-value]
-        Scans(records, lambda: True), News(records, lambda _: None), None,  # type: ignore[arg-type]
+        Scans(records, lambda: True), News(records, lambda _: None), None, None,  # type: ignore[arg-type]
     )  # fmt: skip
     known = _Known()
     corners._take("memory", known, b"", 0.0)
