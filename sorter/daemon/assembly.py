@@ -355,10 +355,11 @@ def assemble(
     files = spool.files
     plugins = load_plugins(config, files)
     outlets = Outlets(spool, wake, config.delivery.tell_after)
-    lab_files = LabFiles(LabRecords(spool.labs, files))
+    lab_records = LabRecords(spool.labs, files)
+    lab_files = LabFiles(lab_records)
     lab_files.load(config.labs)
     lab_files.give(plugins)
-    lab_python = LabPython(spool.workers, files, wake)
+    lab_python = LabPython(spool.workers, files, lab_records, wake)
     lab_python.configure(homes_of(config))
     plugins.of_lab = lab_python.ask
     configured = outlets_of(config, plugins)

@@ -21,6 +21,7 @@ from sorter.errors import PluginError
 from sorter.model import Add, Identity, Only
 from sorter.plugins.hosted import Hosted, Launch, Patience
 from sorter.plugins.local import Answer, Asked
+from sorter.spool.labs import LabRecords
 from sorter.wire import Channel
 
 log = logging.getLogger("sorter.labs")
@@ -53,10 +54,16 @@ class _Own:
     home: Home
     workers: Workers
     mark: str | None = None  # of what lies there; None: not seen yet, "": nothing
+    before: str | None = None  # the mark when it was last seen in another life
     hosted: Hosted | None = None
     faults: tuple[str, ...] = ()
     again: float | None = None  # when to load them once more
     pause: float = AGAIN
+
+    @property
+    def nothing(self) -> bool:
+        """Nothing lies there, or did when it was last seen: a folder that is away at a start holds no series then."""
+        return (self.before if self.mark is None else self.mark) == ""
 
     def close(self) -> None:
         if self.hosted is not None:
@@ -70,6 +77,7 @@ class LabPython:
 
     sockets: Path
     files: Files
+    records: LabRecords
     wake: Callable[[], None]
     patience: Patience = PATIENCE
     _labs: dict[str, _Own] = field(default_factory=dict)
@@ -84,7 +92,7 @@ class LabPython:
         for lab, home in homes.items():
             if lab not in self._labs:
                 workers = workers_of(f"{lab}.plugins", home.account, self.sockets, self.files)
-                self._labs[lab] = _Own(home, workers)
+                self._labs[lab] = _Own(home, workers, before=self.records.python(lab))
 
     def close(self) -> None:
         self.configure({})
@@ -111,6 +119,9 @@ class LabPython:
         if mark != own.mark:
             own.close()
             own.mark, own.pause = mark, AGAIN
+            if mark != own.before:
+                self.records.note_python(lab, mark)
+                own.before = mark
             if mark:
                 self._load(own, mark)
             else:
@@ -170,7 +181,7 @@ class LabPython:
     def ask(self, lab: str, hook: str, arguments: Mapping[str, Any]) -> Asked:
         """What the lab's plugins say of a series of the lab. What they may not say counts as a failure."""
         own = self._labs.get(lab)
-        if own is None or own.mark == "":
+        if own is None or own.nothing:
             return _NOTHING
         if own.hosted is None:
             return Asked((), (PluginError(f"of lab {lab}", hook, _why_not(own)),))

@@ -61,6 +61,7 @@ class Outlets:
         self._answers: deque[tuple[str, Put, Result]] = deque()
         self._removals: deque[tuple[Receipt, Removed | Later | Refused]] = deque()
         self._checks: deque[tuple[str, Checked | Later | Refused]] = deque()
+        self._away: deque[tuple[str, str]] = deque()  # found by a look at a lab's folder, and why
         self._removing: set[tuple[Errand, int]] = set()
         self._under_way: dict[Errand, int] = {}  # the revision being delivered
         self._attempts: dict[Errand, int] = {}
@@ -163,7 +164,13 @@ class Outlets:
         False where nothing can be asked of it now."""
         if lab not in self._lanes or lab in self.outages:
             return False
-        self._lanes[lab][1].look_at_lab(job, opened, self._waking(tell))
+
+        def heard(answer: LabSeen | Later | Refused) -> None:
+            if isinstance(answer, Later) and answer.away:
+                self._away.append((lab, answer.why))
+            tell(answer)
+
+        self._lanes[lab][1].look_at_lab(job, opened, self._waking(heard))
         return True
 
     def copy_for_lab(
@@ -256,6 +263,7 @@ class Outlets:
 
     def due(self, now: float) -> list[Errand]:
         """What should be tried again now; targets that are out are asked for it by one small check."""
+        self._collect_looks(now)
         self._collect_checks(now)
         for name, (_, lane) in self._lanes.items():
             if lane.worker_came():
@@ -275,6 +283,13 @@ class Outlets:
             self._wake()
 
         self._lanes[target][1].check(tell)
+
+    def _collect_looks(self, now: float) -> None:
+        """Who found nothing at a lab's folder to look at found an outage, before anything is to be delivered there."""
+        while self._away:
+            target, why = self._away.popleft()
+            if target in self._lanes and target not in self.outages:
+                self.outages.failed(target, why, now)
 
     def _collect_checks(self, now: float) -> None:
         while self._checks:

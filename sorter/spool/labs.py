@@ -55,6 +55,17 @@ class LabRecords:
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return ()
 
+    def python(self, lab: str) -> str | None:
+        """The mark of what lay among the lab's plugins when it was last seen ("": nothing); None: never seen."""
+        try:
+            return self._files.read_file(self._folder / lab / "python", limit=_MOST).decode(errors="replace").strip()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def note_python(self, lab: str, mark: str) -> None:
+        self._files.make_folders(self._folder / lab)
+        self._files.write_file(self._folder / lab / "python", f"{mark}\n".encode())
+
     # --- pages that its worker brings the lab ---------------------------------------------------------------------
 
     def write_page(self, lab: str, name: str, data: bytes) -> None:

@@ -222,7 +222,7 @@ def test_a_lab_edits_its_file_and_reads_what_is_wrong(root: Path, corner: Path, 
         outlet, records, take, lambda _, faults: said.append(tuple(faults)),  # type: ignore[arg-type]
         Scans(records, lambda: True), News(records, lambda _: None),
         Requests(spool, records, outlet, lambda: None, lambda *_: ("", ()), lambda _: ()),  # type: ignore[arg-type]
-        LabPython(spool.workers, spool.files, lambda: None),
+        LabPython(spool.workers, spool.files, records, lambda: None),
     )  # fmt: skip
     folders.configure({"memory": str(root)}, 30.0)
     now = 0.0

@@ -18,6 +18,7 @@ from sorter.labs.python import PLACE, Home, LabPython
 from sorter.model import Add, Hold, Identity, Name, Only, Series, UnitKind
 from sorter.plugins import Plugins
 from sorter.plugins.hosted import Patience
+from sorter.spool.labs import LabRecords
 from sorter.testing.waiting import wait_until
 
 OWN = """
@@ -54,8 +55,11 @@ class Lab:
 
     def __init__(self, root: Path, sockets: Path) -> None:
         self.root, self.woken = root, threading.Event()
+        self.records = LabRecords(sockets.with_name("records"), Files())
         (root / PLACE).mkdir(parents=True)
-        self.python = LabPython(sockets, Files(), self.woken.set, Patience(answer=20.0, load=30.0, rest=0.0))
+        self.python = LabPython(
+            sockets, Files(), self.records, self.woken.set, Patience(answer=20.0, load=30.0, rest=0.0)
+        )
         self.python.configure({"memory": Home("", root, "", frozenset({"memory", "pacs"}))})
         routing = {"labs": {"memory": ["memory", "pacs"], "vision": ["vision"]}}
         self.plugins = Plugins.load({}, None, Files(), {"routing": routing})
@@ -93,6 +97,18 @@ def own(lab: Lab) -> Lab:
     lab.write(own=OWN)
     assert lab.python.seen("memory", "mark 1") == ()
     return lab
+
+
+def test_a_folder_that_is_away_at_a_start_holds_nothing_where_nothing_lay(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "root", tmp_path / "sockets")
+    lab.see("")
+    home = lab.python._labs["memory"].home
+    for said in ("", "mark"):
+        lab.records.note_python("memory", said)
+        lab.python.configure({})
+        lab.python.configure({"memory": home})
+        assert len(lab.plugins.route(series("x")).failures) == (1 if said else 0)
+        assert lab.python.doubted("memory"), "nor may an image leave on the word of what was not looked at"
 
 
 def test_it_says_who_where_to_and_under_which_names(own: Lab) -> None:
@@ -154,7 +170,7 @@ def test_a_mistake_holds_what_is_the_labs_until_it_is_mended(own: Lab, code: str
 
 def test_an_interpreter_that_cannot_be_run_is_named(lab: Lab, tmp_path: Path) -> None:
     for python, said in ((str(tmp_path / "none"), "cannot be run"), ("/bin/true", "is mri-sorter installed")):
-        other = LabPython(tmp_path, Files(), lambda: None)
+        other = LabPython(tmp_path, Files(), lab.records, lambda: None)
         other.configure({"memory": Home("", lab.root, python)})
         other.seen("memory", "x")
         wait_until(lambda other=other: bool(other.turn(0.0)[0]), 60, "loading to fail")
