@@ -38,7 +38,9 @@ def make(job: Job) -> str | None:
 def arguments(settings: Mapping[str, Any], out: str, images: str) -> list[str]:
     """dcm2niix's arguments for these settings."""
     compress = ["-z", "y", f"-{settings.get('level', 6)}"] if settings.get("compress", True) else ["-z", "n"]
-    return ["-b", "y", *compress, *settings.get("extra", ()), "-f", "out", "-o", out, images]
+    merge = ["-m", "y"] if settings.get("echoes") == "together" else []
+    ignore = [] if settings.get("derived", True) else ["-i", "y"]
+    return ["-b", "y", *compress, *merge, *ignore, *settings.get("extra", ()), "-f", "out", "-o", out, images]
 
 
 def _run(options: list[str]) -> tuple[int, str]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import re
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
+from dcm2niix import bin as program
 from sorter_dcm2niix.convert import arguments
+from sorter_dcm2niix.settings import ALLOWED, OURS
 
 from sorter.durable import Files
 from sorter.engine.local import LocalEngine
@@ -18,6 +24,7 @@ from sorter.engine.work import Outcome, Work
 from sorter.errors import ConfigError
 from sorter.model import Product, Series, UnitKind, Verdict
 from sorter.plugins import Plugins, matches
+from sorter.testing.synthetic import Plan, multiecho
 from sorter.testing.waiting import wait_until
 
 
@@ -60,13 +67,16 @@ def test_settings() -> None:
     assert arguments(plugins.settings("dcm2niix"), "out", "in/dicom") == [
         "-b", "y", "-z", "n", "-x", "y", "-f", "out", "-o", "out", "in/dicom"
     ]  # fmt: skip
+    told = arguments({"echoes": "together", "derived": False}, "out", "in")
+    assert told == ["-b", "y", "-z", "y", "-6", "-m", "y", "-i", "y", "-f", "out", "-o", "out", "in"]
     assert arguments({}, "out", "in") == ["-b", "y", "-z", "y", "-6", "-f", "out", "-o", "out", "in"]
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"extra": ["-o", "/tmp"]}, "-o is not possible here"),
+        ({"extra": ["-o", "/tmp"]}, "-o is not possible here: sorter names folders; possible are"),
+        ({"extra": ["-e", "y"]}, "not by 'y'"),
         ({"extra": ["-x"]}, "-x is followed by one of y, n, i"),
         ({"extra": ["-x", "/etc"]}, "not by '/etc'"),
         ({"compres": True}, "did you mean compress"),
@@ -76,6 +86,13 @@ def test_settings() -> None:
 def test_settings_that_are_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load(**settings)
+
+
+def test_every_option_of_dcm2niix_is_possible_or_is_refused_with_a_reason() -> None:
+    told = subprocess.run([program, "-h"], capture_output=True, text=True, check=False).stdout
+    options = re.findall(r"^ +(-[^ ]+) :", told, re.MULTILINE)
+    assert len(options) > 25
+    assert set(options) == set(ALLOWED) | set(OURS)
 
 
 # --- what it makes ----------------------------------------------------------------------------------------------------
@@ -141,6 +158,29 @@ def test_the_sample_becomes_the_publishers_own_nifti(
         assert sidecars <= {each.name for each in made}
         assert all(b"PatientName" not in (into / name).read_bytes() for name in sidecars)
     assert len(sample_expected["series"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "made"),
+    [
+        ({}, ["out_e1.json", "out_e1.nii.gz", "out_e2.json", "out_e2.nii.gz", "out_e3.json", "out_e3.nii.gz"]),
+        ({"echoes": "together"}, ["out.json", "out.nii.gz", "out_e3.json", "out_e3.nii.gz"]),
+        ({"derived": False, "extra": ["-e", "o"]}, ["out_e1.json", "out_e1.mgz", "out_e2.json", "out_e2.mgz"]),
+    ],
+)
+def test_each_echo_by_itself_and_what_is_derived(
+    settings: dict[str, Any], made: list[str], engine: LocalEngine, tmp_path: Path
+) -> None:
+    """The third echo is made a derived image here."""
+    paths = []
+    for number, each in enumerate(multiecho(Plan(seed=1, slices=3)).files):
+        image = pydicom.dcmread(io.BytesIO(each))
+        if image.EchoNumbers == 3:
+            image.ImageType = ["DERIVED", "SECONDARY", "M", "ND"]
+        paths.append(tmp_path / f"{number}.dcm")
+        image.save_as(paths[-1])
+    outcome = run(engine, work_of("x", load(**settings), paths))["x"]
+    assert sorted(each.name for each in outcome.files) == made
 
 
 def test_uncompressed(engine: LocalEngine, sample: Path, sample_manifest: dict[str, Any], tmp_path: Path) -> None:
