@@ -18,8 +18,7 @@ import os
 import stat
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,7 +26,7 @@ from sorter.durable import Files
 from sorter.watch import beneath, names
 from sorter.watch.state import Drop, File, Folder, Habits, Look, Ready, State
 from sorter.watch.taken import Taken, facts, mark_of
-from sorter.watch.waiting import FEW, Waiting
+from sorter.watch.waiting import FEW, Waiting, in_turn
 from sorter.watch.whole import came_whole
 from sorter.watch.writers import open_for_writing
 
@@ -51,6 +50,7 @@ SLICE = 0.1
 
 _LONG_SLICE = 0.5  # seconds where none wait
 _GAP = 0.5  # seconds between looks at least, and between the begins of two rounds; more where a round takes long
+_OF_DUE = 0.75  # of the time at the top that is for what is due, where there is something new
 _AT_ONCE = 32  # entries looked at between two looks at the clock
 _SELDOM = 60.0  # seconds between looks at what is not expected to change
 _OVER_AT_ONCE = 2000  # files that were taken and stay, whose facts are read again at one look
@@ -87,8 +87,9 @@ class Incoming:
         self._cost = self._last_cost = 0.0  # seconds of looking that this round took, and the last one
         self._round: Walk | None = None  # where the last look left it
         self._at: Drop | None = None  # the drop in which that was
-        self._top: Walk | None = None  # the look at the entries of the top, where the last one left it
-        self._small: dict[str, float] = {}  # top folders that are new, or small and waited for, and when they are due
+        self._new: dict[str, float] = {}  # entries of the top that nobody has looked at yet, and when they were found
+        self._small: dict[str, float] = {}  # files of the top, and small folders that are waited for: when they are due
+        self._behind = False  # were some of them due, and not reached?
         self._soonest = 0.0
         self._fresh = 0
         self._strange: list[tuple[str, str]] = []
@@ -139,13 +140,18 @@ class Incoming:
         self._asked_at = self.clock()
         for thread in list(self._held):
             self._let_go(thread)
-        if self._looked is None or self._round is not None or self._top is not None or now - self._looked >= _GAP:
+        if self._looked is None or self._unfinished or now - self._looked >= _GAP:
             self._looked = now
             self._scan()
         ready = self._offer()
         strange, self._strange = tuple(self._strange), []
         fresh, self._fresh = self._fresh, 0
         return Look(ready, self._told_whole(), strange, self._emptied(), fresh, self._next())
+
+    @property
+    def _unfinished(self) -> bool:
+        """Was there no time to look at everything that was due?"""
+        return self._round is not None or bool(self._new) or self._behind
 
     def not_yet(self, ready: Ready) -> None:
         """It is not whole, or changed: offer it again when it has changed, or `final` when it stood still for long."""
@@ -232,7 +238,7 @@ class Incoming:
             if self._root is None or (self._root.inode, self._device) != (info.st_ino, info.st_dev):
                 self._start(info, self._files.is_shared(root))
             most = SLICE if self._waiting or self._offered else _LONG_SLICE
-            self._look_first(root, self.clock() + most)
+            self._look_first(root, most)
             self._go_round(root, self.clock() + most)
         except BaseException:
             self._leave_off()
@@ -245,62 +251,81 @@ class Incoming:
         self._first = self._root is None
         self._root, self._device, self._shared = Folder("", info.st_ino), info.st_dev, shared
         self._drops, self._past, self._waiting, self._finishing = {}, {}, Waiting(), {}
-        self._offered, self._done_names, self._left, self._small = {}, set(), set(), {}
+        self._offered, self._done_names, self._left, self._new, self._small = {}, set(), set(), {}, {}
         self._begun = None
 
     def _leave_off(self) -> None:
         """Whatever was begun begins anew."""
-        for each in (self._round, self._top):
-            if each is not None:
-                each.close()
-        self._round = self._top = self._at = None
+        if self._round is not None:
+            self._round.close()
+        self._round = self._at = None
 
     def _until(self, walk: Walk, end: float) -> bool:
-        """Go on with it; False where the time was over before it was. `_now` goes on with what is looked at."""
-        for _ in walk:
-            at = self.clock()
-            self._now = self._asked + at - self._asked_at
-            if at >= end:
+        """Go on with it; False where the time was over before it was."""
+        return not any(self._is_over(end) for _ in walk)
+
+    def _is_over(self, end: float) -> bool:
+        """Is the time? `_now` goes on with what is looked at."""
+        at = self.clock()
+        self._now = self._asked + at - self._asked_at
+        return at >= end
+
+    def _look_first(self, root: int, most: float) -> None:
+        """At the top itself, for so many seconds: at files and small drops that are due, and then at what is new; of
+        both at the latest and at what waits the longest in turn: whatever else comes, each is soon reached by one way.
+
+        What is due has most of the time. Whoever only looked at more and more that is new would be late with all of it.
+        """
+        assert self._root is not None
+        self._look_at_top(self._root, root)
+        self._match_markers(self._root)
+        begun = self.clock()
+        due = [name for name, at in self._small.items() if at <= self._now and self._drops[name] is not self._at]
+        latest = sorted(due, key=lambda name: self._drops[name].seen, reverse=True)
+        in_time = self._look_at_small(in_turn(latest, due), root, begun + most * (_OF_DUE if self._new else 1.0))
+        new = list(self._new)
+        new_too = self._look_at_small(in_turn(reversed(new), new), root, begun + most)
+        self._behind = not (in_time and new_too)
+
+    def _look_at_small(self, names: Iterable[str], root: int, end: float) -> bool:
+        """At these entries of the top; False where the time was over before."""
+        top = self._root
+        assert top is not None
+        for count, name in enumerate(names, 1):
+            if name in self._new:
+                self._meet(top, name, root, (self._drop(name, self._new.pop(name)), 0))
+            elif name in top.files:
+                self._check(top.files[name], name, root)
+                if name in top.active:
+                    self._expect(top.files[name])
+            if name in top.folders:
+                walk = self._see(name, root)
+                if not self._until(walk, end):
+                    walk.close()
+                    if self._drops[name].open > FEW:
+                        self._small.pop(name, None)  # it is the round's
+                    return False
+            elif count % _AT_ONCE == 0 and self._is_over(end):
                 return False
         return True
 
-    def _look_first(self, root: int, end: float) -> None:
-        """At the top itself, and at small drops: those that are due, by size, and for half of the time new ones, the
-        latest and the one that waits the longest in turn: whatever else comes, each is soon reached from one side.
-        """
-        assert self._root is not None
-        self._top = self._top or self._look_at_top(self._root, root)
-        if not self._until(self._top, end):
-            return
-        self._top = None
-        self._match_markers(self._root)
-        due = [name for name, at in self._small.items() if at <= self._now and self._drops[name] != self._at]
-        new = [name for name in due if not self._drops[name].looked]
-        again = sorted(set(due).difference(new), key=lambda name: self._drops[name].open)
-        begun = self.clock()
-        self._look_at_small(again, root, begun + (end - begun) / 2 if new else end)
-        self._look_at_small(_from_both_ends(new), root, end)
-
-    def _look_at_small(self, drops: Iterable[str], root: int, end: float) -> None:
-        for name in drops:
-            del self._small[name]
-            walk = self._see(name, root)
-            if not self._until(walk, end):
-                walk.close()
-                if self._drops[name].open <= FEW:  # else it is the round's
-                    self._small[name] = self._now
-                return
-
-    def _look_at_top(self, folder: Folder, root: int) -> Walk:
-        with self._files.opened(".", beneath.FOLDER, at=root) as own:
-            yield from self._look_at(folder, own, None, 0)
+    def _look_at_top(self, top: Folder, root: int) -> None:
+        """What is there, by name; what is new is only noted down."""
+        if self._has_changed(top, self._files.stat(root)):
+            settled = self._now - top.changed >= _LISTED_AFTER
+            found = self._list(top, root)
+            self._new = {name: at for name, at in self._new.items() if name in found}
+            self._new |= {name: self._now for name in self._unknown(top, found) if name not in self._new}
+            top.settled = settled
+        if top.left and top.over != self._over:
+            self._look_over(top, root, None, 0)
 
     def _go_round(self, root: int, end: float) -> None:
         """All there is, from where the last look left off."""
         begun = self.clock()
         if self._round is None:
             gap = max(_GAP, min(4 * self._last_cost, self._habits.rest))
-            if self._top is not None or (self._begun is not None and self._asked - self._begun < gap):
+            if self._begun is not None and self._asked - self._begun < gap:
                 return
             self._begun, self._cost = self._asked, begun - self._asked_at
             self._soonest, self._left_over = min(self._small.values(), default=POLL + self._now), _OVER_AT_ONCE
@@ -324,9 +349,10 @@ class Incoming:
     def _round_is_over(self) -> None:
         if self._left_over and self._now - self._over_begun >= _SELDOM:  # all of it was looked over: once more
             self._over, self._over_begun = self._over + 1, self._now
-        if self._first and not (self.empty and self._habits.stays):  # else: perhaps a share is not mounted yet
-            self._taken.only(self._left)
-        self._first = False
+        if self._first and not self._new:
+            if not (self.empty and self._habits.stays):  # else: perhaps a share is not mounted yet
+                self._taken.only(self._left)
+            self._first = False
         with contextlib.suppress(OSError):  # a full disk: it is known while this process lives, and written later
             self._taken.keep()
 
@@ -352,6 +378,7 @@ class Incoming:
             still, drop.still = drop.still, []
             for file in still:
                 self._waiting.add(file)
+        self._small.pop(drop.name, None)
         if drop.due < math.inf and drop.open <= FEW:
             self._small[drop.name] = drop.due
 
@@ -365,17 +392,17 @@ class Incoming:
         for inner in list(folder.folders.values()):
             yield from self._descend(folder, inner, fd, (drop, depth + 1))
 
-    def _look_at(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> Walk:
-        """At the entries of one folder."""
-        info = self._files.stat(fd)
-        if info.st_mtime_ns != folder.mtime_ns:
-            if depth == 1 and drop is not None and info.st_mtime_ns < folder.mtime_ns:
+    def _look_at(self, folder: Folder, fd: int, drop: Drop, depth: int) -> Walk:
+        """At the entries of one folder below the top."""
+        info, before = self._files.stat(fd), folder.mtime_ns
+        if self._has_changed(folder, info):
+            if depth == 1 and info.st_mtime_ns < before:
                 drop.set_back = True
-            folder.mtime_ns, folder.changed, folder.settled = info.st_mtime_ns, self._now, False
-        folder.ctime_ns = info.st_ctime_ns
-        if not folder.settled:
             settled = self._now - folder.changed >= _LISTED_AFTER
-            yield from self._list(folder, fd, drop, depth)
+            for count, name in enumerate(self._unknown(folder, self._list(folder, fd)), 1):
+                self._meet(folder, name, fd, (drop, depth))
+                if count % _AT_ONCE == 0:
+                    yield
             folder.settled = settled
         for count, name in enumerate(list(folder.active), 1):
             file = folder.files.get(name)
@@ -384,33 +411,42 @@ class Incoming:
             file = folder.files.get(name)
             if file is not None and name in folder.active:
                 self._expect(file)
-                file.drop.early = file.drop.early or file.state is State.WATCHED
+                drop.early = drop.early or file.state is State.WATCHED
             if count % _AT_ONCE == 0:
                 yield
         if folder.left and folder.over != self._over:
             self._look_over(folder, fd, drop, depth)
         yield
 
+    def _has_changed(self, folder: Folder, info: os.stat_result) -> bool:
+        """May its names be others than those that are known?"""
+        if info.st_mtime_ns != folder.mtime_ns:
+            folder.mtime_ns, folder.changed, folder.settled = info.st_mtime_ns, self._now, False
+        folder.ctime_ns = info.st_ctime_ns
+        return not folder.settled
+
     def _expect(self, file: File) -> None:
         """It is to be looked at again."""
         self._soonest, file.drop.due = min(self._soonest, file.due), min(file.drop.due, file.due)
+        if file.home is self._root:
+            self._small.pop(file.name, None)  # who was looked at last comes last
+            self._small[file.name] = file.due
 
-    def _list(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> Walk:
-        found = self._files.names(fd)
-        present = set(found)
-        for name in folder.files.keys() - present:
+    def _list(self, folder: Folder, fd: int) -> dict[str, None]:
+        """Its names now; what is gone is forgotten."""
+        found = dict.fromkeys(self._files.names(fd))
+        for name in folder.files.keys() - found.keys():
             self._forget_file(folder.files[name])
-        for name in folder.folders.keys() - present:
+        for name in folder.folders.keys() - found.keys():
             self._forget_folder(folder, name)
-        for name in folder.left.keys() - present:
+        for name in folder.left.keys() - found.keys():
             self._taken.forget(folder.left.pop(name))
-        met = 0
-        for name in found:
-            if name not in folder.files and name not in folder.folders and name not in folder.left:
-                self._meet(folder, name, fd, (drop or self._drop(name), depth))
-                met += 1
-                if met % _AT_ONCE == 0:
-                    yield
+        return found
+
+    def _unknown(self, folder: Folder, found: Iterable[str]) -> list[str]:
+        """Those of these names that were not there before."""
+        known = (folder.files, folder.folders, folder.left)
+        return [name for name in found if not any(name in each for each in known)]
 
     def _look_over(self, folder: Folder, fd: int, drop: Drop | None, depth: int) -> None:
         """Has what was taken and stays here changed? A part of it at each look, so that a large tree costs no more."""
@@ -424,7 +460,7 @@ class Incoming:
                 path = f"{folder.path}/{name}" if folder.path else name
                 if name in folder.left and self._mark_of(path, facts(info)) != folder.left[name]:
                     self._taken.forget(folder.left.pop(name))
-                    self._meet(folder, name, fd, (drop or self._drop(name), depth))
+                    self._meet(folder, name, fd, (drop or self._drop(name, self._now), depth))
         if not folder.unchecked:
             folder.over = self._over
 
@@ -481,7 +517,7 @@ class Incoming:
             why = self._not_entered(info, depth)
             if why is None:
                 folder.folders[name] = Folder(path, info.st_ino)
-                if depth == 0:
+                if folder is self._root:
                     self._small[name] = self._now
                 self._grown(drop)
                 return
@@ -559,10 +595,10 @@ class Incoming:
         drop.grew = drop.grew or drop.looked > 0
         drop.judged = drop.moved = False
 
-    def _drop(self, name: str) -> Drop:
+    def _drop(self, name: str, seen: float) -> Drop:
         found = self._drops.get(name)
         if found is None:
-            found = self._drops[name] = Drop(name, self._now, newest=self._now)
+            found = self._drops[name] = Drop(name, seen, newest=self._now)
         return found
 
     # --- one file, looked at again ------------------------------------------------------------------------------
@@ -596,6 +632,8 @@ class Incoming:
         if stat.S_ISDIR(info.st_mode):
             file.home.settled = False  # it is met again as a folder
             return
+        if file.home is self._root:
+            self._drops[name] = file.drop
         self._enter(self._file(file.path, file.home, file.drop, (info, self._state(file.path, name, info))))
 
     def _still(self, file: File, name: str, fd: int) -> None:
@@ -671,6 +709,8 @@ class Incoming:
         file.due = due
         if file.home.files.get(file.name) is file:
             file.home.active.add(file.name)
+            if file.home is self._root:
+                self._expect(file)
 
     def _set(self, file: File, state: State) -> None:
         file.drop.counts[file.state] -= 1
@@ -678,6 +718,8 @@ class Incoming:
         file.state = state
         if state in (State.QUEUED, State.OFFERED, State.MARKER):
             file.home.active.discard(file.name)
+            if file.home is self._root:
+                self._small.pop(file.name, None)
 
     def _forget_file(self, file: File) -> None:
         name = file.name
@@ -755,16 +797,7 @@ class Incoming:
         return not left and drop.offered and (drop.told_for is not None or self._now - drop.newest >= _STANDING)
 
     def _next(self) -> float:
-        if self._round is not None or self._top is not None or (self._waiting and len(self._offered) < MOST_OFFERED):
+        if self._unfinished or (self._waiting and len(self._offered) < MOST_OFFERED):
             return self._now
         soonest = min(self._soonest, self._asked + POLL)
         return soonest if soonest > self._asked or self._looked is None else max(self._looked + _GAP, self._asked)
-
-
-def _from_both_ends(names: list[str]) -> Iterator[str]:
-    """The last one, the first one, the last but one, and so on."""
-    left = deque(names)
-    while left:
-        yield left.pop()
-        if left:
-            yield left.popleft()

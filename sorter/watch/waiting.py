@@ -1,14 +1,17 @@
 """Files that are ready and wait to be offered, and which of them come next.
 
 Whoever drops a single image is not to wait for another's hundred thousand. So of the room that there is half goes to
-the drops of which fewest files wait, and half to those that wait the longest, a run of files each: a drop of any size
-goes on, whatever comes beside it, and files of one folder are mostly taken together.
+drops of which few files wait, the latest and the oldest of these in turn, and half to those that wait the longest, a
+run of files each: a drop of any size goes on, whatever comes beside it, and files of one folder are mostly taken
+together.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TypeVar
 
 from sorter.watch.state import Drop, File, State
 
@@ -17,6 +20,9 @@ FEW = 16
 
 RUN = 32
 """Files of a large drop that are offered one after another."""
+
+
+_T = TypeVar("_T")
 
 
 class Waiting:
@@ -36,9 +42,9 @@ class Waiting:
 
     def next(self, room: int) -> Iterator[File]:
         """At most `room` files, taken out of their queues."""
-        small = sorted((drop for drop, queue in self._queues.items() if len(queue) <= FEW), key=self._length)
+        small = sorted((drop for drop, queue in self._queues.items() if len(queue) <= FEW), key=lambda drop: drop.seen)
         left = room if len(small) == len(self._queues) else -(-room // 2)
-        for drop in small:
+        for drop in in_turn(reversed(small), small):
             if left == 0:
                 break
             for file in self._run(drop, left):
@@ -48,9 +54,6 @@ class Waiting:
             for file in self._run(next(iter(self._queues)), min(room, RUN)):
                 room -= 1
                 yield file
-
-    def _length(self, drop: Drop) -> int:
-        return len(self._queues[drop])
 
     def _run(self, drop: Drop, most: int) -> Iterator[File]:
         """At most `most` files of one drop, which is the last one in line then."""
@@ -63,3 +66,12 @@ class Waiting:
         del self._queues[drop]
         if queue:
             self._queues[drop] = queue
+
+
+def in_turn(one: Iterable[_T], other: Iterable[_T]) -> Iterator[_T]:
+    """The same things in two orders: the first by the one, the first by the other, and so on; nothing twice."""
+    told = set[_T]()
+    for each in chain.from_iterable(zip(one, other, strict=True)):
+        if each not in told:
+            told.add(each)
+            yield each

@@ -860,6 +860,24 @@ def test_a_single_file_is_found_while_small_drops_come_faster_than_they_are_look
         bench.take(*ready)
         if any(each.path == "alone/x" for each in ready):
             break
-    waiting = [drop for drop in bench.incoming._small if not bench.incoming._drops[drop].looked]
-    assert len(waiting) > 50, "more came than could be looked at"
+    assert len(bench.incoming._new) > 50, "more came than could be looked at"
     assert bench.now - begun <= 6.0
+
+
+@pytest.mark.parametrize("folder", ["", "alone"])
+def test_a_single_file_is_found_beside_many_that_lie_in_incoming_itself(tmp_path: Path, folder: str) -> None:
+    """As another SCP leaves them, that went on while sorter did not."""
+    bench = Slow(tmp_path, 0.02)
+    for number in range(3000):
+        (bench.folder / f"{number:05}").write_bytes(b"1")
+    for _ in range(10):
+        bench.take(*bench.look(0.1).ready[:20])
+    (bench.folder / folder).mkdir(exist_ok=True)
+    (bench.folder / folder / "x").write_bytes(b"1")
+    begun = bench.now
+    offered: list[Ready] = []
+    while not any(each.path.endswith("x") for each in offered):
+        offered = [*offered[20:], *bench.look(0.1).ready]
+        bench.take(*offered[:20])
+    assert bench.now - begun <= 5.0
+    assert len(list(bench.folder.iterdir())) > 1500, "the others are not through yet"

@@ -8,8 +8,8 @@ from sorter.watch.state import Drop, File, Folder, State
 from sorter.watch.waiting import FEW, Waiting
 
 
-def drop(waiting: Waiting, name: str, files: int) -> None:
-    home, whole = Folder(name, 1), Drop(name, 0.0)
+def drop(waiting: Waiting, name: str, files: int, seen: float = 0.0) -> None:
+    home, whole = Folder(name, 1), Drop(name, seen)
     for number in range(files):
         waiting.add(File(f"{name}/{number}", home, whole, State.QUEUED, (0, 0, 0, 0), 0, 0, 0.0, 0.0))
 
@@ -18,7 +18,7 @@ def taken(waiting: Waiting, room: int) -> Counter[str]:
     return Counter(file.drop.name for file in waiting.next(room))
 
 
-def test_half_of_the_room_is_for_the_smallest_and_half_for_who_waits_the_longest() -> None:
+def test_half_of_the_room_is_for_small_drops_and_half_for_who_waits_the_longest() -> None:
     waiting = Waiting()
     drop(waiting, "large", 1000)
     drop(waiting, "small", FEW)
@@ -38,6 +38,14 @@ def test_small_drops_alone_have_all_of_the_room_and_large_ones_take_turns() -> N
     drop(waiting, "one", 1000)
     drop(waiting, "other", 1000)
     assert taken(waiting, 256) == {"one": 128, "other": 128}
+
+
+def test_of_small_drops_the_latest_and_the_oldest_take_turns() -> None:
+    waiting = Waiting()
+    for number, name in enumerate("abcde"):
+        drop(waiting, name, 1, seen=number)
+    assert [file.drop.name for file in waiting.next(3)] == ["e", "a", "d"]
+    assert [file.drop.name for file in waiting.next(3)] == ["c", "b"]
 
 
 def test_what_is_no_longer_queued_is_passed_over() -> None:
