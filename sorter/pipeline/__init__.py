@@ -13,43 +13,32 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from sorter.completion import DropWhole, Publish, Told
-from sorter.deliver.target import Done, Later, Put, Refused, Removed, Result, Wanted
-from sorter.engine.work import Outcome
-from sorter.model import (
-    DICOM,
-    Delivered,
-    Delivery,
-    Event,
-    Identity,
-    Instance,
-    Plan,
-    Receipt,
-    Revision,
-    UnitKind,
-    plain,
-)  # fmt: skip
+from sorter.deliver.target import Removed
+from sorter.model import Event, Identity, Instance, Plan, Revision, UnitKind
 from sorter.pipeline.alarms import Alarms, Clocks
 from sorter.pipeline.archives import Read
 from sorter.pipeline.bundles import Bundles
-from sorter.pipeline.deciding import Deciding, Reasking, decision, moved
+from sorter.pipeline.deciding import Deciding, Reasking, decision
+from sorter.pipeline.delivering import Delivering
 from sorter.pipeline.evidence import Witness
 from sorter.pipeline.exporting import Exporting
 from sorter.pipeline.intake import Intake, Whole
-from sorter.pipeline.making import Making, Waits
+from sorter.pipeline.making import Making
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import NOTHING, NoPlan, Planner, view
 from sorter.pipeline.queries import Answer, Case, Queries
-from sorter.pipeline.recall import Recall, dispensable, is_same_delivery, lacking, only_there
+from sorter.pipeline.recall import Recall
 from sorter.pipeline.retention import Retention
+from sorter.pipeline.retiring import Retiring
 from sorter.pipeline.settling import Settling
 from sorter.pipeline.studies import Studies
+from sorter.pipeline.telling import Telling
 from sorter.pipeline.units import Live, Units, summarise
 from sorter.pipeline.withdrawing import Withdrawing
 from sorter.pipeline.workshop import Workshop
@@ -59,7 +48,7 @@ from sorter.spool.alarms import AlarmFile
 from sorter.spool.by_sop import BySop
 from sorter.spool.exports import is_export
 from sorter.spool.layout import now as wall_clock
-from sorter.spool.studies import StudyRecord, StudyRecords
+from sorter.spool.studies import StudyRecords
 from sorter.spool.unit import Asked
 from sorter.take.filing import Filed
 from sorter.take.received import Ended
@@ -107,7 +96,10 @@ class Pipeline:
     alarms: Alarms = field(init=False)
     deciding: Deciding = field(init=False)
     reasking: Reasking = field(init=False)
+    telling: Telling = field(init=False)
+    delivering: Delivering = field(init=False)
     making: Making = field(init=False)
+    retiring: Retiring = field(init=False)
     bundles: Bundles = field(init=False)
     recall: Recall = field(init=False)
     retention: Retention = field(init=False)
@@ -125,24 +117,30 @@ class Pipeline:
     _beyond: str = ""  # why studies, alarms and retention wait, "" while they do not
 
     def __post_init__(self, witness: Witness) -> None:
+        telling = self.telling = Telling(self.spool, lambda: self.plugins, lambda event: self.told(event))
         self.settling = Settling(witness, self.units.timing, self.units.at_work, self._publish, self._improve)
-        records = StudyRecords(self.spool.studies, self.spool.files)
+        self.recall = Recall(self.spool, self.outlets)
+        self.delivering = Delivering(
+            self.outlets, self.workshop, self.recall, lambda: self.planner, self.live, lambda: self.now,
+            lambda: self.retention.days.count, telling.happened, self._received,
+        )  # fmt: skip
+        self.making = self.delivering.making
+        self.retiring = Retiring(self.outlets, self.delivering.wait_for, telling.happened)
         self.bundles = Bundles(
             self.spool, lambda: self.planner, self.live, lambda uid: self.studies.members(uid), self._plan,
-            self._deliver,
+            self.delivering.deliver,
         )  # fmt: skip
         self.studies = Studies(
-            records, self.units.timing, self.units.at_work, self._summary, self._study_settled, self.bundles.settled
-        )
-        self.making = Making(self.workshop, lambda: self.planner, self.live, self._fetch)
-        self.exporting = Exporting(self.spool, self.outlets, self._wait_for, self._may_leave)
-        self.withdrawing = Withdrawing(self.spool, self.outlets, self.exporting, self.workshop, self._happened)
-        self.deciding = Deciding(self.spool, self.live, self._whose, self._happened)
-        self.reasking = Reasking(self._tell_reasked)
-        self.recall = Recall(self.spool, self.outlets)
-        self.retention = Retention(self.spool, self.outlets, self._step, self._happened)
+            StudyRecords(self.spool.studies, self.spool.files), self.units.timing, self.units.at_work, self._summary,
+            telling.study_settled, self.bundles.settled,
+        )  # fmt: skip
+        self.exporting = Exporting(self.spool, self.outlets, self.delivering.wait_for, self.delivering.may_leave)
+        self.withdrawing = Withdrawing(self.spool, self.outlets, self.exporting, self.workshop, telling.happened)
+        self.deciding = Deciding(self.spool, self.live, self._whose, telling.happened)
+        self.reasking = Reasking(telling.reasked)
+        self.retention = Retention(self.spool, self.outlets, self._step, telling.happened)
         file = AlarmFile(self.spool.alarms, self.spool.files)
-        self.alarms = Alarms(file, self.clocks, self._whose, self._tell_alarm)
+        self.alarms = Alarms(file, self.clocks, self._whose, telling.alarm)
         self._walk = self.spool.keys()
 
     # --- a turn -------------------------------------------------------------------------------------------------
@@ -181,7 +179,8 @@ class Pipeline:
             with self._apart(key := self._touched.pop()):
                 self._sum_up(self.live(key))
         self._learn()
-        self._tell_outages()
+        for told in self.outlets.outages.news(now):
+            self.telling.outage(told)
         return self._next()
 
     @contextmanager
@@ -395,8 +394,8 @@ class Pipeline:
         live.revision = replace(live.revision, verdict=effect.verdict, reasons=effect.reasons)
         self.settling.published(live, self.now)
         live.unit.tell(f"revision {live.revision.revision} is {effect.verdict} by now ({'; '.join(effect.reasons)})")
-        self._happened("verdict", live, revision=str(live.revision.revision), verdict=effect.verdict.value)
-        self._deliver(live)
+        self.telling.happened("verdict", live, revision=str(live.revision.revision), verdict=effect.verdict.value)
+        self.delivering.deliver(live)
 
     def _publish(self, live: Live, effect: Publish) -> None:
         number = (live.revision.revision if live.revision else 0) + 1
@@ -417,7 +416,7 @@ class Pipeline:
         self.settling.published(live, self.now)
         count = len(live.revision.deliverable)
         unit.tell(f"revision {number}: {count} images, {effect.verdict} ({'; '.join(effect.reasons)})")
-        self._happened("published", live, revision=str(number), verdict=effect.verdict.value, images=str(count))
+        self.telling.happened("published", live, revision=str(number), verdict=effect.verdict.value, images=str(count))
         self.settling.witness.learn_counts(live)
         self.studies.published(live, self.now)
         self._plan(live)
@@ -439,7 +438,7 @@ class Pipeline:
         if isinstance(answer, NoPlan):
             if live.no_plan != answer:
                 live.unit.tell(f"{answer.state}: {answer.why}")
-                self._happened(answer.state, live)
+                self.telling.happened(answer.state, live)
             live.no_plan = answer
             self._waiting.add(live.key)
             return
@@ -451,11 +450,11 @@ class Pipeline:
             self.reasking.planned(live)
             if answer.identity.lab is not None:
                 self.alarms.owned(live)
-        self._deliver(live)
+        self.delivering.deliver(live)
         if live.unit.bundle is not None:  # perhaps nothing of it is to be anywhere any more
-            self._retire(live)
+            self.retiring.retire(live)
         for key in self.making.awaiting(live.key):
-            self._step(key, self._deliver)
+            self._step(key, self.delivering.deliver)
 
     def _ask(self, live: Live) -> Plan | NoPlan:
         assert live.revision is not None
@@ -463,104 +462,11 @@ class Pipeline:
         lost = self.spool.recoveries.of(live.key) if live.plan is None else NOTHING
         return self.planner.plan(live.unit, live.revision, live.plan, lost)
 
-    def _deliver(self, live: Live) -> None:
-        """Start every delivery that is owed and not on its way."""
-        plan = live.plan if not live.unit.held and not live.unplanned else None
-        for delivery in plan.deliveries if plan else ():
-            errand = (live.key, delivery.product, delivery.target)
-            assert plan is not None
-            if errand[1:] not in live.owed or self.outlets.busy(errand, plan.revision):
-                continue
-            if not self._may_leave(live, delivery.product):
-                live.troubles[errand[1:]] = (
-                    f"{delivery.product} may not leave any more: [labs.{plan.identity.lab}] only"
-                )
-                continue
-            if delivery.target not in self.outlets:
-                live.troubles[errand[1:]] = f"{delivery.target} is no configured target any more; configure it again"
-                continue
-            if delivery.product != DICOM:
-                self._make_or_send(live, delivery)
-            elif not self._wait_for(live, errand[1:], lacking(live, delivery)):
-                self._send(live, delivery, self._images(live, delivery))
-
-    def _may_leave(self, live: Live, product: str) -> bool:
-        """Is it among what its lab gets, where that gets nothing else?"""
-        return live.plan is None or self.planner.may_leave(live.plan.identity.lab, product)
-
-    def _wait_for(self, live: Live, where: tuple[str, str], files: Sequence[str]) -> bool:
-        """Are images on their way back that are needed there first? What cannot be had is not waited for."""
-        why, later = self._fetch(live, files)
-        if why:
-            live.troubles[where] = why
-        if later:
-            self.outlets.try_later((live.key, *where), self.now)
-        return bool(why)
-
-    def _fetch(self, live: Live, files: Sequence[str]) -> tuple[str, bool]:
-        """(why to wait, is it to be tried again by the caller)"""
-        why, later = self.recall.fetch(live, files) if files else ("", False)
-        if live.unpublished and not live.state.pending:  # another copy stands for one that nobody has
-            live.state = replace(live.state, pending=True, last=self.now, by_network=True)
-        return why, later
-
     def bring_back(self, key: str, files: Sequence[str]) -> tuple[str, list[str]]:
         """Have those of these images in the store that left it: (why to wait, those that cannot be had)."""
         with self._apart(key):
-            live = self.live(key)
-            gone = [file for file in files if file in live.unit.left]
-            why, _ = self.recall.fetch(live, gone) if gone else ("", False)
-            return why, [] if why else gone
+            return self.delivering.bring_back(self.live(key), files)
         return "its records cannot be read now", []
-
-    def _make_or_send(self, live: Live, delivery: Delivery) -> None:
-        assert live.revision is not None
-        where = (delivery.product, delivery.target)
-        made = self.making.provide(live, delivery.product)
-        if isinstance(made, Waits):
-            if made.why:
-                live.troubles[where] = made.why
-            if made.later:
-                self.outlets.try_later((live.key, *where), self.now)
-        elif made.nothing:
-            self._take_back(live, where)
-            self._receive(live, Receipt(live.key, *where, live.revision.revision, "", (), wall_clock(), made.nothing))
-        else:
-            self._send(live, delivery, made.wanted(delivery, live.unit.kind))
-
-    def _take_back(self, live: Live, where: tuple[str, str]) -> None:
-        """There is nothing to make any more of what was made once: that goes."""
-        before = live.receipts.get(where)
-        known = before is None or any(is_same_delivery(before, each) for each in live.retiring)
-        if before is not None and before.files and not known:
-            live.unit.retire(before)
-            live.retiring.append(before)
-
-    def _images(self, live: Live, delivery: Delivery) -> list[Wanted]:
-        assert live.revision is not None
-        return [
-            Wanted(delivery.names[each.file], each.sha256, each.size, each.file, gone=each.file in live.unit.left)
-            for each in live.revision.deliverable
-        ]
-
-    def _send(self, live: Live, delivery: Delivery, files: Sequence[Wanted]) -> None:
-        assert live.plan is not None
-        waits = self.outlets.submit(
-            delivery.target,
-            Put(
-                id=f"{live.key}-{live.plan.revision}-{delivery.product}",
-                key=live.key,
-                product=delivery.product,
-                revision=live.plan.revision,
-                folder=delivery.folder,
-                files=tuple(files),
-                previous=_before(live, delivery),
-                manifest=_manifest(live, shown=self._may_leave(live, DICOM)),
-                mend=live.unit.mending.get((delivery.product, delivery.target), ()),
-            ),
-        )
-        if waits:
-            self._not_yet(live, delivery.product, delivery.target, waits)
 
     # --- what came of it ----------------------------------------------------------------------------------------
 
@@ -570,9 +476,9 @@ class Pipeline:
                 with self._apart(each):
                     live = self.live(each)
                     if each == key:
-                        self._tell_product(live, product, outcome)
-                    self._heed(live, product, outcome)
-                    self._deliver(live)
+                        self.delivering.tell_product(live, product, outcome)
+                    self.delivering.heed(live, product, outcome)
+                    self.delivering.deliver(live)
                     self.withdrawing.go_on(live)
                     self._touched.add(each)
 
@@ -583,26 +489,15 @@ class Pipeline:
                 live.making[product] = says
                 self._touched.add(key)
 
-    def _tell_product(self, live: Live, product: str, outcome: Outcome) -> None:
-        said = {"made": f"{product} was made: {len(outcome.files)} files", "nothing": f"no {product}: {outcome.why}"}
-        live.unit.tell(said.get(outcome.state, f"{product} could not be made: {outcome.why}"), log=outcome.log)
-        if outcome.state == "failed":
-            self._happened("product failed", live, product=product)
-
-    def _heed(self, live: Live, product: str, outcome: Outcome) -> None:
-        """What came of a product, for each delivery of it, or of what it is needed for."""
-        for delivery in live.plan.deliveries if live.plan else ():
-            where = (delivery.product, delivery.target)
-            if product in (delivery.product, *self.planner.recipes.all_needs(delivery.product)):
-                live.troubles.pop(where, None)
-                if outcome.state == "failed":
-                    live.troubles[where] = f"{product} could not be made: {outcome.why}"
-                    self.outlets.try_later((live.key, *where), self.now)
-
     def _collect_answers(self) -> None:
         for target, put, result in self.outlets.answers(self.now):
             with self._apart(put.key):
-                self._answered(self.live(put.key), target, put, result)
+                live = self.live(put.key)
+                if is_export(put.product):
+                    self.exporting.answered(live, target, put, result)
+                    self.withdrawing.go_on(live)
+                else:
+                    self.delivering.answered(live, target, put, result)
                 self._touched.add(put.key)
 
     def _export(self) -> None:
@@ -612,44 +507,17 @@ class Pipeline:
                 self.exporting.send(self.live(key))
                 self._touched.add(key)
 
-    def _answered(self, live: Live, target: str, put: Put, result: Result) -> None:
-        if is_export(put.product):
-            self.exporting.answered(live, target, put, result)
-            self.withdrawing.go_on(live)
-            return
-        if isinstance(result, Done):
-            where = (put.product, target)
-            day, at = self.retention.days.count, wall_clock()
-            receipt = Receipt(live.key, *where, put.revision, result.folder, result.files, at, result.note, day=day)
-            self._receive(live, receipt)
-            self._deliver(live)
-            return
-        self._not_yet(live, put.product, target, result.why)
-
-    def _not_yet(self, live: Live, product: str, target: str, why: str) -> None:
-        if live.troubles.get((product, target)) != why:
-            live.unit.tell(f"{product} is not at {target} yet: {why}")
-            self._happened("delivery failed", live, product=product, target=target)
-        live.troubles[product, target] = why
-
     def _collect_recalled(self) -> None:
         for key, take in self.recall.answers():
             with self._apart(key):
                 why = take(self.live(key).unit)
                 for each in (key, *self.making.awaiting(key)):
                     with self._apart(each):
-                        self._recalled(self.live(each), why)
+                        live = self.live(each)
+                        self.delivering.recalled(live, why)
+                        if not why:
+                            self.retiring.retire(live)
                         self._touched.add(each)
-
-    def _recalled(self, live: Live, why: str) -> None:
-        """Images that it needs are back, or there is a reason to try it later."""
-        if why:
-            for product, target in (*live.owed, *((each.product, each.target) for each in live.retiring)):
-                self._not_yet(live, product, target, why)
-                self.outlets.try_later((live.key, product, target), self.now)
-        else:
-            self._deliver(live)
-            self._retire(live)
 
     def _look_beyond(self) -> None:
         """At studies, at what did not come, and at what may leave. What the disk does not allow is tried again, and
@@ -668,114 +536,28 @@ class Pipeline:
             except OSError as error:
                 self._beyond = f"what there is to tell of studies and days cannot be written down: {error.strerror}"
 
-    def _tell_outages(self) -> None:
-        """An event once a target has been out for some time, and another when it is back."""
-        for told in self.outlets.outages.news(self.now):
-            outage = told.outage
-            details = {"target": outage.target, "since": outage.since, "seconds": f"{outage.lasted:.0f}"}
-            self.spool.note(told.kind, **details)
-            self._tell(Event(told.kind, "", wall_clock(), {**details, "why": outage.why}))
-
-    def _receive(self, live: Live, receipt: Receipt) -> None:
-        """Only now it is delivered."""
-        where = (receipt.product, receipt.target)
-        for replaced in self._replaced(live, where):
-            live.unit.retire(replaced)
-            live.retiring.append(replaced)
-        live.unit.write_receipt(receipt)
-        live.receipts[where] = receipt
-        live.troubles.pop(where, None)
-        if where in live.unit.mending:
-            live.unit.mend(where, ())
-        note = f" ({receipt.note})" if receipt.note else ""
-        if receipt.files:
-            live.unit.tell(f"{receipt.product} revision {receipt.revision} delivered to {receipt.target}: "
-                           f"{len(receipt.files)} files{note}")  # fmt: skip
-            self._happened("delivered", live, product=receipt.product, target=receipt.target)
-        if receipt.product != DICOM:
-            self.workshop.discard(live, receipt.product, receipt.revision)
-        self._retire(live)
+    def _received(self, live: Live) -> None:
+        self.retiring.retire(live)
         self.withdrawing.go_on(live)
-
-    # --- what a correction replaced -----------------------------------------------------------------------------
-
-    def _replaced(self, live: Live, where: tuple[str, str]) -> list[Receipt]:
-        """What corrections that gave it another place here leave at the old ones, a receipt for each.
-
-        The last receipt tells of one of them. Of images the plans since then count too: a disk that fails, or the next
-        correction, may come between a delivery and its receipt.
-        """
-        now_there, before = _delivery(live.plan, where), live.receipts.get(where)
-        if now_there is None or (before is not None and before.revision >= now_there.since):
-            return []
-        places: dict[str, Receipt] = {}
-        for plan in live.unit.plans_between(before.revision if before is not None else 1, now_there.since):
-            was = _delivery(plan, where)
-            if was is None or was.folder == now_there.folder:
-                continue
-            there = places.get(was.folder)
-            if before is not None and plan.revision == before.revision:
-                there = before
-            files = dict.fromkeys((*(there.files if there else ()), *_images_of(live.unit, was)))
-            folder, verified = (there.folder, there.verified) if there else (was.folder, "")  # asked again: the same
-            places[was.folder] = Receipt(live.key, *where, plan.revision, folder, tuple(files), verified,
-                                         moved=moved(now_there.folder))  # fmt: skip
-        return [receipt for receipt in places.values() if receipt.files]
-
-    def _retire(self, live: Live) -> None:
-        """Remove what was delivered before a correction, of each product whose successors are all delivered."""
-        if live.unit.held or live.unit.withdrawn:
-            return
-        owed = {product for product, _ in live.owed}
-        planned = {(each.product, each.target) for each in live.plan.deliveries} if live.plan else set()
-        for where in [where for where in live.receipts if live.plan and where not in planned and where[0] not in owed]:
-            receipt = replace(live.receipts.pop(where), moved=moved(None))
-            live.unit.retire(receipt)
-            live.unit.withdraw_receipt(receipt)
-            live.retiring.append(receipt)
-        for receipt in list(live.retiring):
-            now_there = live.receipts.get((receipt.product, receipt.target))
-            if receipt.product in owed or (now_there is not None and now_there.revision <= receipt.revision):
-                continue
-            if self._wait_for(live, (receipt.product, receipt.target), only_there(live, receipt)):
-                continue
-            if not self.outlets.remove(replace(receipt, files=dispensable(live, receipt))):
-                self._retired(live, receipt, f"{receipt.target} is no configured target any more; remove it by hand")
 
     def _collect_removals(self) -> None:
         for receipt, result in self.outlets.removals(self.now):
             with self._apart(receipt.key):
-                self._removed(self.live(receipt.key), receipt, result)
                 self._touched.add(receipt.key)
-
-    def _removed(self, live: Live, receipt: Receipt, result: Removed | Later | Refused) -> None:
-        if not isinstance(result, Removed):
-            live.troubles[receipt.product, receipt.target] = result.why
-            return
-        if live.unit.withdrawn:
-            self.withdrawing.taken_back(live, receipt, result)
-        else:
-            said = f"{len(result.removed)} files that were delivered to {receipt.target} before a correction"
-            said += f" were removed there{f'; {result.note}' if result.note else ''}"
-            kept = next((len(each.files) for each in live.retiring if is_same_delivery(each, receipt)), 0)
-            if kept > len(receipt.files):
-                said += f"; {kept - len(receipt.files)} stay in {result.folder}: the store has them no more"
-            self._retired(live, receipt, said)
-        self.withdrawing.go_on(live)
-
-    def _retired(self, live: Live, receipt: Receipt, says: str) -> None:
-        live.unit.tell(says)
-        live.unit.retired(receipt)
-        live.retiring = [each for each in live.retiring if not is_same_delivery(each, receipt)]
-        live.troubles.pop((receipt.product, receipt.target), None)
-        self._happened("retired", live, product=receipt.product, target=receipt.target)
+                live = self.live(receipt.key)
+                if not isinstance(result, Removed):
+                    live.troubles[receipt.product, receipt.target] = result.why
+                    continue
+                take = self.withdrawing.taken_back if live.unit.withdrawn else self.retiring.removed
+                take(live, receipt, result)
+                self.withdrawing.go_on(live)
 
     def _try_again(self) -> None:
         for key, _, _ in self.outlets.due(self.now):
             with self._apart(key):
                 live = self.live(key)
-                self._deliver(live)
-                self._retire(live)
+                self.delivering.deliver(live)
+                self.retiring.retire(live)
                 self.withdrawing.go_on(live)
                 self._touched.add(key)
         for key in [key for key, (due, _) in self._failed.items() if due <= self.now]:
@@ -873,8 +655,8 @@ class Pipeline:
         elif live.unplanned:
             self._plan(live)
         else:
-            self._deliver(live)
-            self._retire(live)
+            self.delivering.deliver(live)
+            self.retiring.retire(live)
 
     def ask_again(self, planner: Planner | None = None, plugins: Plugins | None = None) -> None:
         """The rules changed, or a person says so: ask for everything that waits, is held, or nobody wanted."""
@@ -928,7 +710,7 @@ class Pipeline:
             self.bundles.coming(live, live.plan)
             live.unit.hold(why)
             live.unit.tell(f"held: {why}" if why else "released: what waited goes on")
-            self._happened("held" if why else "released", live)
+            self.telling.happened("held" if why else "released", live)
             self.exporting.look_again()
             self.resume(live)
         self._sum_up(live)
@@ -950,7 +732,7 @@ class Pipeline:
         elif where in live.receipts:
             live.unit.mend(where, tuple(dict.fromkeys((*live.unit.mending.get(where, ()), *names))))
             live.unit.tell(f"a person wants {len(names)} files of {where[0]} delivered to {where[1]} again")
-            self._deliver(live)
+            self.delivering.deliver(live)
         self._sum_up(live)
 
     def _set_damaged_aside(self, live: Live, names: Sequence[str]) -> None:
@@ -988,34 +770,8 @@ class Pipeline:
         if live.done or (live.no_plan is not None and not live.state.pending):
             self.units.forget(live.key)
 
-    def _happened(self, kind: str, live: Live, **details: str) -> None:
-        self.spool.note(kind, unit=live.key[:8], **details)
-        self._tell(Event(kind, live.key, wall_clock(), details))
-
-    def _study_settled(self, record: StudyRecord) -> None:
-        study = record.study
-        details = {"revision": str(study.revision), "series": str(len(study.series)), "images": str(study.images),
-                   "missing": str(len(study.missing)), "why": record.why}  # fmt: skip
-        self.spool.note("study_settled", study=study.key[:8], **details)
-        if study.lab is not None:
-            details["lab"] = study.lab
-        self._tell(Event("study_settled", study.key, record.at, details, study))
-
-    def _tell_alarm(self, event: Event) -> None:
-        self.spool.note(event.kind, **event.details)
-        self._tell(event)
-
-    def _tell_reasked(self, says: str) -> None:
-        log.info("%s", says)
-        self.spool.note("asked again", says=says)
-
     def _whose(self, live: Live) -> Identity:
         return self.plugins.identify(view(live.unit, live.revision)).identity
-
-    def _tell(self, event: Event) -> None:
-        self.told(event)
-        for failure in self.plugins.event(event):  # what it said may name a patient: it is not written down
-            self.spool.note("plugin failed", plugin=failure.plugin, hook=failure.hook)
 
     def _summary(self, key: str) -> UnitSummary | None:
         """What is known of a unit now; None where there is none, or not any more."""
@@ -1031,36 +787,3 @@ class Pipeline:
             summary = summarise(live)
             self._sum_up(live)
         return summary if summary.images and summary.state != "withdrawn" else None
-
-
-def _manifest(live: Live, *, shown: bool) -> Mapping[str, Any]:
-    """What the hidden manifest beside the files says of them."""
-    assert live.plan is not None
-    assert live.revision is not None
-    return {
-        "key": live.key,
-        "kind": live.unit.kind.value,
-        "study_uid": live.unit.study_uid if shown else "",
-        "series_uids": list(live.unit.series_uids) if shown else [],
-        "identity": plain(live.plan.identity),
-        "verdict": live.revision.verdict.value,
-        "revision": live.plan.revision,
-    }
-
-
-def _delivery(plan: Plan | None, where: tuple[str, str]) -> Delivery | None:
-    """What a plan says of this (product, target)."""
-    return next((each for each in plan.deliveries if (each.product, each.target) == where), None) if plan else None
-
-
-def _images_of(unit: Unit, delivery: Delivery) -> Iterator[Delivered]:
-    """The images of a delivery as it would have left them."""
-    for image in unit.instances.values():
-        if image.file in delivery.names:
-            yield Delivered(delivery.names[image.file], image.sha256, image.size, image.file)
-
-
-def _before(live: Live, delivery: Delivery) -> Receipt | None:
-    """The receipt of what this delivery grows; None where a correction gave it another place."""
-    receipt = live.receipts.get((delivery.product, delivery.target))
-    return receipt if receipt is not None and receipt.revision >= delivery.since else None
