@@ -11,7 +11,7 @@ import pytest
 from sorter.builtin import _path_stage
 from sorter.builtin._path_folders import Visit
 from sorter.durable import Files, PathLike
-from sorter.pipeline import Pipeline
+from sorter.pipeline.delivering import Delivering
 from sorter.receive import arrivals
 from sorter.spool import Unit
 from sorter.take import filing
@@ -138,9 +138,9 @@ def groups_that_nobody_waits_for(patch: pytest.MonkeyPatch) -> None:
 
 
 def receipt_without_delivery(patch: pytest.MonkeyPatch) -> None:
-    send = Pipeline._send
+    send = Delivering._send
 
-    def early(self: Pipeline, live: object, delivery: object, files: object) -> None:
+    def early(self: Delivering, live: object, delivery: object, files: object) -> None:
         from sorter.model import Delivered, Receipt
 
         done = tuple(Delivered(each.name, each.sha256, each.size, each.file) for each in files)  # type: ignore[attr-defined]
@@ -149,7 +149,7 @@ def receipt_without_delivery(patch: pytest.MonkeyPatch) -> None:
         live.unit.write_receipt(receipt)  # type: ignore[attr-defined]
         send(self, live, delivery, files)  # type: ignore[arg-type]
 
-    patch.setattr(Pipeline, "_send", early)
+    patch.setattr(Delivering, "_send", early)
 
 
 MUTANTS: tuple[Mutant, ...] = (

@@ -16,7 +16,7 @@ from sorter.daemon.assembly import Parts
 from sorter.daemon.requests import request
 from sorter.errors import SorterError
 from sorter.model import UnitKind, plain, unit_key
-from sorter.pipeline import Pipeline
+from sorter.pipeline import delivering
 from sorter.pipeline.deciding import Deciding
 from sorter.pipeline.units import Live
 from sorter.spool import Spool, Unit
@@ -186,7 +186,7 @@ def claim_gone_before_it_is_granted(patch: pytest.MonkeyPatch) -> None:
 
 
 def old_place_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Pipeline, "_replaced", lambda *_: [])
+    patch.setattr(delivering, "replaced", lambda *_: [])
 
 
 MUTANTS = {
