@@ -164,12 +164,22 @@ def test_other_labs_do_not_wait(tmp_path: Path, what: str) -> None:
 
 
 def write_page() -> None:
+    """With what this run measured, and an earlier one of the same commit."""
     folder = os.environ.get("SORTER_RESULTS")
     if not folder:
         return
-    commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    facts = datetime.date.today().isoformat(), commit.stdout.strip(), os.cpu_count(), os.getloadavg()[0]
-    Path(folder, "faults.md").write_text(PAGE.format(*facts, "\n".join(_rows), len(FAILURES)))
+    run = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit, page = run.stdout.strip(), Path(folder, "faults.md")
+    before = page.read_text() if page.exists() else ""
+    here = {
+        row.split("|")[1].strip(): row
+        for row in before.splitlines()
+        if f"commit {commit}," in before and row[:3] == "| a"
+    }
+    here |= {row.split("|")[1].strip(): row for row in _rows}
+    rows = "\n".join(here[what] for what in FAILURES if what in here)
+    facts = datetime.date.today().isoformat(), commit, os.cpu_count(), os.getloadavg()[0]
+    page.write_text(PAGE.format(*facts, rows, len(here), len(FAILURES)))
 
 
 PAGE = """\
@@ -188,5 +198,5 @@ system made for it (`tests/peers/fuse_share.py`); the mount, the kernel's waitin
 |---|--:|--:|--:|---|
 {}
 
-{} cases; one that is not in the table could not be made on this machine.
+{} of {} cases. They may be measured one after the other, on one commit: `-k "tmpfs"`.
 """
