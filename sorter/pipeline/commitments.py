@@ -152,6 +152,8 @@ class CommitmentProvider:
             if identifier not in self._cases and identifier not in self._unreadable:
                 try:
                     request = self._kept.read(identifier)
+                except FileNotFoundError:  # the receiver took it back: it could not be kept, and its sender was told so
+                    continue
                 except ValueError:
                     self._unreadable.add(identifier)
                     log.error("commitments/waiting/%s.json is no request; it is left where it is", identifier)

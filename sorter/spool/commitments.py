@@ -157,19 +157,27 @@ class Commitments:
         for name in set(self._files.names(self._given_up)) & set(self._files.names(self._waiting)):
             self._files.unlink(self._given_up / name)
 
+    # Others may look while the sorter moves: where a request comes from is read before where it goes to, so that it is
+    # not missed, and one that is met in both counts once.
+
     def open(self) -> Iterator[Commitment]:
         """What waits, and what was given up: for `status`."""
-        yield from self._readable(self._waiting)
-        yield from self._readable(self._given_up)
+        met = set()
+        for folder in (self._waiting, self._given_up):
+            for request in self._readable(folder):
+                if request.id not in met:
+                    met.add(request.id)
+                    yield request
 
-    def all(self) -> Iterator[Commitment]:
+    def all(self) -> list[Commitment]:
         """Every request there ever was, oldest first, as evidence: each is a sender's own list of what it sent.
 
-        What cannot be read is left out. A walk through all months: for the start and for people.
+        What cannot be read is left out. A walk through all months: for people.
         """
+        found = {each.id: each for each in self.open()}
         for month in self._names(self._told):
-            yield from self._readable(self._told / month)
-        yield from self.open()
+            found |= {each.id: each for each in self._readable(self._told / month)}
+        return [found[identifier] for identifier in sorted(found)]
 
     def _readable(self, folder: Path) -> Iterator[Commitment]:
         for name in self._names(folder):

@@ -130,8 +130,8 @@ def of_sequence(told: Dataset, keyword: str) -> list[tuple[str, str]]:
 
 
 def records(sorter: RunningSorter, transaction: str = "") -> list[Commitment]:
-    found = Commitments(sorter.spool.commitments, Files()).all()
-    return [each for each in found if transaction in ("", each.transaction)]
+    kept = Commitments(sorter.spool.commitments, Files())
+    return [each for each in kept.all() if transaction in ("", each.transaction)]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -144,7 +145,7 @@ def test_what_was_given_up_is_kept_and_may_wait_again(kept: Commitments) -> None
     assert [each.given_up for each in kept.open()] == ["it does not listen"]
     kept.revive()
     assert kept.read(request.id) == request
-    assert len(list(kept.all())) == 1
+    assert len(kept.all()) == 1
 
 
 def test_nothing_failed_is_another_answer_than_none(kept: Commitments) -> None:
@@ -198,7 +199,45 @@ def test_a_crash_in_mid_move_means_told(kept: Commitments, tmp_path: Path) -> No
     waiting.write_bytes(before)
     kept.tidy()
     assert kept.waiting() == []
-    assert len(list(kept.all())) == 1
+    assert len(kept.all()) == 1
+
+
+def test_whoever_looks_in_mid_move_finds_it_once(tmp_path: Path) -> None:
+    """Each of the folders is read while the request is on its way from the first to the last."""
+    mover, looks = Commitments(tmp_path, Files()), list[str]()
+
+    class Looking(Files):
+        """While this one looks, right before it lists the given folder, the request is told."""
+
+        def names(self, path: Any) -> list[str]:
+            looks.append(Path(path).name)
+            if looks[-1] == self.moves_at:
+                mover.finish(request)
+            return super().names(path)
+
+        moves_at = ""
+
+    class Moving(Files):
+        """At each step of the move somebody looks."""
+
+        def _look(self) -> None:
+            seen.append([each.id for each in Commitments(tmp_path, Files()).all()])
+
+        def rename(self, old: Any, new: Any, **at: Any) -> None:
+            self._look()
+            super().rename(old, new, **at)
+            self._look()
+
+    mover.create()
+    for moves_at in ("waiting", "given-up", "told"):
+        request = mover.decide(mover.add("1.2.3", WHO, ASKED), {})
+        files = Looking()
+        files.moves_at = moves_at
+        assert [each.id for each in Commitments(tmp_path, files).all()].count(request.id) == 1, moves_at
+    request, seen = mover.decide(mover.add("1.2.3", WHO, ASKED), {}), list[list[str]]()
+    Commitments(tmp_path, Moving()).finish(request)
+    assert len(seen) == 2
+    assert all(ids.count(request.id) == 1 for ids in seen)
 
 
 def test_what_is_no_request_is_left_where_it_is(kept: Commitments, tmp_path: Path) -> None:
@@ -206,7 +245,7 @@ def test_what_is_no_request_is_left_where_it_is(kept: Commitments, tmp_path: Pat
         (tmp_path / "waiting" / f"{name}.json").write_bytes(content)
         with pytest.raises(ValueError):  # noqa: PT011  a JSON error is one too
             kept.read(name)
-    assert list(kept.all()) == []
+    assert kept.all() == []
 
 
 def test_there_is_a_limit_to_what_waits(kept: Commitments, tmp_path: Path) -> None:
