@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import getpass
 import hashlib
 import json
@@ -99,9 +100,18 @@ def receipts(sorter: RunningSorter, lab: str) -> dict[str, int]:
     return found
 
 
+def below(root: Path, pattern: str) -> list[Path]:
+    """Files and folders of such names; one that is renamed or removed meanwhile is minded by `rglob`, and not here."""
+    return [
+        Path(folder, name)
+        for folder, folders, files in os.walk(root)
+        for name in fnmatch.filter([*folders, *files], pattern)
+    ]
+
+
 def lying(root: Path) -> Counter[bytes]:
     """The digests of the images that lie below a root under their final names."""
-    paths = [path for path in root.rglob("*.dcm") if not any(part.endswith(".part") for part in path.parts)]
+    paths = [path for path in below(root, "*.dcm") if not any(part.endswith(".part") for part in path.parts)]
     return Counter(hashlib.sha256(path.read_bytes()).digest() for path in paths)
 
 
@@ -241,6 +251,10 @@ class Share:
         self.sshfs: subprocess.Popen[bytes] | None = None
 
     def come_back(self) -> None:
+        self.serve()
+        self.mount()
+
+    def serve(self) -> None:
         options = [
             "Port=" + str(self.port), "ListenAddress=127.0.0.1", f"HostKey={self.base / 'host'}", "StrictModes=no",
             f"AuthorizedKeysFile={self.base / 'authorized'}", "UsePAM=no", "PidFile=none",
@@ -253,9 +267,12 @@ class Share:
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         wait_until(self._answers)
+
+    def mount(self, *options: str) -> None:
         ssh = f"ssh -p {self.port} -i {self.base / 'mine'} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+        arguments = [each for option in (f"ssh_command={ssh}", *options) for each in ("-o", option)]
         self.sshfs = subprocess.Popen(
-            ["sshfs", "-f", "-o", f"ssh_command={ssh}", f"{getpass.getuser()}@127.0.0.1:{self.behind}", str(self.root)],
+            ["sshfs", "-f", *arguments, f"{getpass.getuser()}@127.0.0.1:{self.behind}", str(self.root)],
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         wait_until(lambda: os.path.ismount(self.root), 20)

@@ -12,7 +12,7 @@ from sorter.durable import Files
 from sorter.testing.running import RunningSorter
 from sorter.testing.targets import TargetSuite
 from sorter.testing.waiting import wait_until
-from tests.peers.places import SOON, Share, config, delivered, drop, of, out, sshfs
+from tests.peers.places import SOON, Share, below, config, delivered, digests, drop, lying, of, out, receipts, sshfs
 
 pytestmark = pytest.mark.peers
 
@@ -31,21 +31,28 @@ class TestSshfs(TargetSuite):
         return share
 
 
-def test_a_share_whose_server_ends_in_mid_copy_and_returns(tmp_path: Path, share: Share) -> None:
+@pytest.mark.parametrize("mount", ["stays, and connects again", "goes, and is made again"])
+def test_a_share_whose_server_ends_in_mid_copy_and_returns(tmp_path: Path, share: Share, mount: str) -> None:
+    if mount.startswith("stays"):
+        share.unmount()
+        share.mount("reconnect")
     mark(share.root, Files())
     with RunningSorter(tmp_path / "root", config=config(far=share.root)) as sorter:
-        drop(sorter, "far", 1, size=1024)  # three images of 2 MB
-        wait_until(lambda: list(share.behind.rglob("*.part/*.dcm")), SOON)
+        images = drop(sorter, "far", 1, size=1024)  # three images of 2 MB
+        wait_until(lambda: below(share.behind, "*.dcm"), SOON)
         share.end_server()
         told = wait_until(lambda: out(sorter), SOON)
         assert told["target"] == "far"
         [waiting] = of(sorter, "far")
         assert waiting.state == "owed"
-        assert not list(sorter.spool.unit_folder(waiting.key).rglob("receipts/*.json"))
-        assert not [path for path in share.behind.rglob("*.dcm") if ".part" not in str(path)]
-        share.unmount()
-        share.come_back()
+        assert not receipts(sorter, "far")
+        assert not lying(share.behind)
+        if mount.startswith("stays"):
+            share.serve()
+        else:
+            share.unmount()
+            share.come_back()
         wait_until(lambda: delivered(sorter, "far", 1), SOON)
-        there = [path for path in share.behind.rglob("*.dcm") if ".part" not in str(path)]
-        assert len(there) == 3
-        assert not list(share.behind.rglob("*.part"))
+        assert lying(share.behind) == digests(images)
+        assert not below(share.behind, "*.part")
+        assert out(sorter) is None
