@@ -72,6 +72,12 @@ def images(folder: Path) -> Iterator[bytes]:
     yield from (path.read_bytes() for path in folder.rglob("*.dcm") if path.is_file())
 
 
+def parts(folder: Path) -> Iterator[Path]:
+    """What is called so: the stage of a delivery, which is a folder, or a file that is being written."""
+    for root, folders, files in os.walk(folder):
+        yield from (Path(root, name) for name in [*folders, *files] if name.endswith(".part"))
+
+
 def judge(sorter: RunningSorter, acknowledged: dict[str, bytes]) -> None:
     """Once everything is delivered."""
 
@@ -89,7 +95,8 @@ def judge(sorter: RunningSorter, acknowledged: dict[str, bytes]) -> None:
     stored = set(images(sorter.spool.store))
     assert all(any(content.endswith(data) for content in stored) for data in list(acknowledged.values())[-100:])
     assert all(content.endswith(b"END.") for content in stored), "torn"
-    assert not list(sorter.labs.rglob("*.part")), "a stage is left"
+    assert not [each for each in parts(sorter.labs) if each.is_dir()], "a stage is left"
+    wait_until(lambda: not list(parts(sorter.labs)), 60, "a lab's page that was half written to be written again")
 
 
 @dataclass
