@@ -54,7 +54,7 @@ class ExecutorEngine(Engine):
         """One that is running runs on in a folder that is gone, and nobody hears of it."""
         if job in self.wanted:
             self.wanted.discard(job)
-            scratch.clear(self.scratch / job, self.files)
+            self._sweep(job)
         elif job in self._done:
             self.drop(job)
 

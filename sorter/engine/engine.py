@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ class Engine(ABC):
         self._lock = threading.Lock()  # of the two below
         self._done: dict[str, Outcome] = {}
         self._news: list[Outcome] = []
+        self._broom = ThreadPoolExecutor(1, "broom")  # a disk may need seconds for the copies of a large series
 
     # --- what an engine does itself ---------------------------------------------------------------------------------
 
@@ -82,7 +86,7 @@ class Engine(ABC):
         return news
 
     def adopt(self, job: str, into: Path) -> tuple[Made, ...]:
-        """Move what a job made to the folder `into`, durably, and remove its scratch.
+        """Move what a job made to the folder `into`, durably; its scratch is removed soon.
 
         What stood at `into` before is replaced. KeyError where there is no such finished job, ValueError where it
         made nothing, OSError where a file is not what it was when the job ended.
@@ -109,11 +113,35 @@ class Engine(ABC):
         return outcome.files
 
     def drop(self, job: str) -> None:
-        """Forget a finished job and remove its scratch. KeyError where there is none."""
+        """Forget a finished job; its scratch is removed soon. KeyError where there is none."""
         with self._lock:
             del self._done[job]
             self._news = [outcome for outcome in self._news if outcome.id != job]
-        scratch.clear(self.scratch / job, self.files)
+        self._sweep(job)
+
+    def _sweep(self, job: str) -> None:
+        """Remove its scratch, out of the way of the next job of this id at once, and from the disk soon.
+
+        What the disk does not remove now is removed at the next start.
+        """
+        aside = self.scratch / f".{secrets.token_hex(4)}-{job}"
+        with suppress(FileNotFoundError):  # a job that was never laid out has none
+            self.files.rename(self.scratch / job, aside)
+            self._broom.submit(self._remove, aside)
+
+    def _remove(self, folder: Path) -> None:
+        with suppress(OSError):
+            scratch.clear(folder, self.files)
+
+    def _sweep_leftovers(self) -> None:
+        """At the start: whatever an earlier life left."""
+        self.files.make_folders(self.scratch)
+        for name in self.files.names(self.scratch):
+            self._sweep(name)
+
+    def _put_broom_away(self) -> None:
+        """Finish the folder at hand; what else is left is removed at the next start."""
+        self._broom.shutdown(wait=True, cancel_futures=True)
 
     def _finish(self, outcome: Outcome) -> None:
         with self._lock:

@@ -66,16 +66,11 @@ class LocalEngine(Engine):
         self.jobs = jobs
         self._state = _State()
         self._keeper: _Keeper | None = None
-        self._clear_leftovers()
+        end(started_in(self.scratch))
+        self._sweep_leftovers()
         self._poke = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
         self._thread.start()
-
-    def _clear_leftovers(self) -> None:
-        self.files.make_folders(self.scratch)
-        end(started_in(self.scratch))
-        for name, _ in self.files.scan(self.scratch):
-            scratch.clear(self.scratch / name, self.files)
 
     # --- for the caller -----------------------------------------------------------------------------------------
 
@@ -116,6 +111,7 @@ class LocalEngine(Engine):
             self._state.cancelled.update(self._state.running, self._state.starting)
         self._nudge()
         self._thread.join()
+        self._put_broom_away()
         os.close(self._poke)
 
     def _nudge(self) -> None:
@@ -228,7 +224,7 @@ class LocalEngine(Engine):
         with self._lock:
             running = self._state.running.pop(said["ended"])
         if running.cancelled:
-            scratch.clear(self.scratch / running.work.id, self.files)
+            self._sweep(running.work.id)
         elif "error" in said:
             self._finish(_not_started(running.work, said["error"]))
         else:
@@ -242,7 +238,7 @@ class LocalEngine(Engine):
             lost, self._state.running = self._state.running, {}
         for running in lost.values():
             if running.cancelled:
-                scratch.clear(self.scratch / running.work.id, self.files)
+                self._sweep(running.work.id)
             else:
                 self._finish(self._outcome(running.work, -signal.SIGKILL))
 

@@ -115,14 +115,9 @@ class SlurmEngine(Engine):
         self._busy_since: float | None = None  # monotonic, since when the thread waits for Slurm or the share
         self._poke = threading.Event()
         self._nodes_looked_at = -_CLUSTER_EVERY
-        self._clear_leftovers()
+        self._sweep_leftovers()
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
         self._thread.start()
-
-    def _clear_leftovers(self) -> None:
-        self.files.make_folders(self.scratch)
-        for name, _ in self.files.scan(self.scratch):
-            scratch.clear(self.scratch / name, self.files)
 
     # --- for the caller -----------------------------------------------------------------------------------------
 
@@ -154,6 +149,7 @@ class SlurmEngine(Engine):
             self._stopping = True
         self._poke.set()
         self._thread.join(timeout=5)  # a share that hangs holds the thread, and ends with this process
+        self._put_broom_away()
 
     def settle(self, patience: float) -> None:
         """Wait until what is not wanted any more is gone, so many seconds at most."""

@@ -80,7 +80,7 @@ def test_an_executor_is_an_engine_in_a_page(engine: Engine, makers: Path, tmp_pa
     assert (tmp_path / "product" / "sub" / "out.txt").read_bytes() == b"image a"
     engine.drop("raises")
     engine.cancel("links")
-    assert os.listdir(tmp_path / "scratch") == []
+    wait_until(lambda: not os.listdir(tmp_path / "scratch"), 20, "the scratch to be swept")
 
 
 def test_a_single_file_comes_along(makers: Path, tmp_path: Path) -> None:
