@@ -6,7 +6,7 @@ import heapq
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -197,22 +197,26 @@ class Outlets:
         """Something is to be looked at; from any thread."""
         self._wake()
 
-    def removals(self, now: float) -> list[tuple[Receipt, Removed | Later | Refused]]:
-        """What came of removing since the last call; what failed is put on the list to try again."""
-        found = []
-        while self._removals:
+    def removals(self, now: float) -> Iterator[tuple[Receipt, Removed | Later | Refused]]:
+        """What came of removing since the last call; what failed is put on the list to try again.
+
+        One at a time, as `answers`.
+        """
+        for _ in range(len(self._removals)):
             receipt, result = self._removals.popleft()
             errand = (receipt.key, receipt.product, receipt.target)
             self._removing.discard((errand, receipt.revision))
             if not isinstance(result, Removed):
                 self._failed(errand, result, now)
-            found.append((receipt, result))
-        return found
+            yield receipt, result
 
-    def answers(self, now: float) -> list[tuple[str, Put, Result]]:
-        """(target, put, result) of what ended since the last call; what failed is put on the list to try again."""
-        found = []
-        while self._answers:
+    def answers(self, now: float) -> Iterator[tuple[str, Put, Result]]:
+        """(target, put, result) of what ended since the last call; what failed is put on the list to try again.
+
+        Each is on its way until it is its turn: whoever takes the answer before it up, and looks what else is owed,
+        must not send it once more.
+        """
+        for _ in range(len(self._answers)):
             target, put, result = self._answers.popleft()
             errand = (put.key, put.product, target)
             if self._under_way.get(errand) == put.revision:
@@ -221,10 +225,9 @@ class Outlets:
                 self._succeeded(errand, now)
             else:
                 self._failed(errand, result, now)
-            found.append((target, put, result))
-        found += self._returned
-        self._returned = []
-        return found
+            yield target, put, result
+        while self._returned:
+            yield self._returned.pop(0)
 
     def _succeeded(self, errand: Errand, now: float) -> None:
         target = errand[2]

@@ -177,7 +177,7 @@ def test_one_failure_parks_all_and_the_other_lab_goes_on(out: Outlets) -> None:
     for key in KEYS[:3]:
         assert out.submit("lab", put_of(key)) == ""
     Script.lanes["lab"].answer(AWAY)
-    answers = out.answers(100.0)
+    answers = list(out.answers(100.0))
     assert [(put.key, result) for _, put, result in answers] == [(key, AWAY) for key in (KEYS[0], *KEYS[1:3])]
     assert out.submit("lab", put_of(KEYS[3])) == AWAY.why
     assert out.submit("other", put_of(KEYS[3])) == ""
@@ -193,7 +193,7 @@ def test_on_its_return_all_are_due_and_what_failed_comes_last(out: Outlets) -> N
     for key in KEYS[:3]:
         out.submit("lab", put_of(key))
     Script.lanes["lab"].answer(AWAY)
-    out.answers(100.0)
+    list(out.answers(100.0))
     out.due(106.0)
     Script.lanes["lab"].checks.pop()(AWAY)
     assert out.due(107.0) == []
@@ -208,14 +208,14 @@ def test_on_its_return_all_are_due_and_what_failed_comes_last(out: Outlets) -> N
 def test_a_check_that_never_answers_delays_nobody_else(out: Outlets) -> None:
     out.submit("lab", put_of(KEYS[0]))
     Script.lanes["lab"].answer(AWAY)
-    out.answers(0.0)
+    list(out.answers(0.0))
     out.due(1000.0)
     assert len(Script.lanes["lab"].checks) == 1
     out.due(2000.0)
     assert len(Script.lanes["lab"].checks) == 1  # the lane itself says when it was silent for too long
     out.submit("other", put_of(KEYS[0]))
     Script.lanes["other"].answer()
-    [(target, _, result)] = out.answers(2000.0)
+    [(target, _, result)] = list(out.answers(2000.0))
     assert (target, isinstance(result, Done)) == ("other", True)
 
 
@@ -224,7 +224,7 @@ def test_what_fails_by_itself_keeps_nobody_waiting(out: Outlets) -> None:
     for key in KEYS[:2]:
         out.submit("lab", put_of(key))
     Script.lanes["lab"].answer(busy)
-    out.answers(0.0)
+    list(out.answers(0.0))
     assert "lab" not in out.outages
     assert [put.key for put in Script.lanes["lab"].held] == [KEYS[1]]
     assert out.due(4.9) == []
@@ -237,7 +237,7 @@ def test_nearly_full_goes_on_waiting_longer(out: Outlets) -> None:
     now, waits = 0.0, []
     for _ in range(7):
         Script.lanes["lab"].answer(AWAY)
-        out.answers(now)
+        list(out.answers(now))
         due = out.outages.next
         assert due is not None
         waits.append(due - now)
@@ -248,10 +248,10 @@ def test_nearly_full_goes_on_waiting_longer(out: Outlets) -> None:
         out.submit("lab", put_of(KEYS[0]))
     assert waits[-1] > 100
     Script.lanes["lab"].answer()
-    out.answers(now)
+    list(out.answers(now))
     out.submit("lab", put_of(KEYS[1]))
     Script.lanes["lab"].answer(AWAY)
-    out.answers(now)
+    list(out.answers(now))
     due = out.outages.next
     assert due is not None
     assert due - now < 6
@@ -270,7 +270,7 @@ def test_a_target_whose_worker_has_not_come_is_told_of_and_asked_when_it_does(ou
     assert out.problems() == [lane.lacks]
     out.submit("lab", put_of("a" * 32))
     lane.answer(Later(lane.lacks, away=True))
-    out.answers(0.0)
+    list(out.answers(0.0))
     out.due(0.0)
     assert lane.checks == []
     lane.came = True
@@ -278,10 +278,21 @@ def test_a_target_whose_worker_has_not_come_is_told_of_and_asked_when_it_does(ou
     assert len(lane.checks) == 1
 
 
+def test_what_was_done_is_on_its_way_until_its_answer_is_taken(out: Outlets) -> None:
+    for key in KEYS[:2]:
+        out.submit("lab", put_of(key))
+        Script.lanes["lab"].answer()
+    answers = out.answers(0.0)
+    next(answers)  # whoever takes it looks what else is owed, and has no receipt of the second yet
+    assert [out.busy((key, "dicom", "lab"), 1) for key in KEYS[:2]] == [False, True]
+    next(answers)
+    assert not out.busy((KEYS[1], "dicom", "lab"), 1)
+
+
 def test_a_person_who_mended_it_need_not_wait(out: Outlets) -> None:
     out.submit("lab", put_of(KEYS[0]))
     Script.lanes["lab"].answer(AWAY)
-    out.answers(100.0)
+    list(out.answers(100.0))
     out.try_all_now()
     out.due(100.0)
     assert len(Script.lanes["lab"].checks) == 1
@@ -291,7 +302,7 @@ def test_other_settings_end_the_outage_and_lose_no_errand(out: Outlets) -> None:
     out.submit("lab", put_of(KEYS[0]))
     out.submit("lab", put_of(KEYS[1]))
     Script.lanes["lab"].answer(AWAY)
-    out.answers(0.0)
+    list(out.answers(0.0))
     out.submit("other", put_of(KEYS[2]))
     out.configure({"lab": Outlet(PATH, {"root": "/elsewhere"}), "other": Outlet(PATH, {"root": "/there"})})
     assert "lab" not in out.outages
@@ -302,7 +313,7 @@ def test_other_settings_end_the_outage_and_lose_no_errand(out: Outlets) -> None:
 def test_refused_is_asked_again_by_itself(out: Outlets) -> None:
     out.submit("lab", put_of(KEYS[0]))
     Script.lanes["lab"].answer(Refused("move it away"))
-    out.answers(0.0)
+    list(out.answers(0.0))
     assert "lab" not in out.outages
     assert out.due(6.0) == [(KEYS[0], "dicom", "lab")]
 
@@ -319,7 +330,7 @@ def test_a_real_folder_that_goes_and_comes_back(spool: Spool, tmp_path: Path) ->
     try:
         out.configure({"lab": Outlet(PATH, {"root": str(root)}, stay=True)})
         out.submit("lab", put)
-        [(_, _, result)] = wait_until(lambda: out.answers(0.0))
+        [(_, _, result)] = wait_until(lambda: list(out.answers(0.0)))
         assert isinstance(result, Later)
         assert result.away
         assert "sorter check --targets" in result.why
@@ -327,7 +338,7 @@ def test_a_real_folder_that_goes_and_comes_back(spool: Spool, tmp_path: Path) ->
         due = wait_until(lambda: out.due(1000.0))
         assert due == [(KEYS[0], "dicom", "lab")]
         out.submit("lab", put)
-        [(_, _, result)] = wait_until(lambda: out.answers(0.0))
+        [(_, _, result)] = wait_until(lambda: list(out.answers(0.0)))
         assert isinstance(result, Done)
         assert (root / "S1" / "1.dcm").read_bytes() == content
     finally:
