@@ -75,6 +75,11 @@ class Tally:
     def faults(self) -> list[Finding]:
         return [each for each in self.findings if each.standing.is_fault]
 
+    @property
+    def can_be_mended(self) -> bool:
+        """Is there anything at a target that can be delivered again?"""
+        return any(each.standing.can_be_mended and each.where != STORE for each in self.findings)
+
 
 # --- the store ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 from sorter.durable import Files
-from sorter.engine import remote, scratch
+from sorter.engine import remote
 from sorter.engine.engine import Engine, outcome_in
 from sorter.engine.work import Limits, Outcome, Work
 

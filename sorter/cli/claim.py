@@ -7,7 +7,7 @@ import time
 
 import click
 
-from sorter.cli.common import Where, account, console, open_source, with_where
+from sorter.cli.common import Where, account, console, open_source, soon, with_where
 from sorter.cli.look import title_of
 from sorter.daemon.requests import request
 from sorter.door import Door
@@ -75,9 +75,7 @@ def _claim(spool: Spool, what: str, lab: str, *, granted: bool) -> None:
     claim = Claim(lab, tuple(keys), "", "")
     request(spool, f"decide-{time.time_ns():020d}-{claim.code}", asked)
     then = "it is given to it" if granted else f"where its may_claim does not say so: sorter claim {claim.code} --grant"
-    console.print(
-        f"{len(free)} series are claimed for lab {lab} as soon as sorter runs; {then}.", soft_wrap=True, markup=False
-    )
+    console.print(f"{len(free)} series are claimed for lab {lab} {soon(spool)}; {then}.", soft_wrap=True, markup=False)
 
 
 def _answer(spool: Spool, code: str, *, grant: bool, refuse: bool) -> None:
@@ -88,7 +86,7 @@ def _answer(spool: Spool, code: str, *, grant: bool, refuse: bool) -> None:
         raise SorterError(f"say which of the two: sorter claim {code} --grant, or --refuse")
     request(spool, f"decide-{time.time_ns():020d}-{code}", {"do": "answer claim", "code": code, "granted": grant})
     done = f"go to lab {claim.lab}" if grant else "stay unassigned"
-    console.print(f"{len(claim.keys)} series {done} as soon as sorter runs.")
+    console.print(f"{len(claim.keys)} series {done} {soon(spool)}.")
 
 
 def _list(spool: Spool, as_json: bool) -> None:

@@ -105,6 +105,11 @@ def open_spool(config: Config) -> Spool:
     return spool
 
 
+def soon(spool: Spool) -> str:
+    """When the running sorter does what a command asked of it."""
+    return "now" if spool.is_sorting() else "as soon as sorter runs"
+
+
 def account() -> str:
     """Who gives this command, for the record."""
     return name_of(os.getuid())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from sorter.cli.common import account, console, open_spool, with_config
+from sorter.cli.common import account, console, open_spool, soon, with_config
 from sorter.cli.completing import subjects_here
 from sorter.config import Config
 from sorter.daemon.requests import request
@@ -51,7 +51,7 @@ def fix_command(config: Config, what: str, subject: str | None, lab: str | None,
     said = decision(lab, subject, account(), undo=undo)
     asked = {"do": "decide", "keys": [unit.key for unit in units], "studies": studies, "decision": plain(said)}
     request(spool, f"decide-{time.time_ns():020d}-{said.id[:8]}", asked)
-    _tell(units, subject, lab)
+    _tell(units, subject, lab, soon(spool))
 
 
 def _checked(subject: str) -> str:
@@ -97,13 +97,13 @@ def whole_studies(spool: Spool, units: Sequence[UnitSummary]) -> list[str]:
     return sorted({unit.study_uid for unit in units} - others)
 
 
-def _tell(units: Sequence[UnitSummary], subject: str | None, lab: str | None) -> None:
+def _tell(units: Sequence[UnitSummary], subject: str | None, lab: str | None, when: str) -> None:
     first = units[0]
     who = f"{first.subject or 'no subject'} of {first.lab or 'no lab'}"
     parts = [f"called {subject}"] * bool(subject) + [f"of lab {lab}"] * bool(lab)
     becomes = " and ".join(parts) or "what its header and the rules say"
     console.print(
-        f"{len(units)} series of {who} are {becomes} as soon as sorter runs; `sorter why {subject or first.subject}` "
+        f"{len(units)} series of {who} are {becomes} {when}; `sorter why {subject or first.subject}` "
         "tells what became of each. The images are unchanged: inside them everything is as it was sent.",
         soft_wrap=True, markup=False,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sorter.cli.common import console, open_spool, with_config
+from sorter.cli.common import console, open_spool, soon, with_config
 from sorter.config import Config
 from sorter.daemon.requests import request
 from sorter.errors import SorterError
@@ -15,8 +15,9 @@ from sorter.summaries import find_units
 @with_config
 def retry_command(config: Config) -> None:
     """Try again now: failed deliveries and products, held and unassigned series."""
-    request(open_spool(config), "retry", {"do": "retry"})
-    console.print("Everything that waits is tried again; see `sorter status`.")
+    spool = open_spool(config)
+    request(spool, "retry", {"do": "retry"})
+    console.print(f"Everything that waits is tried again {soon(spool)}; see `sorter status`.", soft_wrap=True)
 
 
 @click.command("complete")
@@ -30,4 +31,4 @@ def complete_command(config: Config, uid: str) -> None:
         raise SorterError(f"no series has the UID or key {uid}; `sorter list` shows what there is")
     for unit in units:
         request(spool, f"complete-{unit.key}", {"do": "complete", "key": unit.key})
-    console.print(f"{len(units)} series will be published as complete.")
+    console.print(f"{len(units)} series are published as complete {soon(spool)}.")

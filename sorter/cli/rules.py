@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from sorter.cli.by_letter import corner_above
-from sorter.cli.common import F, Where, account, admins_config, console, open_spool, with_where
+from sorter.cli.common import F, Where, account, admins_config, console, open_spool, soon, with_where
 from sorter.cli.look import title_of
 from sorter.cli.standing import OwnFile
 from sorter.config import Config
@@ -203,7 +203,7 @@ def apply_command(where: Where, lab: str | None, since: str, yes: bool) -> None:
     said = decision(None, None, account())
     asked = {"do": "decide", "keys": [each.unit.key for each in moves], "studies": [], "decision": plain(said)}
     request(spool, f"decide-{time.time_ns():020d}-{said.id[:8]}", asked)
-    console.print(f"{len(moves)} series move as soon as sorter runs; `sorter why` tells what became of each.")
+    console.print(f"{len(moves)} series move {soon(spool)}; `sorter why` tells what became of each.")
 
 
 def _said(since: str) -> str:

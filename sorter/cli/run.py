@@ -11,7 +11,7 @@ import click
 from sorter.cli.check_engine import check_engine
 from sorter.cli.checking import check_targets, lacking_workers
 from sorter.cli.common import Where, console, log_to_stderr, with_config, with_where
-from sorter.config import Config, remark, server_context
+from sorter.config import Config, remark, server_context, unknown_names
 from sorter.daemon.assembly import load_plugins, outlets_of, planner_of
 from sorter.daemon.conformance import statement
 from sorter.daemon.receive import run_receive
@@ -117,7 +117,7 @@ def check_command(config: Config, targets: bool, anew: tuple[str, ...]) -> None:
     doubtful = remark(config, time.time())
     if doubtful:
         console.print(f"WARNING: {doubtful}", soft_wrap=True, markup=False, highlight=False)
-    for sentence in lacking_workers(config):
+    for sentence in (*unknown_names(config), *lacking_workers(config)):
         console.print(f"WARNING: {sentence}", soft_wrap=True, markup=False, highlight=False)
     if targets:
         check_targets(config, anew)

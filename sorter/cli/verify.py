@@ -14,7 +14,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sorter import verifying
-from sorter.cli.common import console, open_spool, with_config
+from sorter.cli.common import console, open_spool, soon, with_config
 from sorter.config import Config
 from sorter.daemon.assembly import load_plugins, outlets_of
 from sorter.daemon.requests import request
@@ -68,7 +68,11 @@ def verify_command(
     finally:
         comparing.stop()
     asked = sum(_repair(spool, finding) for finding in check.tally.findings) if repair else 0
-    _tell(check.tally, units, asked, repair, as_json)
+    _tell(check.tally, units, asked, as_json)
+    if asked and not as_json:
+        _say(f"{asked} files are delivered again {soon(spool)}; see `sorter status`, and verify again then.")
+    elif not repair and not as_json and check.tally.can_be_mended:
+        _say("With --repair they are delivered again from the store.")
     sys.exit(1 if check.tally.faults else 0)
 
 
@@ -139,7 +143,7 @@ def _repair(spool: Spool, finding: Finding) -> int:
 # --- telling --------------------------------------------------------------------------------------------------------
 
 
-def _tell(tally: Tally, units: Sequence[UnitSummary], asked: int, repair: bool, as_json: bool) -> None:
+def _tell(tally: Tally, units: Sequence[UnitSummary], asked: int, as_json: bool) -> None:
     if as_json:
         found = [{**dataclasses.asdict(each), "fault": each.standing.is_fault} for each in tally.findings]
         told = {"stored": tally.stored, "delivered": tally.delivered, "mending": asked, "findings": found}
@@ -154,10 +158,6 @@ def _tell(tally: Tally, units: Sequence[UnitSummary], asked: int, repair: bool, 
         counts[each.standing] += max(1, len(each.names))
     said = ", ".join(f"{count} {standing}" for standing, count in counts.items()) or "all as it should be"
     _say(f"{tally.stored} images in the store and {tally.delivered} delivered files of {len(units)} series: {said}.")
-    if asked:
-        _say(f"{asked} files are delivered again as soon as sorter runs; see `sorter status`, and verify again then.")
-    elif not repair and any(each.standing.can_be_mended and each.where != STORE for each in tally.findings):
-        _say("With --repair they are delivered again from the store.")
 
 
 def _sentence(finding: Finding) -> str:

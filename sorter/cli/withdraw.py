@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from sorter.cli.common import account, console, open_spool, with_config
+from sorter.cli.common import account, console, open_spool, soon, with_config
 from sorter.cli.completing import subjects_here
 from sorter.config import Config
 from sorter.daemon.requests import request
@@ -59,7 +59,7 @@ def withdraw_command(config: Config, what: str, why: str, confirm: str | None, a
     asked = {"do": "withdraw", "keys": [each.summary.key for each in plan.parts], "studies": plan.studies}
     request(spool, f"withdraw-{plan.code}", {**asked, "why": why, "by": account()})
     left = [path for part in plan.parts for each in part.exports for path in each.remove()]
-    _tell(plan, left, as_json)
+    _tell(plan, left, soon(spool), as_json=as_json)
 
 
 # --- what would go --------------------------------------------------------------------------------------------------
@@ -138,11 +138,11 @@ def _as_json(part: _Part) -> dict[str, object]:
     return {"key": part.summary.key, "stored": part.stored, "delivered": places, "exports": exports}
 
 
-def _tell(plan: _Plan, left: Sequence[str], as_json: bool) -> None:
+def _tell(plan: _Plan, left: Sequence[str], when: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"series": len(plan.parts), "left": list(left)}, indent=1))
         return
-    _say(f"{len(plan.parts)} series are withdrawn as soon as sorter runs; `sorter why` tells what became of each copy.")
+    _say(f"{len(plan.parts)} series are withdrawn {when}; `sorter why` tells what became of each copy.")
     for path in left:
         _say(f"left, because it was changed or cannot be removed: {path}")
 

@@ -127,9 +127,9 @@ class Engine(ABC):
         aside = self.scratch / f".{secrets.token_hex(4)}-{job}"
         with suppress(FileNotFoundError):  # a job that was never laid out has none
             self.files.rename(self.scratch / job, aside)
-            self._broom.submit(self._remove, aside)
+            self._broom.submit(self._clear, aside)
 
-    def _remove(self, folder: Path) -> None:
+    def _clear(self, folder: Path) -> None:
         with suppress(OSError):
             scratch.clear(folder, self.files)
 

@@ -204,6 +204,24 @@ def test_where_images_were_delivered_no_marker_is_made_anew_by_itself(
     assert CliRunner().invoke(sorter, command).exit_code == 0
 
 
+def test_names_that_this_machine_does_not_know_are_told_with_their_line(tmp_path: Path) -> None:
+    (tmp_path / "sorter.toml").write_text(
+        "[sorter]\nroot = 'r'\n[labs.here]\ngroup = 'no-such'\ngroups = ['root', 4711]\nusers = ['nobody-here']\n"
+        "[targets.there]\nkind = 'path'\nroot = 'x'\ngroup = 'none-such'\n"
+    )
+    told = CliRunner().invoke(sorter, ["check", "-c", str(tmp_path / "sorter.toml")])
+    assert told.exit_code == 0, "others can be delivered to"
+    warnings = [line for line in told.stdout.splitlines() if line.startswith("WARNING: ")]
+    no_group, no_account = "there is no group {} on this machine", 'there is no account "nobody-here" on this machine'
+    mend, waits = "make it, or name another", "nothing is delivered to {} until it is there"
+    assert warnings == [
+        f'WARNING: sorter.toml:{line}: {key}: {no_group.format(name)}; {mend}; {waits.format(target)}'
+        for line, key, name, target in (
+            (4, "labs.here.group", '"no-such"', "here"), (10, "targets.there.group", '"none-such"', "there")
+        )
+    ] + [f"WARNING: sorter.toml:6: labs.here.users.0: {no_account}; {mend}"]  # fmt: skip
+
+
 def test_root_checks_as_the_account_that_runs_sorter(tmp_path: Path, account: Account) -> None:
     (tmp_path / "spool").mkdir()
     os.chown(tmp_path / "spool", account.uid, account.uid)
