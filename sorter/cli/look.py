@@ -14,7 +14,7 @@ import click
 from rich.table import Table
 
 from sorter.cli import door, stored
-from sorter.cli.common import Where, console, literal, open_source, with_where
+from sorter.cli.common import Where, console, literal, open_source, printable, with_where
 from sorter.cli.completing import subjects_here
 from sorter.config import Config
 from sorter.daemon.receive import keep_of
@@ -104,6 +104,7 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "claims": len(spool.claims.all()),
         "quarantined": spool.aside.count(),
         "not_removable": list(islice(still_there(spool.left / "incoming", spool.incoming, spool.files), MOST_SHOWN)),
+        "left_alone": _left_alone(spool) if running else {"count": 0, "some": []},
         "commitments": [_asked(each) for each in Commitments(spool.commitments, spool.files).open()],
         "alarms": [plain(each) for each in alarms.raised.values()] if alarms else [],
         "lab_files": [_of_lab(config, lab, faults) for lab in config.labs if (faults := kept.faults(lab))],
@@ -111,6 +112,12 @@ def _status(config: Config, units: list[UnitSummary], spool: Spool) -> dict[str,
         "studies_lacking": [plain(each) for each in studies.lacking if _is_recent(each)],
         "targets": [_out(each, units) for each in outages(spool)] if running else [],
     }
+
+
+def _left_alone(spool: Spool) -> dict[str, Any]:
+    """What was found and is left where it is: how many, and some of them."""
+    count, some = spool.left_alone.read()
+    return {"count": count, "some": [{"path": path, "why": why} for path, why in some]}
 
 
 def _of_units(units: list[UnitSummary]) -> dict[str, Any]:
@@ -266,9 +273,26 @@ def _print_status(status: dict[str, Any], units: list[UnitSummary]) -> None:
         some = f"{len(left)}" if len(left) < MOST_SHOWN else f"at least {MOST_SHOWN}"
         console.print(f"{some:>6} files in incoming/ are taken, but may not be removed; remove them by hand:")
         for path in left[:5]:
-            console.print(f"          {path}", soft_wrap=True, markup=False)
+            console.print(printable(f"          {path}"), soft_wrap=True, markup=False)
+    _print_left_alone(status)
     _print_studies(status)
     _print_waiting(units)
+
+
+def _print_left_alone(status: dict[str, Any]) -> None:
+    known = {f"{status['spool']}/incoming/{path}" for path in status["not_removable"]}
+    some = [each for each in status["left_alone"]["some"] if each["path"] not in known]
+    if not some:
+        return
+    count = status["left_alone"]["count"] - len(status["left_alone"]["some"]) + len(some)
+    what = (
+        "thing that was found is left where it is" if count == 1 else "things that were found are left where they are"
+    )
+    console.print(f"{count:6} {what}:")
+    for each in some[:5]:
+        console.print(printable(f"          {each['path']}: {each['why']}"), soft_wrap=True, markup=False)
+    if count > 5:
+        console.print("          … and more; --json has them")
 
 
 def _print_targets(status: dict[str, Any]) -> None:
@@ -407,4 +431,4 @@ def _tell(source: Source, unit: UnitSummary) -> None:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False).encode(errors="replace").decode())

@@ -7,7 +7,9 @@ import logging
 import signal
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable
+from pathlib import Path
 
 from sorter.builtin.path_target import mark
 from sorter.config import Config
@@ -103,10 +105,7 @@ class Sort:
                 until = self._turn(now)
                 intake = self._parts.pipeline.intake
                 hints.compare(intake.fresh)
-                while intake.strange:
-                    folder, path, why = intake.strange.popleft()
-                    log.warning("%s: something is left where it is: %s", folder, why)
-                    self._spool.note("left in incoming", why=why, depth=path.count("/"))
+                self._say_left_alone(intake.strange)
                 said = self._say_new([*hints.problems(), *self._parts.pipeline.problems()], said)
                 rest = min(until - clock(), LONGEST_NAP)
                 if rest > 0:
@@ -118,6 +117,20 @@ class Sort:
             self._arrivals.stop()
             self._parts.pipeline.stop(10.0)
             self._files.close(self._lock)
+
+    def _say_left_alone(self, strange: deque[tuple[Path, str, str]]) -> None:
+        """A line for each reason, without a name; the names are for `status`."""
+        said = Counter[tuple[Path, str]]()
+        while strange:
+            folder, path, why = strange.popleft()
+            self._spool.left_alone.note(f"{folder}/{path}", why)
+            said.update([(folder, why)] if why else [])
+        for (folder, why), count in said.items():
+            what = "something is left where it is" if count == 1 else f"{count} things are left where they are"
+            log.warning("%s: %s: %s; `sorter status` names it", folder, what, why)
+            self._spool.note("left alone", why=why, count=count)
+        with contextlib.suppress(OSError):  # the disk is full, which others say
+            self._spool.left_alone.write()
 
     def _say_new(self, problems: list[str], said: tuple[str, ...] | None) -> tuple[str, ...]:
         """Each problem once in the log; those that there are now, for `status`."""

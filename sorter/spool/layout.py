@@ -13,6 +13,7 @@ from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.spool.decisions import Claims, Decisions
 from sorter.spool.keys import Keys
+from sorter.spool.left_alone import LeftAlone
 from sorter.spool.lines import line as line
 from sorter.spool.lines import now as now
 from sorter.spool.quarantine import Quarantine
@@ -54,6 +55,7 @@ class Spool:
         self.access = root / "access"  # what they read
         self.exports = root / "exports"  # what a target is to be given copies of; see `sorter.spool.exports`
         self.days = root / "days.json"  # how many days passed; see `sorter.spool.days`
+        self.left_alone = LeftAlone(root / "left-alone.json", files)
         self.left = root / "left"  # of each followed folder: which files were taken, and lie there still
 
     # --- a life on it -------------------------------------------------------------------------------------------

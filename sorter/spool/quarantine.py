@@ -14,6 +14,7 @@ import datetime
 import errno
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
@@ -32,6 +33,11 @@ PER_FOLDER = 4000
 _PATH_LIMIT = 1000  # bytes of the path that is kept; what is beyond is in the reason alone
 _AGAIN = "again-"
 _SYNC_EVERY = 256  # files put back between two syncs
+
+
+def is_retry(drop: str) -> bool:
+    """Is this what `put_back` calls the folder in incoming/ that it gives files back in?"""
+    return re.fullmatch(_AGAIN + "[0-9a-f]{12}", drop) is not None
 
 
 @dataclass(frozen=True, slots=True)

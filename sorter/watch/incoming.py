@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sorter.durable import Files
+from sorter.spool.quarantine import is_retry
 from sorter.watch import beneath, names
 from sorter.watch.state import Drop, File, Folder, Habits, Look, Ready, State
 from sorter.watch.taken import Taken, facts, mark_of
@@ -93,6 +94,7 @@ class Incoming:
         self._soonest = 0.0
         self._fresh = 0
         self._strange: list[tuple[str, str]] = []
+        self._told: set[str] = set()  # paths of what was told to be strange, and is so still
         self._root: Folder | None = None
         self._first = True  # is this round the first one?
         self._device = 0
@@ -253,6 +255,8 @@ class Incoming:
         self._drops, self._past, self._waiting, self._finishing = {}, {}, Waiting(), {}
         self._offered, self._done_names, self._left, self._new, self._small = {}, set(), set(), {}, {}
         self._begun = None
+        for path in list(self._told):
+            self._no_longer(path)
 
     def _leave_off(self) -> None:
         """Whatever was begun begins anew."""
@@ -440,7 +444,7 @@ class Incoming:
         for name in folder.folders.keys() - found.keys():
             self._forget_folder(folder, name)
         for name in folder.left.keys() - found.keys():
-            self._taken.forget(folder.left.pop(name))
+            self._forget_left(folder, name)
         return found
 
     def _unknown(self, folder: Folder, found: Iterable[str]) -> list[str]:
@@ -459,7 +463,7 @@ class Incoming:
                 info = self._files.stat(name, at=fd)
                 path = f"{folder.path}/{name}" if folder.path else name
                 if name in folder.left and self._mark_of(path, facts(info)) != folder.left[name]:
-                    self._taken.forget(folder.left.pop(name))
+                    self._forget_left(folder, name)
                     self._meet(folder, name, fd, (drop or self._drop(name, self._now), depth))
         if not folder.unchecked:
             folder.over = self._over
@@ -481,7 +485,7 @@ class Incoming:
                 outer.settled = False
             elif not inner.told:
                 inner.told = True
-                self._strange.append((inner.path, f"a folder that cannot be opened: {error.strerror}"))
+                self._say(inner.path, f"a folder that cannot be opened: {error.strerror}")
             return
         try:
             info = self._files.stat(below)
@@ -490,12 +494,14 @@ class Incoming:
                 outer.settled = False
                 return
             yield from self._visit(inner, below, drop, depth)
+            inner.told = False
+            self._no_longer(inner.path)
         except OSError as error:
             if error.errno in beneath.AWAY:
                 raise
             if not inner.told:
                 inner.told = True
-                self._strange.append((inner.path, f"a folder that cannot be read: {error.strerror}"))
+                self._say(inner.path, f"a folder that cannot be read: {error.strerror}")
         finally:
             self._files.close(below)
 
@@ -511,7 +517,7 @@ class Incoming:
             if error.errno in beneath.AWAY:
                 raise
             self._enter(File(path, folder, drop, State.STRANGE, (0, 0, 0, 0), 0, 0, self._now, self._now + _SELDOM))
-            self._strange.append((path, f"it cannot be looked at: {error.strerror}"))
+            self._say(path, f"it cannot be looked at: {error.strerror}")
             return
         if stat.S_ISDIR(info.st_mode) and not names.is_temporary_folder(name):
             why = self._not_entered(info, depth)
@@ -521,7 +527,7 @@ class Incoming:
                     self._small[name] = self._now
                 self._grown(drop)
                 return
-            self._strange.append((path, why))
+            self._say(path, why)
             self._enter(self._file(path, folder, drop, (info, State.STRANGE)))
             return
         if self._is_marker(name, info, drop, depth):
@@ -572,7 +578,7 @@ class Incoming:
     def _state(self, path: str, name: str, info: os.stat_result) -> State:
         why = names.strange_kind(info.st_mode)
         if why is not None:
-            self._strange.append((path, why))
+            self._say(path, why)
             return State.STRANGE
         if names.is_temporary(name) or stat.S_ISDIR(info.st_mode):
             return State.TEMPORARY
@@ -616,8 +622,8 @@ class Incoming:
             return
         if facts(info) != file.info or info.st_dev != file.device:
             self._changed(file, name, info)
-        elif file.state is State.WATCHED:
-            self._still(file, name, fd)
+        elif file.state is State.WATCHED or (file.state is State.STRANGE and stat.S_ISREG(info.st_mode)):
+            self._still(file, name, fd)  # what could not be read can perhaps be now: a share was away
         elif file.state is State.WAITING:
             file.due = self._now + min(max(STILL, (self._now - file.since) / 10), 10.0)
             if self._now - file.since >= FINAL_AFTER:
@@ -646,9 +652,15 @@ class Incoming:
         except OSError as error:
             if error.errno in beneath.AWAY:
                 raise
-            self._strange.append((file.path, f"it cannot be read: {error.strerror}"))
+            if not file.told:
+                file.told = True
+                self._say(file.path, f"it cannot be read: {error.strerror}")
             self._await(file, State.STRANGE, self._now + _SELDOM)
             return
+        if file.state is State.STRANGE:
+            file.told = False
+            self._no_longer(file.path)
+            self._await(file, State.WATCHED, self._now)
         try:
             same = facts(self._files.stat(reading)) == file.info
             writer = self._has_writer(reading, file.path)
@@ -683,7 +695,7 @@ class Incoming:
         file.final, file.due = False, self._now + _SELDOM
         if not file.told:
             file.told = True
-            self._strange.append((file.path, "it ends too early and has not changed for long; left until it changes"))
+            self._say(file.path, "it ends too early and has not changed for long; left until it changes")
 
     def _left_alone(self, file: File) -> None:
         file.due = self._now + (10.0 if file.state is State.TEMPORARY else _SELDOM)
@@ -692,16 +704,16 @@ class Incoming:
             self._stays(file)
         elif file.state is State.TEMPORARY and late and not file.told:
             file.told = True
-            self._strange.append((file.path, "its name says that it is unfinished; rename it if it is not"))
+            self._say(file.path, "its name says that it is unfinished; rename it if it is not")
 
     def _stays(self, file: File) -> None:
         """It was taken and is still there: on purpose, or because it may not be removed."""
-        if not self._habits.stays:
-            self._strange.append((file.path, "taken, but it could not be removed; remove it by hand"))
         mark = self._mark_of(file.path, file.info)
         self._taken.add(mark)
         self._forget_file(file)
         file.home.left[file.name] = mark
+        if not self._habits.stays:
+            self._say(file.path, "taken, but it could not be removed; remove it by hand")
 
     def _await(self, file: File, state: State, due: float) -> None:
         """Look at it again, at `due`."""
@@ -729,6 +741,7 @@ class Incoming:
         if file.state is State.OFFERED:
             self._offered.pop(file.path, None)
         file.state = State.GONE  # whoever still has it in a queue passes it over
+        self._no_longer(file.path)
         if file.home is self._root:
             self._done_names.discard(name)
             self._ended(name)
@@ -739,11 +752,17 @@ class Incoming:
             folder = rest.pop()
             for file in list(folder.files.values()):
                 self._forget_file(file)
-            for mark in folder.left.values():
-                self._taken.forget(mark)
+            for each in list(folder.left):
+                self._forget_left(folder, each)
+            self._no_longer(folder.path)
             rest += folder.folders.values()
         if outer is self._root:
             self._ended(name)
+
+    def _forget_left(self, folder: Folder, name: str) -> None:
+        """What was taken and stayed here went away, or is another by now."""
+        self._taken.forget(folder.left.pop(name))
+        self._no_longer(f"{folder.path}/{name}" if folder.path else name)
 
     def _ended(self, name: str) -> None:
         """The top entry of a drop went away."""
@@ -754,6 +773,16 @@ class Incoming:
             drop.newest = self._now
 
     # --- what is told -------------------------------------------------------------------------------------------
+
+    def _say(self, path: str, why: str) -> None:
+        """It is left where it is."""
+        self._told.add(path)
+        self._strange.append((path, why))
+
+    def _no_longer(self, path: str) -> None:
+        if path in self._told:
+            self._told.discard(path)
+            self._strange.append((path, ""))
 
     def _offer(self) -> tuple[Ready, ...]:
         offered: list[Ready] = []
@@ -794,7 +823,8 @@ class Incoming:
 
     def _is_emptied(self, drop: Drop) -> bool:
         left = sum(drop.counts) - drop.counts[State.MARKER]
-        return not left and drop.offered and (drop.told_for is not None or self._now - drop.newest >= _STANDING)
+        patience = _SELDOM if is_retry(drop.name) else _STANDING  # nobody goes on filling a folder of our own
+        return not left and drop.offered and (drop.told_for is not None or self._now - drop.newest >= patience)
 
     def _next(self) -> float:
         if self._unfinished or (self._waiting and len(self._offered) < MOST_OFFERED):

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ SHORTEST_LIFE = 10.0
 """Seconds; a worker that ends sooner is started again only after a pause that grows."""
 
 LONGEST_PAUSE = 60.0
+_BEGINS = "begins"  # what Lookout itself puts before all that a new worker tells
 _LONGEST_LINE = 64 << 20  # bytes: no worker has as much to tell at once
 _END_WITHIN = 1.0  # seconds until a worker that hangs is left to the kernel, which ends it when the share answers
 
@@ -58,6 +59,7 @@ class Lookout:
         self._unsent = bytearray()
         self._copies: set[Path] = set()  # that it told of, and nobody answered for
         self._problems: list[str] = []
+        self._strange: dict[str, None] = {}  # paths of what the worker told to be left where it is
         self._ended = self._why = ""  # what became of the last worker; what was wrong with it
         self._reader: threading.Thread | None = None
 
@@ -82,10 +84,20 @@ class Lookout:
             message = self._told.popleft()
             ready += [self._ready(each) for each in message.get("ready", ())]
             whole += [self._called(drop) for drop in message.get("whole", ())]
-            strange += [(path, why) for path, why in message.get("strange", ())]
+            strange += self._left_where_it_is(message)
             empty += [self._called(drop) for drop in message.get("empty", ())]
             self._problems = message.get("problems", self._problems)
         return Look(tuple(ready), tuple(whole), tuple(strange), tuple(empty), next=now + POLL)
+
+    def _left_where_it_is(self, message: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        if _BEGINS in message:  # this worker tells everything anew
+            yield from ((path, "") for path in self._strange)
+            self._strange = {}
+        for path, why in message.get("strange", ()):
+            self._strange.pop(path, None)
+            if why:
+                self._strange[path] = None
+            yield path, why
 
     def not_yet(self, ready: Ready) -> None:
         self._answer("not_yet", ready)
@@ -162,6 +174,7 @@ class Lookout:
         )  # fmt: skip
         self._process, self._started, self._heard, self._problems = process, now, now, []
         self._ended = self._why = ""
+        self._told.append({_BEGINS: True})
         assert process.stdin is not None
         self._spool.files.set_blocking(process.stdin.fileno(), blocking=False)
         name = hashlib.sha256(str(self.folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -33,7 +33,7 @@ class Look:
 
     ready: tuple[Ready, ...] = ()
     whole: tuple[str, ...] = ()  # drops known to be complete, of which every file is gone or set aside
-    strange: tuple[tuple[str, str], ...] = ()  # (path, reason) of what is left where it is
+    strange: tuple[tuple[str, str], ...] = ()  # (path, reason) of what is left where it is; "": it is so no longer
     empty: tuple[str, ...] = ()  # drops of which nothing but empty folders is left, for `Incoming.tidy`
     fresh: int = 0  # files seen for the first time, for `Hints.compare`
     next: float = 0.0  # when to look again, in the time of `now`

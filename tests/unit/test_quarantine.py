@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sorter.cli.main import sorter
 from sorter.durable import Files
 from sorter.spool import Spool
 from sorter.spool import quarantine as quarantine_module
+from sorter.spool.left_alone import MOST
 from sorter.testing.synthetic import Plan, localizer
 from sorter.watch import Taken
 from sorter.watch.taken import facts, mark_of
@@ -324,3 +326,27 @@ def test_status_says_what_may_not_be_removed(spool: Spool) -> None:
     assert "other" not in result.output
     as_json = CliRunner().invoke(sorter, ["status", "--json", "--root", str(spool.root.parent)])
     assert json.loads(as_json.output)["not_removable"] == ["d/stuck"]
+
+
+def test_status_names_what_is_left_where_it_is(spool: Spool) -> None:
+    """While a sorter runs, for another process; no name moves a terminal's cursor, and none needs to be UTF-8."""
+    folder = str(spool.incoming)
+    for number in range(MOST + 1):
+        spool.left_alone.note(f"{folder}/{number:05}", "a symbolic link")
+    spool.left_alone.note(f"{folder}/00001", "")
+    spool.left_alone.note(f"{folder}/\x1b[2J\udcff", "a named pipe")
+    spool.left_alone.write()
+    assert len(Spool(spool.root, Files()).left_alone.read()[1]) == MOST
+    for number in range(MOST + 1):
+        spool.left_alone.note(f"{folder}/{number:05}", "")
+    spool.left_alone.write()
+    assert Spool(spool.root, Files()).left_alone.read() == (1, [(f"{folder}/\x1b[2J\udcff", "a named pipe")])
+    status = ["status", "--root", str(spool.root.parent)]
+    assert "a named pipe" not in CliRunner().invoke(sorter, status).output, "nobody looks after it now"
+    lock = spool.lock()
+    try:
+        said, told = CliRunner().invoke(sorter, status), CliRunner().invoke(sorter, [*status, "--json"])
+    finally:
+        os.close(lock)
+    assert f"1 thing that was found is left where it is:\n          {folder}/�[2J�: a named pipe" in said.output
+    assert json.loads(told.output)["left_alone"]["count"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -40,7 +41,10 @@ class Bench:
     def look(self, later: float = STEP) -> Look:
         self.now += later
         look = self.incoming.look(self.now)
-        self.strange.update(look.strange)
+        for path, why in look.strange:
+            assert self.strange.pop(path, None) is None or not why, "it is said once"
+            if why:
+                self.strange[path] = why
         self.whole += look.whole
         return look
 
@@ -479,6 +483,13 @@ def test_links_pipes_and_sockets_are_told_once_and_not_opened(bench: Bench) -> N
     assert "symbolic link" in bench.strange["folder"]
     assert "named pipe" in bench.strange["d/pipe"]
     assert bench.settle() == []
+    for name in ("loop", "s", "d/pipe"):
+        (bench.folder / name).unlink()
+    bench.settle()
+    assert set(bench.strange) == {"d/link", "folder"}, "what went away is told, too"
+    shutil.rmtree(bench.folder / "d")
+    bench.settle()
+    assert set(bench.strange) == {"folder"}
 
 
 def test_a_folder_swapped_for_a_link_leads_nowhere(bench: Bench) -> None:
@@ -537,6 +548,27 @@ def test_what_may_not_be_read_is_told_and_taken_when_it_may(bench: Bench) -> Non
     (bench.folder / "d").chmod(0o700)
     bench.look(100)
     assert [each.path for each in bench.settle()] == ["a"]
+
+
+def test_what_could_not_be_read_for_a_while_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share that is ill says so of a file that has not changed, and changes nothing of it when it is well."""
+    really = Files.open
+
+    def ill(self: Files, path: PathLike, *args: int, **more: int) -> int:
+        if str(path) in ("a", "b"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return really(self, path, *args, **more)
+
+    (bench.folder / "d").mkdir()
+    for name in ("a", "d/b"):
+        (bench.folder / name).write_bytes(b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "open", ill)
+        assert [bench.ready(60.0) for _ in range(10)] == [[]] * 10
+        assert set(bench.strange) == {"a", "d/b"}
+    found = [each for _ in range(3) for each in bench.look(60.0).ready]
+    assert sorted(each.path for each in found) == ["a", "d/b"]
+    assert not bench.strange
 
 
 # --- drops that are whole ---------------------------------------------------------------------------------------------
@@ -713,6 +745,14 @@ def test_tidy_keeps_what_is_marked_and_follows_nothing(bench: Bench) -> None:
     for bad in ("", ".", "..", "../outside", "scan/x"):
         with pytest.raises(ValueError, match="a drop is"):
             bench.incoming.tidy(bad)
+
+
+def test_a_folder_of_quarantine_retry_goes_soon_after_its_files(bench: Bench) -> None:
+    """A person's folder of nearly that name does not."""
+    for name in ("again-0123456789ab", "again-0123456789abc"):
+        shutil.copytree(bench.source(name), bench.folder / name)
+    bench.take_all()
+    assert [bench.look(60).empty for _ in range(2)][-1] == ("again-0123456789ab",)
 
 
 def test_an_emptied_folder_may_go_after_a_day(bench: Bench) -> None:
