@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ from sorter.cli.common import F, Where, console, open_spool, printable, with_whe
 from sorter.durable import Files
 from sorter.errors import Quarantine as NoImage
 from sorter.errors import SorterError
-from sorter.spool import Spool
+from sorter.model import UnitKind, unit_key
+from sorter.spool import Spool, Unit
 from sorter.spool.quarantine import Aside
-from sorter.take.header import examine, start
+from sorter.take import directory
+from sorter.take.header import IsDirectory, examine, start
 
 MOST_REASONS = 200
 """Kinds of reasons that are counted apart."""
+
+MOST_LISTED = 100_000
+"""Series that are looked for of those that a media directory lists, each of them in each of its studies."""
 
 EXAMPLES = 3
 """Names shown of each reason."""
@@ -135,7 +141,8 @@ def quarantine_show(spool: Spool, name: str, as_json: bool) -> None:
     aside = next(_chosen(spool, (name,), None), None)
     if aside is None:
         raise SorterError(f"{name} is not in quarantine; `sorter quarantine` shows what is")
-    told = {"reason": aside.reason, "from": aside.origin, "at": aside.at, "file": str(aside.path), **_facts(aside)}
+    told = {"reason": aside.reason, "from": aside.origin, "at": aside.at, "file": str(aside.path)}
+    told |= _facts(spool, aside)
     if as_json:
         click.echo(json.dumps(told, indent=1, ensure_ascii=False).encode(errors="replace").decode())
         return
@@ -144,7 +151,7 @@ def quarantine_show(spool: Spool, name: str, as_json: bool) -> None:
         _say(f"    {key}: {value}")
 
 
-def _facts(aside: Aside) -> dict[str, Any]:
+def _facts(spool: Spool, aside: Aside) -> dict[str, Any]:
     """Size, digest and what the start of the file says; never a value that names a patient."""
     files = Files()
     told: dict[str, Any] = {}
@@ -159,9 +166,25 @@ def _facts(aside: Aside) -> dict[str, Any]:
             told |= {words: meta.values[tag] for tag, words in _META.items() if tag in meta.values}
             examine(files, fd)
             told["now"] = "it could be taken now; `sorter quarantine retry` does it"
+        except IsDirectory as reason:
+            told["now"] = f"it would be set aside again: {reason}"
+            told["lists"] = _compared(spool, directory.listed(files.pread(fd, directory.MOST_BYTES, 0)))
         except NoImage as reason:
             told["now"] = f"it would be set aside again: {reason}"
     return told
+
+
+def _compared(spool: Spool, listed: directory.Listed) -> str:
+    """How much of what a media directory lists has come. It is looked for in the series that it lists itself."""
+    keys = (unit_key(UnitKind.SERIES, *pair) for pair in islice(product(listed.studies, listed.series), MOST_LISTED))
+    units = (Unit.load(spool, key) for key in keys if spool.files.is_folder(spool.unit_folder(key)))
+    came = {sop for unit in units for sop in unit.by_sop}
+    missing = [sop for sop in listed.instances if sop not in came]
+    text = f"{len(listed.instances)} images of {len(listed.series)} series"
+    if not missing:
+        return f"{text}; all of them have come"
+    some = ", ".join(missing[:EXAMPLES]) + (", …" if len(missing) > EXAMPLES else "")
+    return f"{text}; {len(missing)} of them are not known here under that series: {some}"
 
 
 # --- trying again, carrying away ------------------------------------------------------------------------------------

@@ -358,7 +358,8 @@ def _rest(config: Config) -> Iterator[str]:
     yield "## A.5 Media interchange"
     yield ""
     yield from prose(
-        "No conformance is claimed. DICOM files are taken from folders whatever their names; DICOMDIR is not used."
+        "No conformance is claimed. DICOM files are taken from folders whatever their names; DICOMDIR is no source"
+        " of anything; a person can compare what it lists with what came."
     )
     yield ""
     yield "## A.6 Support of character sets"

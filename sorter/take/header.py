@@ -118,6 +118,13 @@ _CHILD_SECONDS = 20
 _CHILD_SAYS_AT_MOST = 8 << 20
 
 
+class IsDirectory(Quarantine):
+    """A list of images, of use to a person alone: `sorter.take.directory`."""
+
+    def __init__(self) -> None:
+        super().__init__("a media directory (DICOMDIR): the images beside it are taken by themselves")
+
+
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """What `examine` found.
@@ -223,7 +230,7 @@ def start(
     stream = Stream(read, info.st_size, whole)
     meta = _read_meta(stream)
     if meta.values.get(0x00020002) == _MEDIA_DIRECTORY:
-        raise Quarantine("a media directory (DICOMDIR): the images beside it are taken by themselves")
+        raise IsDirectory
     return stream, meta
 
 
@@ -334,7 +341,7 @@ def _read_meta(stream: Stream) -> Meta:
     elif head.startswith(b"DICM"):
         stream.skip(4)
     elif head[:4] == b"\x04\x00\x00\x00" or (head[:2] == b"\x04\x00" and elements.seems_explicit(head)):
-        raise Quarantine("a media directory (DICOMDIR): the images beside it are taken by themselves")
+        raise IsDirectory
     elif head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
         raise _not_dicom(head)
     found = _meta_values(stream)

@@ -7,14 +7,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pydicom
+import pydicom.data
 import pytest
 from click.testing import CliRunner, Result
+from hostile.bench import Life
 
 from sorter.cli.main import sorter
 from sorter.durable import Files
 from sorter.spool import Spool
 from sorter.spool import quarantine as quarantine_module
 from sorter.spool.left_alone import MOST
+from sorter.take.directory import Listed, listed
 from sorter.testing.synthetic import Plan, localizer
 from sorter.watch import Taken
 from sorter.watch.taken import facts, mark_of
@@ -326,6 +330,39 @@ def test_status_says_what_may_not_be_removed(spool: Spool) -> None:
     assert "other" not in result.output
     as_json = CliRunner().invoke(sorter, ["status", "--json", "--root", str(spool.root.parent)])
     assert json.loads(as_json.output)["not_removable"] == ["d/stuck"]
+
+
+DIRECTORIES = Path(pydicom.data.__file__).parent / "test_files" / "dicomdirtests"
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "DICOMDIR-bigEnd", "DICOMDIR-implicit", "DICOMDIR-reordered"])
+def test_show_compares_what_a_media_directory_lists_with_what_came(tmp_path: Path, name: str) -> None:
+    """The images of the medium but two, as pydicom's own reader says."""
+    life = Life(tmp_path / "spool")
+    records = pydicom.dcmread(DIRECTORIES / "DICOMDIR").DirectoryRecordSequence
+    images = {each.ReferencedSOPInstanceUIDInFile: each for each in records if "ReferencedFileID" in each}
+    paths = {uid: DIRECTORIES.joinpath(*each.ReferencedFileID) for uid, each in images.items()}
+    life.drop("medium/DICOMDIR", (DIRECTORIES / name).read_bytes())
+    late = list(paths)[3:5]
+    for number, (uid, path) in enumerate(paths.items()):
+        if uid not in late:
+            life.drop(f"medium/{number}", path.read_bytes())
+    life.settle()
+    [aside] = life.spool.aside.entries()
+    said = json.loads(run(life.spool, "show", aside.name, "--json").output)["lists"]
+    assert said.startswith("31 images of 13 series; 2 of them are not known here")
+    assert all(uid in said for uid in late)
+    for uid in late:
+        life.drop(uid, paths[uid].read_bytes())
+    life.settle()
+    said = json.loads(run(life.spool, "show", aside.name, "--json").output)["lists"]
+    assert said == "31 images of 13 series; all of them have come"
+
+
+def test_a_media_directory_that_lies_says_nothing_wrong() -> None:
+    tag = b"\x04\x00\x11\x15"
+    hostile = tag + b"UI\xff\xff" + tag + b"UI\x04\x00../." + tag + b"\x00\xff\xff\xff" + tag + b"UI\x02\x001.2"
+    assert listed(hostile + tag * 10_000 + tag[:-1]) == Listed((), (), ("1.",))
 
 
 def test_status_names_what_is_left_where_it_is(spool: Spool) -> None:
