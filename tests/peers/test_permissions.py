@@ -125,6 +125,26 @@ def test_what_cannot_be_read_is_left_and_taken_when_it_may(sorter: RunningSorter
     assert not sorter.spool.aside.count()
 
 
+@pytest.mark.parametrize("may_lease", [True, False])
+def test_a_writer_of_another_account_is_seen_where_sorter_may_lease(
+    place: Path, account: Account, may_lease: bool
+) -> None:
+    """What packaging/systemd/sorter.service gives; without it the file of a writer that stalls looks finished."""
+    root = place / "root"
+    root.mkdir()
+    os.chown(root, account.uid, account.uid)
+    capability = ("--inh-caps", "+lease", "--ambient-caps", "+lease") if may_lease else ()
+    with RunningSorter(root, prefix=(*account.prefix, *capability)) as sorter:
+        theirs = drop(sorter.spool.incoming / "theirs", "image", IMAGES[0])
+        os.chown(theirs.parent, account.uid, account.uid)
+        with theirs.open("ab"):
+            for number in (1, 2):
+                drop(sorter.spool.incoming / "ours", f"{number}", IMAGES[number], account.uid)
+                sorter.wait_delivered(number + (not may_lease))
+            assert theirs.exists() == may_lease
+        sorter.wait_delivered(3)
+
+
 def test_an_archive_that_is_partly_closed(sorter: RunningSorter, place: Path, account: Account) -> None:
     """Not brought over is a failure, also of a whole folder; later runs bring what was missing, and only that."""
     archive = place / "archive"
