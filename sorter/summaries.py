@@ -59,3 +59,9 @@ def find_units(spool: Spool, text: str) -> list[UnitSummary]:
 def find_series(spool: Spool, text: str) -> list[UnitSummary]:
     """The same of series alone, without what is made of whole studies and subjects."""
     return [unit for unit in find_units(spool, text) if unit.kind is UnitKind.SERIES]
+
+
+def title_of(unit: UnitSummary) -> str:
+    """What people call a series: subject, day, number and description."""
+    number = f"{int(unit.number):03d} " if unit.number.isdigit() else ""
+    return f"{unit.subject or 'no subject'} {unit.study_date} {number}{unit.description}".strip()

@@ -10,14 +10,13 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sorter.cli.common import console, open_spool, with_config
-from sorter.cli.look import title_of
 from sorter.config import Config, Node
 from sorter.daemon.assembly import node_of
 from sorter.daemon.requests import request
 from sorter.errors import SorterError
 from sorter.scu import MOVE_DESTINATION_UNKNOWN, Moved, Peer, Series, fetch, instances
 from sorter.spool import Spool, Unit, UnitSummary
-from sorter.summaries import find_units
+from sorter.summaries import find_units, title_of
 
 
 @click.command("ask")

@@ -8,13 +8,12 @@ import time
 import click
 
 from sorter.cli.common import Where, account, console, open_source, soon, with_where
-from sorter.cli.look import title_of
 from sorter.daemon.requests import request
 from sorter.door import Door
 from sorter.errors import SorterError, did_you_mean
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.decisions import Claim
-from sorter.summaries import find_units
+from sorter.summaries import find_units, title_of
 
 
 @click.command("claim")

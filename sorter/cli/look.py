@@ -33,7 +33,7 @@ from sorter.spool.commitments import Commitment, Commitments
 from sorter.spool.labs import LabRecords
 from sorter.spool.studies import StudyRecord, StudyRecords
 from sorter.story import lacks
-from sorter.summaries import in_order, summaries
+from sorter.summaries import in_order, summaries, title_of
 from sorter.watch.taken import still_there
 
 WORDS = {
@@ -346,11 +346,6 @@ def _print_missing(units: list[UnitSummary]) -> None:
 def _bar(done: int, of: int, width: int = 20) -> str:
     filled = min(width, done * width // of)
     return f"{'█' * filled}{'░' * (width - filled)} {done} of {of} images"
-
-
-def title_of(unit: UnitSummary) -> str:
-    number = f"{int(unit.number):03d} " if unit.number.isdigit() else ""
-    return f"{unit.subject or 'no subject'} {unit.study_date} {number}{unit.description}".strip()
 
 
 @click.command("list")

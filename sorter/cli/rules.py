@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
 from sorter.cli.by_letter import corner_above
-from sorter.cli.common import F, Where, account, admins_config, console, open_spool, soon, with_where
-from sorter.cli.look import title_of
+from sorter.cli.common import F, Where, account, admins_config, console, open_source, printable, soon, with_where
 from sorter.cli.standing import OwnFile
 from sorter.config import Config
 from sorter.config.rewriting import without_rule
 from sorter.daemon.assembly import load_plugins, planner_of
 from sorter.daemon.requests import request
+from sorter.door import Door
 from sorter.durable import Files
 from sorter.errors import ConfigError, SorterError, did_you_mean
+from sorter.exports import Store
 from sorter.exports.standing import sentence
 from sorter.labs.files import LabFiles
+from sorter.labs.moving import Move, delivered, move_of
 from sorter.matching import day_of
-from sorter.model import Delivery, Plan, UnitKind, plain
+from sorter.model import plain
 from sorter.pipeline.deciding import decision
 from sorter.pipeline.planning import Planner
-from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool import Spool
 from sorter.spool.labs import LabRecords
 from sorter.spool.veils import Veils
 from sorter.summaries import in_order, summaries
@@ -110,54 +112,63 @@ def remove_command(where: Where, lab: str | None, number: int) -> None:
 # --- what they would do ---------------------------------------------------------------------------------------------
 
 
+class _Site(Protocol):
+    """Who knows what the rules of now would do."""
+
+    def moves(self, since: str) -> tuple[int, list[Move]]:
+        """Of what came on this day (YYYYMMDD) or later, "" for all: how many, and as many of them as are told."""
+
+    def apply(self, moves: Sequence[Move]) -> str:
+        """Have these moved; returns how many are going to be, and when."""
+
+
 @dataclass(frozen=True, slots=True)
-class Move:
-    """A series that the rules of now would have elsewhere than it is."""
+class _Here:
+    """Oneself, where one may read the spool."""
 
-    unit: UnitSummary
-    before: Plan
-    now: Plan
+    config: Config
+    spool: Spool
+    lab: str | None
 
-    def __str__(self) -> str:
-        was, will = ({_place(each): each for each in plan.deliveries} for plan in (self.before, self.now))
-        said = [f"{_shown(was[each])} goes" for each in was if each not in will]
-        said += [f"{_shown(will[each])} is new" for each in will if each not in was]
-        said += [f"{_shown(was[each])} goes to {will[each].folder}" for each in was.keys() & will.keys()
-                 if _differ(was[each], will[each])]  # fmt: skip
-        return f"{title_of(self.unit)}: {'; '.join(said)}"
+    def moves(self, since: str) -> tuple[int, list[Move]]:
+        planner = _planner(self.config, self.spool, self.lab)
+        every = in_order(list(delivered(summaries(self.spool), self.lab, since)))
+        found = [move for each in every if (move := move_of(planner, self.spool, each)) is not None]
+        return len(found), found
 
-
-def _place(delivery: Delivery) -> tuple[str, str]:
-    return delivery.product, delivery.target
-
-
-def _shown(delivery: Delivery) -> str:
-    return f"{delivery.product} in {delivery.target}: {delivery.folder}"
+    def apply(self, moves: Sequence[Move]) -> str:
+        said = decision(None, None, account())
+        asked = {"do": "decide", "keys": [each.key for each in moves], "studies": [], "decision": plain(said)}
+        request(self.spool, f"decide-{time.time_ns():020d}-{said.id[:8]}", asked)
+        return f"{len(moves)} series move {soon(self.spool)}"
 
 
-def _differ(before: Delivery, now: Delivery) -> bool:
-    return before.folder != now.folder or before.pattern.file != now.pattern.file
+@dataclass(frozen=True, slots=True)
+class _AtTheDoor:
+    """The sorter that runs, of a member's own lab."""
+
+    door: Door
+    lab: str
+
+    def moves(self, since: str) -> tuple[int, list[Move]]:
+        return self.door.rules(self.lab, since)
+
+    def apply(self, moves: Sequence[Move]) -> str:
+        count, _ = self.door.rules(self.lab, "", [each.key for each in moves])
+        return f"{count} series move now"
 
 
-def _moves(config: Config, spool: Spool, lab: str | None, since: str) -> Iterator[Move]:
-    """Of what was delivered to this lab, or to any, and came on this day or later."""
-    planner = _planner(config, spool, lab)
-    series = [each for each in summaries(spool) if each.kind is UnitKind.SERIES]
-    for summary in in_order(series):
-        if summary.lab is None or (lab or summary.lab) != summary.lab or summary.came < since:
-            continue
-        unit = Unit.load(spool, summary.key)
-        before, revision = unit.latest_plan(), unit.latest_revision()
-        if before is None or revision is None or unit.withdrawn or unit.held:
-            continue
-        now = planner.plan(unit, revision, None)
-        if isinstance(now, Plan) and _is_moved(before, now):
-            yield Move(summary, before, now)
-
-
-def _is_moved(before: Plan, now: Plan) -> bool:
-    was, will = ({_place(each): each for each in plan.deliveries} for plan in (before, now))
-    return was.keys() != will.keys() or any(_differ(was[place], will[place]) for place in was)
+def _site(where: Where, lab: str | None) -> _Site:
+    source = open_source(where)
+    if isinstance(source, Store):
+        config = admins_config(where)
+        if lab is not None and lab not in config.labs:
+            raise SorterError(f"lab {lab} is not configured{did_you_mean(lab, config.labs)}")
+        return _Here(config, source.spool, lab)
+    mine = source.labs() if lab is None else (lab,)
+    if len(mine) != 1:
+        raise SorterError(f"of which lab? give --lab, one of {', '.join(mine)}")
+    return _AtTheDoor(source, mine[0])
 
 
 def _planner(config: Config, spool: Spool, lab: str | None) -> Planner:
@@ -178,9 +189,8 @@ def _planner(config: Config, spool: Spool, lab: str | None) -> Planner:
 @with_given
 def try_command(where: Where, lab: str | None, since: str) -> None:
     """What the rules of now would have done with what came since then. Nothing is changed."""
-    config = admins_config(where)
-    moves = list(_moves(config, open_spool(config), lab, day_of(since)))
-    _tell(moves, f" of what came since {_said(since)}")
+    count, moves = _site(where, lab).moves(day_of(since))
+    _tell(count, moves, f" of what came since {_said(since)}")
     if moves:
         console.print("Nothing was changed; `sorter rules apply` moves them.")
 
@@ -191,19 +201,17 @@ def try_command(where: Where, lab: str | None, since: str) -> None:
 @with_given
 def apply_command(where: Where, lab: str | None, since: str, yes: bool) -> None:
     """What was delivered moves to where the rules of now want it. What a lab edited or added there stays."""
-    config = admins_config(where)
-    spool = open_spool(config)
-    moves = list(_moves(config, spool, lab, day_of(since) if since else ""))
-    _tell(moves, f" of what came since {_said(since)}" if since else "")
+    site = _site(where, lab)
+    count, moves = site.moves(day_of(since) if since else "")
+    _tell(count, moves, f" of what came since {_said(since)}" if since else "")
     if not moves:
         return
+    if count > len(moves):
+        console.print(f"{len(moves)} of them are moved at once; for the others give the command again.")
     if not yes and not click.confirm("Move them?"):
         console.print("Nothing was changed.")
         return
-    said = decision(None, None, account())
-    asked = {"do": "decide", "keys": [each.unit.key for each in moves], "studies": [], "decision": plain(said)}
-    request(spool, f"decide-{time.time_ns():020d}-{said.id[:8]}", asked)
-    console.print(f"{len(moves)} series move {soon(spool)}; `sorter why` tells what became of each.")
+    console.print(f"{site.apply(moves)}; `sorter why` tells what became of each.")
 
 
 def _said(since: str) -> str:
@@ -211,13 +219,13 @@ def _said(since: str) -> str:
     return f"{day[:4]}-{day[4:6]}-{day[6:]}"
 
 
-def _tell(moves: list[Move], of: str) -> None:
+def _tell(count: int, moves: Sequence[Move], of: str) -> None:
     """`of` which series: words that begin with a space, "" for all."""
     if not moves:
         console.print(f"No series{of} would lie elsewhere by the rules of now.", soft_wrap=True, markup=False)
         return
-    console.print(f"{len(moves)} series{of} would lie elsewhere by the rules of now:", soft_wrap=True, markup=False)
+    console.print(f"{count} series{of} would lie elsewhere by the rules of now:", soft_wrap=True, markup=False)
     for each in moves[:_MOST_SAID]:
-        console.print(f"        {each}", soft_wrap=True, markup=False)
-    if len(moves) > _MOST_SAID:
-        console.print(f"        … and {len(moves) - _MOST_SAID} more")
+        console.print(f"        {printable(each.says)}", soft_wrap=True, markup=False)
+    if count > _MOST_SAID:
+        console.print(f"        … and {count - _MOST_SAID} more")

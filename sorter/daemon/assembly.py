@@ -26,6 +26,7 @@ from sorter.errors import ConfigError, SorterError
 from sorter.expected import ExpectedDaily, ExpectedSeries
 from sorter.labs.corners import LabCorners
 from sorter.labs.files import LabFiles
+from sorter.labs.moving import Trials
 from sorter.labs.news import News
 from sorter.labs.python import Home, LabPython
 from sorter.labs.requests import Requests
@@ -35,7 +36,7 @@ from sorter.pipeline import Pipeline
 from sorter.pipeline.alarms import Awaited, Clocks
 from sorter.pipeline.archives import Archives
 from sorter.pipeline.commitments import CommitmentProvider, Peer, Terms
-from sorter.pipeline.deciding import Trust, trusting
+from sorter.pipeline.deciding import Trust, decision, trusting
 from sorter.pipeline.evidence import Witness
 from sorter.pipeline.intake import Intake
 from sorter.pipeline.outlets import Outlet, Outlets
@@ -178,6 +179,7 @@ class Parts:
     lab_python: LabPython
     wake: InitVar[Callable[[], None]]
     lab_corners: LabCorners = field(init=False)
+    trials: Trials = field(init=False)
     reread: Callable[[], None] = lambda: None  # what to do where a command has changed the configuration
 
     def __post_init__(self, wake: Callable[[], None]) -> None:
@@ -192,6 +194,10 @@ class Parts:
         )
         self.lab_corners.configure(roots_of(self.config), self.config.delivery.look_every)
         pipeline.told = self.lab_corners.told
+        self.trials = Trials(
+            self.spool, records, lambda: pipeline.planner, self.lab_corners.look,
+            lambda keys, by: pipeline.deciding.decide(keys, [], decision(None, None, by)),
+        )  # fmt: skip
 
     def turn(self, now: float) -> float:
         """What the labs say themselves is looked at, and obeyed; returns when to be called again at the latest."""
@@ -199,7 +205,7 @@ class Parts:
         for lab in changed:
             asked, going = self.pipeline.ask_again_for(lab, self.pipeline.planner)
             log.info("lab %s has other plugins now; %d of its series waited, %d of these go now", lab, asked, going)
-        return min(until, self.lab_corners.turn(now))
+        return min(until, self.lab_corners.turn(now), self.trials.turn(now))
 
     def reload(self, config: Config, files: Files) -> None:
         """Take up a new configuration: all of it, or, after ConfigError, nothing."""

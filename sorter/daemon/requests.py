@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sorter.daemon.assembly import Parts
+from sorter.labs.moving import Trial
 from sorter.model import build
 from sorter.spool import Spool
 from sorter.spool.decisions import Decision
@@ -62,6 +63,8 @@ def _do(asked: Mapping[str, Any], parts: Parts) -> None:
         case "claim":
             keys = [str(each) for each in asked["keys"]]
             pipeline.deciding.claim(keys, str(asked["lab"]), str(asked["by"]), granted=bool(asked["granted"]))
+        case "try rules":
+            parts.trials.ask(build(Trial, asked["trial"]))
         case "answer claim":
             pipeline.deciding.answer(str(asked["code"]), granted=bool(asked["granted"]))
         case "mend":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
@@ -21,12 +22,14 @@ from sorter.errors import SorterError
 from sorter.exports import in_store
 from sorter.exports.finding import Made, delivered
 from sorter.exports.source import LONGEST_NAME, made, not_granted, part_of, tell
+from sorter.labs.moving import Trial
 from sorter.model import DICOM, build, plain
 from sorter.naming import safe_component, short_hash
 from sorter.pipeline.outages import outages
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.exports import Export, ExportedFile
 from sorter.spool.exports import ask as request_export
+from sorter.spool.labs import LabRecords
 from sorter.spool.lines import now
 from sorter.spool.requests import request
 from sorter.spool.studies import StudyRecords
@@ -34,6 +37,7 @@ from sorter.spool.veils import Veil, Veils
 from sorter.summaries import is_called, summaries, summary_of
 
 LONGEST_PATH = 4096
+TRY_WITHIN = 240.0  # seconds that the sorting process has for one answer
 MOST_NOTED = 16 << 20  # bytes of what is remembered of one series' copies by way of the door
 
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -304,6 +308,31 @@ def claim(desk: Desk, asked: ask.Claim) -> Iterator[Line]:
         what = {"do": "claim", "keys": keys, "lab": asked.lab, "by": name_of(desk.sight.uid), "granted": False}
         request(desk.spool, f"decide-{time.time_ns():020d}-{short_hash(asked.lab + asked.what)}", what)
     yield from ()
+
+
+@answering(ask.Rules)
+def rules(desk: Desk, asked: ask.Rules) -> Iterator[Line]:
+    """The sorting process answers, which knows the rules: of series of this lab that stay its own."""
+    if (not desk.sight.admin and asked.lab not in desk.sight.labs) or asked.lab not in desk.terms.labs:
+        raise SorterError(f"you are not of a lab {asked.lab}; ask about one of your own")
+    for key in asked.keys:
+        desk.series(key)
+    if not desk.spool.is_sorting():
+        raise SorterError("sorter does not sort now, and only then knows what its rules do; ask its admin")
+    desk.saw("rules", asked.keys)
+    trial = Trial(asked.lab, asked.since, desk.sight.uid, asked.keys)
+    trial.leave(desk.spool)
+    yield json.loads(_taken(desk, trial))
+
+
+def _taken(desk: Desk, trial: Trial) -> bytes:
+    records, until = LabRecords(desk.spool.labs, desk.spool.files), time.monotonic() + TRY_WITHIN
+    while time.monotonic() < until:
+        data = records.take_trial(trial.lab, trial.code)
+        if data is not None:
+            return data
+        time.sleep(0.05)
+    raise SorterError("sorter is too busy to try the rules on all of these now; ask again, or about fewer days")
 
 
 @answering(ask.Why)

@@ -83,6 +83,16 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """What the rules of now would have elsewhere of a lab's series that came `since` (YYYYMMDD, "" for all); of `keys`,
+    if there are any, that is done."""
+
+    lab: str
+    since: str
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Why:
     """The story of a series, as `sorter.exports.source.Told`."""
 

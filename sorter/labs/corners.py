@@ -32,6 +32,7 @@ class _Known:
     errors: Wanted | None = None  # its page of them
     due: float = 0.0
     asked: bool = False
+    looks: int = 0  # that ended
     gone: bool = False  # what there was is empty or away; at the second sight it is so
 
 
@@ -64,6 +65,14 @@ class LabCorners:
         self.scans.configure(roots)
         self.requests.configure(roots)
 
+    def look(self, lab: str) -> Callable[[], bool]:
+        """Look at this lab's corner now; what is returned says whether a look that began after this call has ended."""
+        known = self._labs.get(lab)
+        if known is None:
+            return lambda: True
+        known.due, enough = 0.0, known.looks + (2 if known.asked else 1)
+        return lambda: known.looks >= enough
+
     def told(self, what: UnitSummary | Event) -> None:
         """How a series stands now, or something that happened."""
         if isinstance(what, Event):
@@ -77,6 +86,7 @@ class LabCorners:
             lab, job, seen = self._seen.popleft()
             if lab in self._labs:
                 self._labs[lab].asked = False
+                self._labs[lab].looks += 1
                 if isinstance(seen, LabSeen):  # else its folder is away: what it said last stays in force
                     self._heed(lab, job, seen, now)
         until = self.requests.turn(now)

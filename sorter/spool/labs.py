@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from sorter.durable import PART, Files
 from sorter.spool.lines import line, now
 
 _MOST = 1 << 20  # bytes read of a record
+_KEPT = 3600.0  # seconds that an answer waits for whoever asked
 
 
 class LabRecords:
     """`labs/<name>/lab.toml` is truth: the last good copy, as are `answered.json`, which requests were answered, and
     `answers/`, what the lab was not told of them yet. `faults.json` is what a person should know; `pages/` is a cache
-    of what the lab's worker writes beside the lab's file."""
+    of what the lab's worker writes beside the lab's file, `trials/` holds answers for a moment."""
 
     def __init__(self, folder: Path, files: Files) -> None:
         self._folder, self._files = folder, files
@@ -115,3 +117,24 @@ class LabRecords:
         """The lab has this answer."""
         with contextlib.suppress(FileNotFoundError):
             self._files.unlink(self._folder / lab / "answers" / name)
+
+    # --- what its members try -----------------------------------------------------------------------------------------
+
+    def write_trial(self, lab: str, code: str, data: bytes) -> None:
+        """For whoever asked, who takes it; what nobody took goes with a later one."""
+        folder = self._folder / lab / "trials"
+        self._files.make_folders(folder)
+        for name in self._files.names(folder):
+            if time.time() - self._files.stat(folder / name).st_mtime > _KEPT:
+                self._files.unlink(folder / name)
+        self._files.write_file(folder / code, data, durable=False)
+
+    def take_trial(self, lab: str, code: str) -> bytes | None:
+        """The answer, once; None: it is not there yet."""
+        path = self._folder / lab / "trials" / code
+        try:
+            data = self._files.read_file(path)
+        except FileNotFoundError:
+            return None
+        self._files.unlink(path)
+        return data

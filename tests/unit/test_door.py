@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from conftest import Account, made_account
 from sorter.builtin.path_target import mark
 from sorter.cli.main import sorter as cli
+from sorter.door import Door
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.spool import Unit
@@ -293,6 +294,29 @@ def test_a_lab_claims_what_it_is_not_shown(site: Site) -> None:
     assert (claim.lab, claim.keys) == ("memory", (site.key("NOB01"),))
     assert claim.by == f"st{os.getpid()}amy"
     assert [each["subject"] for each in site.told("amy", "list")] == ["MEM01"]
+
+
+def test_a_lab_tries_its_rules_and_has_its_own_series_moved_by_them(site: Site) -> None:
+    root, uid = site.sorter.root / "labs/memory", site.people["sorter"].uid
+    vision = set((root.parent / "vision").rglob("*.dcm"))
+    own = root / ".sorter/lab.toml"
+    own.write_text('[[rules]]\nsubject = "*"\nbelow = "mine"\n')
+    os.chown(own, uid, uid)
+    own.chmod(0o664)
+    assert "you are not of a lab vision" in site.run("amy", "rules", "try", "--lab", "vision", code=1)
+    assert "of which lab? give --lab, one of memory, vision" in site.run("ben", "rules", "try", code=1)
+    assert "No series of what came" in site.run("bob", "rules", "try")
+    said = site.run("amy", "rules", "try")  # the file is read first, however lately that was done
+    assert "1 series of what came since" in said
+    assert "goes to mine/MEM01/" in said
+    assert not (root / "mine").exists()
+    with acting(site.people["bob"].uid), pytest.raises(SorterError, match="that you may see"):
+        Door(site.socket, Files()).rules("vision", "", [site.key("MEM01")])
+    assert "1 series move as soon as" in site.run("amy", "rules", "apply", "--yes")
+    wait_until(lambda: list((root / "mine").rglob("*.dcm")) and not list((root / "MEM01").rglob("*.dcm")), 60, "it")
+    assert "No series would lie elsewhere" in site.run("amy", "rules", "apply")
+    assert set((root.parent / "vision").rglob("*.dcm")) == vision
+    assert f"st{os.getpid()}amy says that the rules are to be asked again" in site.run("amy", "why", "MEM01")
 
 
 # --- the second tier --------------------------------------------------------------------------------------------------

@@ -1,0 +1,170 @@
+"""What the rules of now would do with what was delivered: told to whoever tries them, and done where they say so."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sorter.accounts import name_of
+from sorter.model import Delivery, Plan, UnitKind, plain
+from sorter.pipeline.planning import Planner
+from sorter.spool import Spool, Unit, UnitSummary
+from sorter.spool.labs import LabRecords
+from sorter.spool.requests import request
+from sorter.summaries import in_order, summaries, summary_of, title_of
+
+STEP, LISTED = 5, 200
+"""Series that one turn plans, and at most looks at, beside its daily work: each is read from its folder."""
+
+MOST_TOLD = 5000
+"""Series in one answer; whoever has more tries fewer days at a time."""
+
+LOOK_WITHIN = 20.0
+"""Seconds in which the lab's own file is read once more first; a folder that is away keeps nobody waiting longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A series that the rules of now would have elsewhere than it is; `says` it in a line."""
+
+    key: str
+    lab: str
+    says: str
+
+
+def move_of(planner: Planner, spool: Spool, summary: UnitSummary, *, own: bool = False) -> Move | None:
+    """None where it would lie as it does. `own`: and where the rules of now would give it to another lab."""
+    unit = Unit.load(spool, summary.key)
+    before, revision = unit.latest_plan(), unit.latest_revision()
+    if before is None or revision is None or unit.withdrawn or unit.held:
+        return None
+    now = planner.plan(unit, revision, None)
+    if not isinstance(now, Plan) or (own and now.identity.lab != summary.lab):
+        return None
+    says = "; ".join(_changes(before, now))
+    return Move(summary.key, summary.lab or "", f"{title_of(summary)}: {says}") if says else None
+
+
+def _changes(before: Plan, now: Plan) -> Iterator[str]:
+    was, will = ({(each.product, each.target): each for each in plan.deliveries} for plan in (before, now))
+    yield from (f"{_shown(was[each])} goes" for each in was if each not in will)
+    yield from (f"{_shown(will[each])} is new" for each in will if each not in was)
+    for each in [each for each in was if each in will]:
+        if was[each].folder != will[each].folder:
+            yield f"{_shown(was[each])} goes to {will[each].folder}"
+        elif was[each].pattern.file != will[each].pattern.file:
+            yield f"{_shown(was[each])} gets other file names"
+
+
+def _shown(delivery: Delivery) -> str:
+    return f"{delivery.product} in {delivery.target}: {delivery.folder}"
+
+
+def delivered(every: Iterable[UnitSummary], lab: str | None, since: str) -> Iterator[UnitSummary]:
+    """The series of this lab, or of any, that came on this day (YYYYMMDD) or later."""
+    for each in every:
+        if each.kind is UnitKind.SERIES and each.lab is not None and lab in (None, each.lab) and each.came >= since:
+            yield each
+
+
+# --- for members of a lab, by the sorter that runs --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a member of a lab asks for: to try the rules on what came `since`, or to have `keys` moved by them."""
+
+    lab: str
+    since: str
+    by: int
+    keys: tuple[str, ...] = ()
+    code: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def leave(self, spool: Spool) -> None:
+        """For the sorting process. SorterError: none has started on this spool."""
+        request(spool, f"try-{self.code}", {"do": "try rules", "trial": plain(self)})
+
+
+@dataclass(slots=True)
+class _Work:
+    trial: Trial
+    is_read: Callable[[], bool]  # was the lab's own file looked at since it was asked for?
+    until: float
+    every: Iterator[UnitSummary]
+    found: list[UnitSummary] = field(default_factory=list)
+    listed: bool = False
+    due: deque[UnitSummary] = field(default_factory=deque)
+    moves: list[Move] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Trials:
+    """One after the other, some series a turn; each answer is a file that whoever asked takes.
+
+    `look` has a lab's own file read once more, and says when it was; `move` has the rules asked again for these units.
+    """
+
+    spool: Spool
+    records: LabRecords
+    planner: Callable[[], Planner]
+    look: Callable[[str], Callable[[], bool]]
+    move: Callable[[Sequence[str], str], None]
+    _asked: deque[Trial] = field(default_factory=deque)
+    _work: _Work | None = None
+
+    def ask(self, trial: Trial) -> None:
+        """Somebody wants it."""
+        self._asked.append(trial)
+
+    def turn(self, now: float) -> float:
+        """Go on with one; returns when to be called again at the latest."""
+        if self._work is None and self._asked:
+            trial = self._asked.popleft()
+            self._work = _Work(trial, self.look(trial.lab), now + LOOK_WITHIN, self._series(trial))
+        work = self._work
+        if work is None:
+            return float("inf")
+        if not work.is_read() and now < work.until:
+            return now + 0.1
+        if not work.listed:
+            self._list(work)
+        else:
+            self._plan(work)
+        if work.listed and not work.due:
+            self._answer(work)
+            self._work = None
+        return now
+
+    def _series(self, trial: Trial) -> Iterator[UnitSummary]:
+        named = (summary_of(self.spool, key) for key in trial.keys)
+        found = (each for each in named if each is not None) if trial.keys else summaries(self.spool)
+        return delivered(found, trial.lab, trial.since)
+
+    def _list(self, work: _Work) -> None:
+        for _ in range(LISTED):
+            found = next(work.every, None)
+            if found is None:
+                work.listed, work.due = True, deque(in_order(work.found))
+                return
+            work.found.append(found)
+
+    def _plan(self, work: _Work) -> None:
+        for _ in range(min(STEP, len(work.due))):
+            summary = work.due.popleft()
+            try:
+                found = move_of(self.planner(), self.spool, summary, own=True)
+            except OSError as error:  # that one's trouble alone
+                found = None
+                self.spool.note("not tried", unit=summary.key, why=error.strerror or "")
+            if found is not None:
+                work.moves.append(found)
+
+    def _answer(self, work: _Work) -> None:
+        trial = work.trial
+        if trial.keys and work.moves:
+            self.move([each.key for each in work.moves], name_of(trial.by))
+        told = {"count": len(work.moves), "moves": [plain(each) for each in work.moves[:MOST_TOLD]]}
+        self.records.write_trial(trial.lab, trial.code, json.dumps(told).encode())
