@@ -18,7 +18,7 @@ from rich.table import Table
 from sorter.cli.by_letter import Corner, ask, corner_above
 from sorter.cli.common import Where, console, literal, open_source, printable, with_where
 from sorter.cli.completing import labs_here, presets, series_here, subjects_here
-from sorter.cli.standing import Lasting, from_now_on
+from sorter.cli.standing import from_now_on
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.exports import (
@@ -37,6 +37,7 @@ from sorter.exports import (
 from sorter.exports.asking import NIFTI, Asked, choose, meant, plan, rows
 from sorter.exports.choosing import Subject, subjects
 from sorter.exports.source import target_of
+from sorter.exports.standing import Lasting
 from sorter.matching import day_of
 
 _MOST_SAID = 20  # lines of each kind of trouble
@@ -90,10 +91,11 @@ def rename_command(
     )
     source = None if folder else _source(where, dest)
     if lasting:
-        if folder or new_name or nifti or force or as_list or as_json or dest is None:
-            raise SorterError("--from-now-on goes with SUBJECT DEST, --series, --modality, --lab, --name and --dry-run")
+        if folder or force or as_list or as_json or dest is None:
+            raise SorterError("a rule copies nothing: leave out --from, --force, --list and --json")
         late = None if isinstance(source, Corner) else source
-        from_now_on(where, late, Lasting(subject, asked.choice, pattern, dest), dry_run=dry_run, yes=yes)
+        said = Lasting(asked.subjects, asked.choice, pattern, (), new_name, asked.product)
+        from_now_on(where, late, said, dest, dry_run=dry_run, yes=yes)
         return
     if isinstance(source, Corner):
         more: dict[str, str | bool] = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from sorter.config.rewriting import with_rule
 from sorter.durable import Files
 from sorter.errors import ConfigError, SorterError
 from sorter.exports import Choice, Source
-from sorter.exports.standing import fitting, places, sentence, standing_rule
+from sorter.exports.standing import Lasting, fitting, places, sentence, standing_rules
 from sorter.matching import day_of
 
 LOOK_BACK = "30d"
 """Of so long it is told what the rule would have done."""
 
-_MOST_SAID = 20  # folders
+_MOST_SAID = 20  # folders, or rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,44 +82,45 @@ def lab_of(where: Where, root: Path, given: str) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class Lasting:
-    """What the flags say of series that are to come to `dest` from now on."""
-
-    subject: str
-    choice: Choice
-    pattern: str
-    dest: Path
-
-
-def from_now_on(where: Where, source: Source | None, asked: Lasting, *, dry_run: bool, yes: bool) -> None:
-    """Say the rule, and what it would have done lately, if there is a `source`; write it if a person agrees."""
-    dest, choice = asked.dest, asked.choice
+def from_now_on(
+    where: Where, source: Source | None, asked: Lasting, dest: Path, *, dry_run: bool, yes: bool
+) -> None:  # fmt: skip
+    """Say the rules, and what they would have done lately, if there is a `source`; write them if a person agrees."""
     corner = corner_above(dest, Files())
     if corner is None:
         raise SorterError(
             f"{dest} is in no folder that sorter delivers to: a rule is for the lab's own; give one in it"
         )
-    lab = lab_of(where, corner.root, choice.lab)
-    rule = standing_rule(asked.subject, choice, Path(corner.dest).parts, asked.pattern, account())
-    console.print(f"From now on, for lab {lab}: {sentence(rule)}" if lab else f"From now on: {sentence(rule)}",
-                  soft_wrap=True, markup=False)  # fmt: skip
+    lab = lab_of(where, corner.root, asked.choice.lab)
+    rules = standing_rules(replace(asked, below=Path(corner.dest).parts), account())
+    said = [sentence(each) for each in rules]
+    of = f"From now on, for lab {lab}:" if lab else "From now on:"
+    _some([f"{of} {said[0]}", *(f"        {each}" for each in said[1:])])
     if source is not None:
-        _tell_of_late(source, rule, choice, lab)
+        _tell_of_late(source, rules, asked.choice, lab)
     else:
         console.print("What it would have done cannot be told from here, where there is only the lab's folder.")
     if dry_run:
         return
     own = OwnFile(corner.root, Files())
-    text = with_rule(own.read(), written(rule))
+    text: str | None = own.read()
+    for each in reversed(rules):
+        text = with_rule(text, written(each)) if text is not None else None
     if not yes and not click.confirm(f"Write this into {own.path}?"):
         console.print("Nothing was changed.")
         return
     own.write(text)
     console.print(
         "It is written, and counts within a minute; `sorter rules` lists and removes rules. What was delivered stays "
-        "where it is; the admin moves it by `sorter rules apply`.", soft_wrap=True
+        "where it is; `sorter rules apply` moves it.", soft_wrap=True
     )  # fmt: skip
+
+
+def _some(lines: Sequence[str]) -> None:
+    for each in lines[:_MOST_SAID]:
+        console.print(each, soft_wrap=True, markup=False)
+    if len(lines) > _MOST_SAID:
+        console.print(f"        … and {len(lines) - _MOST_SAID} more")
 
 
 def written(rule: Rule) -> dict[str, Any]:
@@ -126,19 +128,20 @@ def written(rule: Rule) -> dict[str, Any]:
     return {name: value for name, value in rule.model_dump(exclude_none=True).items() if value}
 
 
-def _tell_of_late(source: Source, rule: Rule, choice: Choice, lab: str) -> None:
+def _tell_of_late(source: Source, rules: Sequence[Rule], choice: Choice, lab: str) -> None:
     since = day_of(LOOK_BACK)
     units = [each for each in source.units() if each.came >= since and each.state != "withdrawn" and each.lab]
     labs = {each.lab for each in units}
     if not lab and len(labs) > 1:
         raise SorterError(f"which lab's folder is it? give --lab, one of {', '.join(sorted(filter(None, labs)))}")
-    found = fitting(rule, list(source.candidates([each for each in units if each.lab == (lab or each.lab)])), choice)
-    if not found:
+    every = list(source.candidates([each for each in units if each.lab == (lab or each.lab)]))
+    fits = [(rule, found) for rule in rules if (found := fitting(rule, every, choice))]
+    count = sum(len(found) for _, found in fits)
+    if not fits:
         console.print("Of the last 30 days it would have fit no series.")
         return
-    console.print(f"Of the last 30 days it fits {len(found)} series, which would have come into:")
-    folders = places(rule, found)
-    for folder in folders[:_MOST_SAID]:
-        console.print(f"        {folder}/", soft_wrap=True, markup=False)
-    if len(folders) > _MOST_SAID:
-        console.print(f"        … and {len(folders) - _MOST_SAID} more")
+    console.print(f"Of the last 30 days it fits {count} series, which would have come into:")
+    _some([f"        {folder}/" for rule, found in fits for folder in places(rule, found)])
+    product = next(iter(rules[0].products or ()), "")
+    if product and not any(source.made(each, product) for _, found in fits for each in found):
+        console.print(f"But {product} was made of none of these: ask the admin whether your lab has a plugin for it.")

@@ -77,7 +77,7 @@ def plan(source: Source | None, chosen: Chosen, asked: Asked) -> tuple[list[Copy
     if source is None:
         return plan_copies(chosen.found, asked.names, chosen.new_names), []
     whole = [each for each in chosen.found if not _product(each, asked)]
-    made: list[tuple[Found, Made]] = []
+    made: list[tuple[Found, str, Made]] = []
     lacking = []
     for series in chosen.found:
         product, title = _product(series, asked), f"{series.subject} {series.number} {series.description}"
@@ -94,7 +94,7 @@ def plan(source: Source | None, chosen: Chosen, asked: Asked) -> tuple[list[Copy
             says = f"there was nothing to make ({there.product.nothing})"
             lacking.append(f"no {_called(product)} of {title.strip()}: {says}")
         else:
-            made.append((series, there))
+            made.append((series, product, there))
     images = plan_copies(whole, asked.names, chosen.new_names)
     return [*images, *plan_products(made, asked.names, chosen.new_names)], lacking
 

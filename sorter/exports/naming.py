@@ -95,20 +95,20 @@ def plan_copies(found: Sequence[Found], how: Naming, new_names: Mapping[str, str
 
 
 def plan_products(
-    found: Sequence[tuple[Found, Made]], how: Naming, new_names: Mapping[str, str] | None = None
+    found: Sequence[tuple[Found, str, Made]], how: Naming, new_names: Mapping[str, str] | None = None
 ) -> list[Copy]:
-    """What was made of these series, beside the folder that its images would have, in one called `nifti`:
+    """What was made of these series, beside the folder that its images would have, in one called as the product:
     "DEV01/20260105_1011/nifti/003_T1w.nii.gz". Where all lie in one folder, under the name of the first image."""
-    images = plan_copies([series for series, _ in found], how, new_names)
+    images = plan_copies([series for series, _, _ in found], how, new_names)
     first: dict[Path, str] = {}
     for copy in images:
         first.setdefault(copy.source, copy.name)
     copies = []
-    for series, made in found:
+    for series, product, made in found:
         name = min(first[series.folder / each.file] for each in series.images if series.folder / each.file in first)
         folder, file = os.path.split(name)
         above, last = os.path.split(folder)
-        stem = os.path.join(above, "nifti", last) if folder else file.removesuffix(how.file.extension)
+        stem = os.path.join(above, safe_component(product), last) if folder else file.removesuffix(how.file.extension)
         copies += [
             Copy(made.folder / each, _of_product(stem, each), sha256, size) for each, sha256, size in made.product.files
         ]

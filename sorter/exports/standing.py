@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -13,38 +15,84 @@ from sorter.exports.choosing import Choice, Subject
 from sorter.exports.finding import Found
 from sorter.exports.naming import PRESETS, from_percent, split
 from sorter.matching import numbers
-from sorter.model import Series, UnitKind
+from sorter.model import DICOM, Series, UnitKind
 from sorter.naming import Pattern, folder_name, safe_component, values_of
 
+MOST_SUBJECTS = 100
+"""Of a list, each of which gets a rule of its own."""
 
-def standing_rule(subject: str, choice: Choice, below: Sequence[str], pattern: str, author: str) -> Rule:
-    """The rule for these flags, into the folder `below` the lab's own. SorterError: what no rule can say."""
+_SUBJECT = re.compile(r"\{(?:subject|PatientID|PatientName)\b[^{}]*\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """What the flags of `rename` say of series that are to come to the folder `below` the lab's own from now on."""
+
+    subjects: Sequence[Subject]
+    choice: Choice
+    pattern: str
+    below: Sequence[str] = ()
+    new_name: str = ""
+    product: str = ""
+
+
+def standing_rules(asked: Lasting, author: str) -> list[Rule]:
+    """A rule for each subject, or glob of subjects, that is named. SorterError: what no rule can say."""
     for value, says in (
-        (subject.startswith("@"), "a list of subjects; give one subject or a glob, or a table to the admin"),
-        (choice.study, "--study, one that is there already"),
-        (choice.since, "--since, what is there already"),
+        (asked.choice.study, "--study, one that is there already"),
+        (asked.choice.since, "--since, what is there already"),
     ):
         if value:
             raise SorterError(f"a rule is for what comes from now on, not for {says}")
-    for part in below:
+    if len(asked.subjects) > MOST_SUBJECTS:
+        raise SorterError(
+            f"these are {len(asked.subjects)} subjects; each gets a rule of its own, and {MOST_SUBJECTS} are the most: "
+            "give a glob, or a table of subjects to the admin"
+        )
+    if asked.product and asked.pattern != "pretty":
+        raise SorterError("a rule puts what is made of series below a folder, under its usual names: leave out --name")
+    for part in asked.below:
         if safe_component(part) != part:
             raise SorterError(f'the folder "{part}" cannot be named in a rule: write letters, digits and . _ + - alone')
-    wanted = PRESETS.get(pattern, pattern)
-    folder, file = split(from_percent(wanted) if "%" in wanted and "{" not in wanted else wanted)
-    given = {
-        "subject": subject, "series": choice.series or None, "modality": choice.modality or None,
-        "folder": "/".join(filter(None, (*below, folder))) or None, "file": file, "author": author,
+    return [_rule(asked, each, author) for each in asked.subjects]
+
+
+def _rule(asked: Lasting, subject: Subject, author: str) -> Rule:
+    choice, new_name = asked.choice, asked.new_name or subject.new_name
+    given: dict[str, object] = {
+        "subject": subject.text, "series": choice.series, "modality": choice.modality, "author": author,
         "date": datetime.date.today().isoformat(),
     }  # fmt: skip
+    if asked.product:
+        if new_name:
+            raise SorterError(f"what is made of series keeps its usual names in a rule: leave out the name {new_name}")
+        given |= {"below": "/".join(asked.below), "products": (asked.product,)}
+    else:
+        wanted = PRESETS.get(asked.pattern, asked.pattern)
+        folder, file = split(from_percent(wanted) if "%" in wanted and "{" not in wanted else wanted)
+        folder = "/".join(filter(None, (*asked.below, folder)))
+        given |= {"folder": _called(folder, subject, new_name), "file": _called(file, subject, new_name)}
     try:
         return Rule.model_validate({name: value for name, value in given.items() if value})
     except ValidationError as error:
         raise SorterError("; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())) from None
 
 
+def _called(pattern: str, subject: Subject, new_name: str) -> str:
+    """The pattern for a subject that is called otherwise in folders and file names. SorterError: it is several."""
+    if not new_name:
+        return pattern
+    if subject.is_glob:
+        raise SorterError(f"{new_name} is for one subject, and {subject.text} may fit several; a list names each")
+    if safe_component(new_name) != new_name:
+        raise SorterError(f'the name "{new_name}" cannot stand in a rule: write letters, digits and . _ + - alone')
+    return _SUBJECT.sub(new_name, pattern)
+
+
 def places(rule: Rule, every: Iterable[Found]) -> list[str]:
     """The folders, below the lab's own, into which these series come by it, each once."""
-    pattern = Pattern(rule.folder) if rule.folder else None
+    where = rule.folder or rule.below
+    pattern = Pattern(where) if where else None
     found = (folder_name(pattern, values_of(each.face, each.identity)) if pattern else "." for each in every)
     return list(dict.fromkeys(found))
 
@@ -91,5 +139,6 @@ def _whereto(rule: Rule) -> str:
     if rule.file:
         said.append(f"have files called {rule.file}")
     if rule.products:
-        said.append(f"are delivered as {', '.join(rule.products)}")
+        instead = "" if DICOM in rule.products else ", in place of their images"
+        said.append(f"are delivered as {', '.join(rule.products)}{instead}")
     return " and ".join(said)

@@ -73,9 +73,14 @@ class Exporting:
         receipt = Receipt(live.key, put.product, target, put.revision, result.folder, result.files, wall_clock(),
                           result.note)  # fmt: skip
         live.unit.write_exported(receipt)
+        live.troubles.pop(errand[1:], None)
         if errand in self._owed:
             export = self._owed[errand]
-            says = f"{len(result.files)} files were copied to {target}, in {result.folder}"
+            there = sum(each.state != "removed" for each in result.files)
+            says = f"{there} files were copied to {target}, in {result.folder}"
+            if there < len(result.files):
+                lost = len(result.files) - there
+                says += f" ({lost} have left the store, and do not lie any more where they were delivered)"
             live.unit.tell(f"{says}, as {name_of(export.by)} had asked")
             self._forget(errand)
 

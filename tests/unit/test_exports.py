@@ -404,13 +404,15 @@ def test_products_lie_beside_the_folders_of_their_images(tmp_path: Path) -> None
     series(tmp_path, 2, PatientID="DEV01", SeriesDescription="T1w", **values)
     [one] = found(tmp_path)
     files = (("out.nii.gz", "1" * 64, 10), ("out_e2.json", "2" * 64, 5), ("../x/y.txt", "3" * 64, 1))
-    made = [(one, Made(tmp_path / "products", Product(files)))]
+    made = [(one, "nifti", Made(tmp_path / "products", Product(files)))]
     assert [copy.name for copy in plan_products(made, naming("pretty"))] == [
         "DEV01/20260105_1011/nifti/003_T1w.nii.gz",
         "DEV01/20260105_1011/nifti/003_T1w_e2.json",
         "DEV01/20260105_1011/nifti/003_T1w_.._x_y.txt",
     ]
     assert plan_products(made, naming("flat"))[0].name == "DEV01_20260105_1011_003_000001.nii.gz"
+    [(*_, same)] = made
+    assert plan_products([(one, "deid", same)], naming())[0].name == "DEV01/20260105_1011/deid/003_T1w.nii.gz"
 
 
 # --- any folder -------------------------------------------------------------------------------------------------------

@@ -111,6 +111,31 @@ def test_file_names_follow_in_the_same_folder(site: Site) -> None:
     assert tree(again) == tree(site)
 
 
+def test_a_list_with_new_names_becomes_rules_and_names_follow(site: Site) -> None:
+    (site.root / "list.csv").write_text("P1,new1\nQ2\n")
+    flags = [f"@{site.root}/list.csv", str(site.root / "labs/memory/study"), "--from-now-on", "--yes"]
+    said = say(site, "rename", *flags).output
+    assert "for lab memory: Series of subject P1, come into study/new1/{StudyDate}" in said
+    assert "        Series of subject Q2, come into study/{subject}/" in said
+    assert "it fits 2 series" in said
+    assert "study/new1/20260102_1011/002_T1/" in said
+    assert [each["subject"] for each in tomli.loads(own(site).read_text())["rules"]] == ["P1", "Q2"]
+    heed(site)
+    assert say(site, "rules", "apply", "--yes").exit_code == 0
+    site.turns(20)
+    assert tree(site) == [each.replace("memory/P1", "memory/study/new1") for each in USUAL]
+    (site.root / "list.csv").write_text("\n".join(f"P{number}" for number in range(101)))
+    assert "100 are the most" in str(say(site, "rename", *flags).exception)
+
+
+def test_nifti_from_now_on(site: Site) -> None:
+    done = say(site, "rename", "P1", str(site.root / "labs/memory/nii"), "--nifti", "--from-now-on", "--yes")
+    assert "come into nii, below it as usual and are delivered as nifti, in place of their images." in done.output
+    assert "But nifti was made of none of these" in done.output
+    [rule] = tomli.loads(own(site).read_text())["rules"]
+    assert (rule["below"], rule["products"]) == ("nii", ["nifti"])
+
+
 def test_a_lab_finds_its_rules_from_its_own_folder(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     own(site).write_text('[[rules]]\nsubject = "P1"\nbelow = "x"\nsays = "the pilots"\n')
     (site.root / "labs/memory/P1").mkdir(exist_ok=True)
@@ -131,7 +156,11 @@ def test_a_lab_finds_its_rules_from_its_own_folder(site: Site, monkeypatch: pyte
         (["P1", "{root}/labs/memory/{{x}}"], "cannot be named in a rule"),
         (["P1", "{root}/labs/memory", "--since", "30d"], "what is there already"),
         (["P1", "{root}/labs/memory", "--study", "2026-01-02"], "one that is there already"),
-        (["P1", "{root}/labs/memory", "--as", "P7"], "--from-now-on goes with"),
+        (["P1", "{root}/labs/memory", "--force"], "a rule copies nothing"),
+        (["P*", "{root}/labs/memory", "--as", "P7"], "P7 is for one subject, and P* may fit several"),
+        (["P1", "{root}/labs/memory", "--as", "my P7"], "cannot stand in a rule"),
+        (["P1", "{root}/labs/memory", "--nifti", "--name", "flat"], "leave out --name"),
+        (["P1", "{root}/labs/memory", "--nifti", "--as", "P7"], "keeps its usual names"),
         (["One Patient", "{root}/labs/memory"], "give P1 in place of One Patient"),
         (["P[1", "{root}/labs/memory"], "a [ is never closed"),
         (["P1", "{root}/labs/memory", "--name", "{{subjct}}/"], "subjct"),
