@@ -84,7 +84,7 @@ def admins_config(where: Where) -> Config:
             raise
         raise SorterError(
             "this is for whoever runs sorter, and has its configuration: give that with -c FILE, or ask the admin. "
-            "By the socket you have list, status, why, rename and claim"
+            "By the socket you have list, status, why, rename, rules and claim"
         ) from None
 
 

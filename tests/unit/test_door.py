@@ -312,7 +312,7 @@ def test_a_lab_tries_its_rules_and_has_its_own_series_moved_by_them(site: Site) 
     assert not (root / "mine").exists()
     with acting(site.people["bob"].uid), pytest.raises(SorterError, match="that you may see"):
         Door(site.socket, Files()).rules("vision", "", [site.key("MEM01")])
-    assert "1 series move as soon as" in site.run("amy", "rules", "apply", "--yes")
+    assert "1 series move now" in site.run("amy", "rules", "apply", "--yes")
     wait_until(lambda: list((root / "mine").rglob("*.dcm")) and not list((root / "MEM01").rglob("*.dcm")), 60, "it")
     assert "No series would lie elsewhere" in site.run("amy", "rules", "apply")
     assert set((root.parent / "vision").rglob("*.dcm")) == vision
