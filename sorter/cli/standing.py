@@ -125,7 +125,8 @@ def _some(lines: Sequence[str]) -> None:
 
 def written(rule: Rule) -> dict[str, Any]:
     """What of it stands in a file."""
-    return {name: value for name, value in rule.model_dump(exclude_none=True).items() if value}
+    given = {name: value for name, value in rule.model_dump(exclude_none=True).items() if value}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 def _tell_of_late(source: Source, rules: Sequence[Rule], choice: Choice, lab: str) -> None:

@@ -145,7 +145,11 @@ class Trials:
 
     def _list(self, work: _Work) -> None:
         for _ in range(LISTED):
-            found = next(work.every, None)
+            try:
+                found = next(work.every, None)
+            except OSError:  # as the disk is not there; all of it again, once it is
+                work.every, work.found = self._series(work.trial), []
+                raise
             if found is None:
                 work.listed, work.due = True, deque(in_order(work.found))
                 return

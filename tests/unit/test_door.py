@@ -310,8 +310,9 @@ def test_a_lab_tries_its_rules_and_has_its_own_series_moved_by_them(site: Site) 
     assert "1 series of what came since" in said
     assert "goes to mine/MEM01/" in said
     assert not (root / "mine").exists()
+    anothers = [site.key("MEM01")]
     with acting(site.people["bob"].uid), pytest.raises(SorterError, match="that you may see"):
-        Door(site.socket, Files()).rules("vision", "", [site.key("MEM01")])
+        Door(site.socket, Files()).rules("vision", "", anothers)
     assert "1 series move now" in site.run("amy", "rules", "apply", "--yes")
     wait_until(lambda: list((root / "mine").rglob("*.dcm")) and not list((root / "MEM01").rglob("*.dcm")), 60, "it")
     assert "No series would lie elsewhere" in site.run("amy", "rules", "apply")

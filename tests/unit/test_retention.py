@@ -507,6 +507,11 @@ def test_what_people_want_at_a_target_or_in_a_labs_folder_is_brought_back(left: 
     pipeline.bring_back(KEY, [images[0].file])
     left.turns(30)
     assert pipeline.bring_back(KEY, [images[0].file]) == ("", [images[0].file])
+    pipeline.exporting.begin(Export(KEY, "archive", "later", tuple(files), 0))
+    left.turns(60)
+    assert not pipeline.exporting.due()
+    assert any("0 files were copied to archive, in later (2 have left the store" in each["says"]
+               for each in left.unit().story())  # fmt: skip
 
 
 def test_verify_and_list_know_that_it_left(left: Site, monkeypatch: pytest.MonkeyPatch) -> None:
