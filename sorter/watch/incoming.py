@@ -276,7 +276,7 @@ class Incoming:
 
     def _look_first(self, root: int, most: float) -> None:
         """At the top itself, for so many seconds: at files and small drops that are due, and then at what is new; of
-        both at the latest and at what waits the longest in turn: whatever else comes, each is soon reached by one way.
+        both at the smallest, or latest, and at what waits the longest in turn: each is soon reached by one way.
 
         What is due has most of the time. Whoever only looked at more and more that is new would be late with all of it.
         """
@@ -285,8 +285,8 @@ class Incoming:
         self._match_markers(self._root)
         begun = self.clock()
         due = [name for name, at in self._small.items() if at <= self._now and self._drops[name] is not self._at]
-        latest = sorted(due, key=lambda name: self._drops[name].seen, reverse=True)
-        in_time = self._look_at_small(in_turn(latest, due), root, begun + most * (_OF_DUE if self._new else 1.0))
+        smallest = sorted(due, key=lambda name: (self._drops[name].open, -self._drops[name].seen))
+        in_time = self._look_at_small(in_turn(smallest, due), root, begun + most * (_OF_DUE if self._new else 1.0))
         new = list(self._new)
         new_too = self._look_at_small(in_turn(reversed(new), new), root, begun + most)
         self._behind = not (in_time and new_too)

@@ -1,9 +1,9 @@
 """Files that are ready and wait to be offered, and which of them come next.
 
 Whoever drops a single image is not to wait for another's hundred thousand. So of the room that there is half goes to
-drops of which few files wait, the latest and the oldest of these in turn, and half to those that wait the longest, a
-run of files each: a drop of any size goes on, whatever comes beside it, and files of one folder are mostly taken
-together.
+drops of which few files wait, the smallest (of equal ones the latest) and the oldest in turn, and half to those that
+wait the longest, a run of files each: a drop of any size goes on, whatever comes beside it, and files of one folder are
+mostly taken together.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Waiting:
         """At most `room` files, taken out of their queues."""
         small = sorted((drop for drop, queue in self._queues.items() if len(queue) <= FEW), key=lambda drop: drop.seen)
         left = room if len(small) == len(self._queues) else -(-room // 2)
-        for drop in in_turn(reversed(small), small):
+        smallest = sorted(small, key=lambda drop: (len(self._queues[drop]), -drop.seen))
+        for drop in in_turn(smallest, small):
             if left == 0:
                 break
             for file in self._run(drop, left):

@@ -48,6 +48,13 @@ def test_of_small_drops_the_latest_and_the_oldest_take_turns() -> None:
     assert [file.drop.name for file in waiting.next(3)] == ["c", "b"]
 
 
+def test_a_single_file_goes_before_small_drops_that_came_later() -> None:
+    waiting = Waiting()
+    for number in range(40):
+        drop(waiting, str(number), 1 if number == 20 else 10, seen=number)
+    assert next(waiting.next(1)).drop.name == "20"
+
+
 def test_what_is_no_longer_queued_is_passed_over() -> None:
     waiting = Waiting()
     drop(waiting, "a", 40)
