@@ -18,6 +18,7 @@ from sorter.errors import Quarantine, TryLater
 from sorter.importing.walk import Found, Walk
 from sorter.model import Instance, UnitKind, unit_key
 from sorter.spool import Spool, Unit
+from sorter.take import kinds
 from sorter.take.header import Parsed, examine, instance_of
 
 MOST_LISTED = 1000
@@ -54,6 +55,7 @@ class Preview:
     duplicates: int = 0
     conflicts: int = 0
     other_headers: int = 0
+    archives: int = 0  # that are not looked into: to unpack them takes room, and nothing is to be written
     patients: dict[str, Patient] = field(default_factory=dict)
     not_images: Counter[str] = field(default_factory=Counter)  # by reason
     unreadable: Counter[str] = field(default_factory=Counter)  # by reason: files and folders
@@ -86,6 +88,10 @@ class Preview:
         self.size += found.size
         try:
             with files.opened(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
+                if kinds.archive(files.pread(fd, kinds.HEAD, 0)):
+                    self.archives += 1
+                    self._list(found.path, "an archive: an import reads it, what is in it is not counted here")
+                    return
                 parsed = examine(files, fd)
         except (Quarantine, TryLater) as reason:
             self.not_images[str(reason)] += 1

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -407,19 +408,22 @@ def test_the_dry_run_tells_what_is_there_and_writes_nothing(tmp_path: Path) -> N
     (archive / "two/header").write_bytes(first[2].replace(b"No such hospital", b"An old hospital."))
     (archive / "two/truncated").write_bytes(first[2][:-20])
     (archive / "two/junk.txt").write_bytes(b"dear diary, " * 30)
+    with zipfile.ZipFile(archive / "two/images.zip", "w") as packed:
+        packed.writestr("1", first[0])
     os.symlink("one", archive / "two/link")
     before = everything(tmp_path)
     result = CliRunner().invoke(sorter, ["import", "--dry-run", "--json", "--root", str(root), str(archive)])
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    assert told["files"] == count + 5
+    assert told["files"] == count + 6
+    assert told["archives"] == 1
     assert (told["patients"], told["studies"], told["series"]) == (1, 1, 7)
     assert (told["images"], told["new"]) == (count + 3, count)
     assert (told["duplicates"], told["conflicts"], told["other_headers"]) == (1, 1, 1)
     assert (told["not_images"], told["unreadable"], told["left_out"]) == (2, 0, 1)
     assert told["by_patient"] == {"DEMO001": {"studies": 1, "series": 7, "images": count + 3}}
     assert {os.path.basename(each["path"]) for each in told["listed"]} == {
-        "conflict", "header", "truncated", "junk.txt", "link",
+        "conflict", "header", "truncated", "junk.txt", "images.zip", "link",
     }  # fmt: skip
     assert everything(tmp_path) == before
     assert not root.exists()
