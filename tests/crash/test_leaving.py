@@ -343,7 +343,7 @@ def removed_before_it_is_written_down(patch: pytest.MonkeyPatch) -> None:
 
 def only_copies_replaced(patch: pytest.MonkeyPatch) -> None:
     """A correction is delivered without fetching what it replaces."""
-    patch.setattr("sorter.pipeline.lacking", lambda live, delivery: [])
+    patch.setattr("sorter.pipeline.delivering.lacking", lambda live, delivery: [])
     assert recall.lacking is not None
 
 
