@@ -106,8 +106,10 @@ def rename_command(
     chosen = choose(every, asked)
     if not chosen.found:
         narrowed = "".join(f" --{name} {value}" for name, value in flags.items() if value)
-        place = f"in {folder}" if folder else "here"
-        raise SorterError(f"no series {place} fits: {subject}{narrowed}; `sorter list` shows what there is")
+        place, lists = (
+            (f"in {folder}", f"`sorter rename '*' --from {folder} --list`") if folder else ("here", "`sorter list`")
+        )
+        raise SorterError(f"no series {place} fits: {subject}{narrowed}; {lists} shows what there is")
     if source is not None:
         chosen.found = source.complete(chosen.found)
     if as_list or dest is None:
