@@ -162,7 +162,9 @@ class Delivering:
             where = (delivery.product, delivery.target)
             if product in (delivery.product, *self.planner().recipes.all_needs(delivery.product)):
                 live.troubles.pop(where, None)
+                live.unmade.discard(where)
                 if outcome.state == "failed":
+                    live.unmade.add(where)
                     live.troubles[where] = f"{product} could not be made: {outcome.why}"
                     self.outlets.try_later((live.key, *where), self.now())
 

@@ -35,6 +35,7 @@ class Live:
     asking: bool = False  # its sender is still to be asked what it has
     retiring: list[Receipt] = field(default_factory=list)  # deliveries that a correction has replaced
     troubles: dict[tuple[str, str], str] = field(default_factory=dict)  # (product, target) -> why it is not there yet
+    unmade: set[tuple[str, str]] = field(default_factory=set)  # (product, target): what of that could not be made
     making: dict[str, str] = field(default_factory=dict)  # product -> how it stands where it is made
     gone: bool = False  # it was withdrawn, and all of it is removed
 
@@ -245,7 +246,7 @@ def _deliveries(live: Live) -> Iterator[DeliveryState]:
         where = (each.product, each.target)
         receipt = live.receipts.get(where)
         state = "owed" if where in owed else "nothing" if receipt and not receipt.files else "delivered"
-        if where in owed and each.product != DICOM and where in live.troubles:
+        if where in owed and where in live.unmade:
             state = "failed"
         waits = live.troubles.get(where) or live.making.get(each.product, "")
         why = waits if where in owed else receipt.note if receipt else ""
