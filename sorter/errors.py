@@ -35,6 +35,10 @@ class Held(SorterError):
     """A person has to decide first: a target that refuses, a plugin that failed, a route that names nothing."""
 
 
+class Never(Held):
+    """What this kind of target cannot do, whatever a person decides."""
+
+
 class Quarantine(SorterError):
     """This file cannot be an image of ours; `str(error)` is the reason that is kept beside it."""
 

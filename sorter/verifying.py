@@ -39,6 +39,7 @@ class Standing(enum.StrEnum):
     REMOVED = "removed by the lab"
     EDITED = "edited by the lab"
     UNKNOWN = "could not be compared"
+    INCOMPARABLE = "of a kind that cannot be compared"
 
     @property
     def is_fault(self) -> bool:
@@ -189,7 +190,9 @@ def at_target(
     `left` are image files that have left the store: of those it is told that none is there.
     """
     if not isinstance(answer, Verified):
-        yield Finding(receipt.key, receipt.target, receipt.product, Standing.UNKNOWN, (), answer.why)
+        never = isinstance(answer, Refused) and answer.never
+        standing = Standing.INCOMPARABLE if never else Standing.UNKNOWN
+        yield Finding(receipt.key, receipt.target, receipt.product, standing, (), answer.why)
         return
     gone = Standing.LOST if was_lost else Standing.REMOVED if answer.there else Standing.GONE
     for standing, names in (

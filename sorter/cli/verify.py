@@ -151,10 +151,14 @@ def _tell(tally: Tally, units: Sequence[UnitSummary], asked: int, as_json: bool)
         return
     titles = {each.key: f"{each.subject or 'no subject'} {each.study_date} {each.number} {each.description}".strip()
               for each in units}  # fmt: skip
-    for each in tally.findings:
+    compared = [each for each in tally.findings if each.standing is not Standing.INCOMPARABLE]
+    for each in compared:
         _say(f"{each.key[:8]}  {titles[each.key]}: {_sentence(each)}")
+    others = Counter((each.where, each.why) for each in tally.findings if each.standing is Standing.INCOMPARABLE)
+    for (where, why), count in others.items():
+        _say(f"{count} deliveries to {where} are not compared: {why}.")
     counts = Counter[Standing]()
-    for each in tally.findings:
+    for each in compared:
         counts[each.standing] += max(1, len(each.names))
     said = ", ".join(f"{count} {standing}" for standing, count in counts.items()) or "all as it should be"
     _say(f"{tally.stored} images in the store and {tally.delivered} delivered files of {len(units)} series: {said}.")

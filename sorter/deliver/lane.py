@@ -376,7 +376,7 @@ def _answer(answer: Mapping[str, Any], good: type) -> Any:
     if "later" in answer:
         return Later(str(answer["later"]), answer.get("away") is True)
     if "refused" in answer:
-        return Refused(str(answer["refused"]))
+        return Refused(str(answer["refused"]), answer.get("never") is True)
     if "done" in answer:
         return build(good, answer["done"])
     raise WireError("an answer that says nothing came")

@@ -81,9 +81,11 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Not until a person decides; `why` is a sentence without patient data that says what to do next."""
+    """Not until a person decides; `why` is a sentence without patient data that says what to do next. `never`: this
+    kind of target cannot do it."""
 
     why: str
+    never: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +247,8 @@ class Target(Protocol):
         ...
 
     def verify(self, receipt: Receipt, *, deep: bool = True) -> Verified:
-        """Compare a receipt with what is there: bytes, or where not `deep` presence and size. TryLater, Held.
+        """Compare a receipt with what is there: bytes, or where not `deep` presence and size. TryLater, Held; Never
+        where nothing can be compared there, which is no fault of anybody's.
 
         Changes nothing, and may run beside a delivery: its answer is then of before, after or in between.
         """

@@ -35,7 +35,7 @@ from typing import Any, cast
 
 from sorter.deliver.target import Copies, Fetched, Giving, LabFolder, LabLook, Put, Target
 from sorter.durable import Buffer, Files
-from sorter.errors import Away, Held, SorterError, TryLater
+from sorter.errors import Away, Held, Never, SorterError, TryLater
 from sorter.model import Receipt, build, plain
 from sorter.wire import MOST_DESCRIPTORS, Channel, WireError, close_all
 
@@ -224,7 +224,7 @@ def _failure(error: Exception) -> dict[str, Any]:
     if isinstance(error, TryLater):
         return {"later": str(error), "away": isinstance(error, Away)}
     if isinstance(error, SorterError):
-        return {"refused": str(error)}
+        return {"refused": str(error), "never": isinstance(error, Never)}
     # The text of an error that nobody foresaw may hold a path below a lab: only its kind and its place are told.
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""

@@ -17,7 +17,7 @@ from typing import Any
 
 from sorter.deliver.target import Checked, Done, Put, Removed, Source, Verified, Wanted
 from sorter.durable import Files
-from sorter.errors import Away, Held, Quarantine, SorterError, TryLater
+from sorter.errors import Away, Held, Never, Quarantine, SorterError, TryLater
 from sorter.model import DICOM, Delivered, Receipt
 from sorter.scu.association import CONTEXTS, Peer, associated
 from sorter.scu.commitment import COMMITMENT
@@ -103,7 +103,7 @@ class DicomTarget:
         return Done(str(self._peer), files, _note(files, sender, len(sent) - len(alone)))
 
     def verify(self, receipt: Receipt, *, deep: bool = True) -> Verified:  # noqa: ARG002 - neither way is there
-        raise Held(f"{self._peer} cannot be compared with what was sent: a node does not give back the same bytes")
+        raise Never(f"{self._peer} cannot be compared with what was sent: a node does not give back the same bytes")
 
     def remove(self, receipt: Receipt) -> Removed:
         names = tuple(each.name for each in receipt.files)

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from sorter import verifying
+from sorter.deliver.target import Later, Refused
+from sorter.model import Receipt
 from sorter.testing.running import RunningSorter
 from sorter.testing.waiting import wait_until
 from tests.crash.scenario import as_file, data_set
@@ -131,6 +134,13 @@ def test_damage_in_the_store_is_set_aside_and_what_comes_again_takes_its_place(s
     assert original in [path.read_bytes() for path in site.spool.store.rglob("*.dcm")]
     site.wait_delivered(2)
     assert len(site.images()) == 2
+
+
+def test_a_kind_of_target_that_gives_nothing_back_is_no_fault() -> None:
+    held = Receipt("k", "dicom", "pacs", 1, "PACS", (), "2026-01-02")
+    answers = (Refused("it gives back nothing", never=True), Refused("a link is in the way"), Later("it is away"))
+    found = [list(verifying.at_target(held, answer, was_lost=False)) for answer in answers]
+    assert [each.standing.is_fault for [each] in found] == [False, True, True]
 
 
 def test_a_target_that_is_away_is_a_fault_with_a_sentence(site: Site) -> None:
