@@ -42,7 +42,10 @@ def sentences(unit: Unit, summary: UnitSummary) -> Iterator[str]:
     elif summary.state in ("held", "kept"):
         yield f"It is {summary.state}: {_sentence(summary.why)}"
     yield from _decided(unit)
-    yield from _went(summary)
+    if unit.withdrawn:
+        yield f"It was withdrawn ({unit.withdrawn}). What became of each copy stands below."
+    else:
+        yield from _went(summary)
     if summary.left:
         yield (
             f"{_images(summary.left)} left the store after what lies at the targets was read again. "

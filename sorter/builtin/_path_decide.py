@@ -5,11 +5,14 @@ from __future__ import annotations
 import enum
 import hashlib
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from sorter.builtin._path_folders import Look
 from sorter.deliver.target import Wanted
 from sorter.model import Delivered
+
+DAMAGED = ".damaged"
+"""Behind the name of what was damaged, and is kept beside what took its place."""
 
 
 class Action(enum.Enum):
@@ -52,6 +55,17 @@ def mended(action: Action, seen: Look | None, ours: Collection[str], wanted: Wan
 def without(action: Action, seen: Look | None) -> Action:
     """What becomes of a file that has left the store, and so cannot be written: what is there stays as it is."""
     return action if action is Action.FINE else Action.REMOVED if seen is None else Action.KEPT
+
+
+def remains(files: Iterable[Delivered], present: Iterable[str]) -> list[str]:
+    """Of the names in a folder, those that hold what the lab made of a delivered file, or what was moved aside."""
+    edited, names = {each.name for each in files if each.state == "kept"}, {each.name for each in files}
+
+    def is_aside(name: str) -> bool:
+        stem, damaged, number = name.rpartition(DAMAGED)
+        return bool(damaged) and stem in names and (not number or number[0] == "-")
+
+    return [name for name in present if name in edited or is_aside(name)]
 
 
 def with_suffix(name: str, suffix: str) -> str:

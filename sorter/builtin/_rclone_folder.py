@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sorter.builtin._path_decide import remains
 from sorter.builtin._path_folders import MARKER, Look, one_name
 from sorter.builtin._rclone import Entry, Failed, Remote
 from sorter.errors import TryLater
@@ -66,6 +67,7 @@ class Folder:
                 removed.append(name)
             elif seen is not None:
                 left.append(name)
+        left += remains(files, self.there)
         return removed, [name for name in dict.fromkeys(left) if name not in removed]
 
     # --- manifests ----------------------------------------------------------------------------------------------

@@ -11,7 +11,17 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sorter.builtin._path_decide import Action, decide, distinct, in_force, mended, suffixes, with_suffix, without
+from sorter.builtin._path_decide import (
+    DAMAGED,
+    Action,
+    decide,
+    distinct,
+    in_force,
+    mended,
+    suffixes,
+    with_suffix,
+    without,
+)
 from sorter.builtin._path_folders import MARKER, Look, components
 from sorter.builtin._path_manifest import digests_in, files_in, manifest_text, replaced_in, seconds_of
 from sorter.builtin._path_sums import sums_name, sums_text
@@ -219,7 +229,7 @@ class Delivery:
     def _give_name(self, step: _Step) -> None:
         path = self._folder.at(step.beside or step.name)
         if step.action is Action.ASIDE:
-            self._remote.move(path, self._folder.at(self._free(f"{step.name}.damaged")))
+            self._remote.move(path, self._folder.at(self._free(f"{step.name}{DAMAGED}")))
         self._stage.give(step.item.name, path)
         if step.action in (Action.OVER, Action.ASIDE) or not self._remote.has("Move"):
             self._stage.prove(path, step.item.wanted.sha256)

@@ -28,7 +28,18 @@ from sorter.builtin import _path_nested as nested
 from sorter.builtin._path_check import explained, made_remarks, probe
 from sorter.builtin._path_check import mark as mark
 from sorter.builtin._path_copies import copy_for_lab
-from sorter.builtin._path_decide import Action, decide, distinct, in_force, mended, suffixes, with_suffix, without
+from sorter.builtin._path_decide import (
+    DAMAGED,
+    Action,
+    decide,
+    distinct,
+    in_force,
+    mended,
+    remains,
+    suffixes,
+    with_suffix,
+    without,
+)
 from sorter.builtin._path_folders import (
     MARKER,
     Access,
@@ -212,6 +223,7 @@ class PathTarget:
                     self._clear_above(visit, receipt.folder, _stage_name(receipt.key, receipt.product))
                 return Removed(folder, note="its folder is not there any more")
             removed, left = self._unlink(fd, [*receipt.files, *self._under_other_names(fd, receipt)])
+            left += remains(receipt.files, (name for name, _ in self._files.scan(fd) if name not in left))
             if receipt.moved and (left or self._has_more(fd, receipt)):
                 self._say_moved(visit, fd, receipt)
             name = self._manifest_name(fd, receipt.key, receipt.product)
@@ -493,7 +505,7 @@ class PathTarget:
 
     def _move(self, stage: Stage, fd: int, step: _Step) -> None:
         if step.action is Action.ASIDE:
-            stage.keep_aside(step.name, fd, f"{step.name}.damaged")
+            stage.keep_aside(step.name, fd, f"{step.name}{DAMAGED}")
             damaged = look(self._files, step.name, fd)
             if step.seen is not None and damaged is not None and damaged.sha256 == step.seen.sha256:
                 step.seen = damaged  # the second name changed its times

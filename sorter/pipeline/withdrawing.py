@@ -21,6 +21,8 @@ from sorter.spool.leaving import Withdrawn, images_of, let_go
 
 Happened = Callable[..., None]
 
+_NAMED = 20  # files, of those that a target has left
+
 
 @dataclass(slots=True)
 class Withdrawing:
@@ -66,9 +68,8 @@ class Withdrawing:
         """A target removed what still equalled its receipt."""
         said = f"{receipt.target}: {len(result.removed)} files of {receipt.product} were removed"
         if result.left:
-            said += (
-                f"; {len(result.left)} were changed by somebody and are left in {result.folder}: remove them by hand"
-            )
+            names = ", ".join(result.left[:_NAMED]) + (" …" if len(result.left) > _NAMED else "")
+            said += f"; {len(result.left)} are left in {result.folder}, for you to remove: {names} ({result.note})"
         self._tell(live, receipt, said, left=list(result.left))
 
     def _tell(self, live: Live, receipt: Receipt, says: str, **details: object) -> None:

@@ -1056,6 +1056,9 @@ def test_what_is_damaged_is_moved_aside_and_never_lost(world: World) -> None:
     names = {f"{FOLDER}/001.dcm.damaged": b"flipped", f"{FOLDER}/001.dcm.damaged-2": b"and again"}
     edits = {f"{FOLDER}/002.dcm": b"the lab's own work", f"{FOLDER}/002.dcm.new-rev1": TWO["002.dcm"]}
     assert world.tree() == {f"{FOLDER}/001.dcm": TWO["001.dcm"], **names, **edits}
+    taken = world.target().remove(held)  # what is left of it is named, whoever withdraws it has to know
+    assert taken.left == ("001.dcm.damaged", "001.dcm.damaged-2", "002.dcm")
+    assert set(world.tree()) == {f"{FOLDER}/{name}" for name in taken.left}
 
 
 def test_only_what_is_asked_for_is_mended(world: World) -> None:

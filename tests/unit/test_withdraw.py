@@ -102,7 +102,9 @@ def test_everything_that_sorter_wrote_goes_and_what_somebody_changed_is_named(si
     assert [path for path in mine if path.exists()] == [mine[0]]
     assert (site.root / "labs/memory/notes.txt").exists()
     told = site.command("why", "P1").output
-    assert "1 were changed by somebody and are left" in told
+    left = f"1 are left in {edited.parent.relative_to(site.root / 'labs/memory')}, for you to remove: {edited.name}"
+    assert left in told
+    assert ": delivered to" not in told  # nothing is there any more
     assert "withdrawn: consent" in told
     unit = Unit.load(site.spool, FIRST)
     assert unit.revisions() == [1]  # the records stay
