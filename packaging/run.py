@@ -296,6 +296,9 @@ PEERS = {  # package: a command that it brings
 NPM_PEERS = ("dcmjs-dimse",)
 """And what it brings by npm, into .peers/node_modules."""
 
+BIDS_PEERS = ("heudiconv>=1.3", "dcm2bids>=3.2", "dcm2niix==1.0.20260724", "bids-validator-deno>=2.0")
+"""And by pip, into .peers/bids: they bring a hundred others, which sorter has no use for."""
+
 
 def ensure_peers() -> None:
     """Every peer that can be had; the tests of one that cannot say so and are skipped."""
@@ -311,6 +314,19 @@ def ensure_peers() -> None:
             done = run_quietly(["npm", "install", *options, package])
             if done.returncode:
                 say(f"{done.stdout}{package} could not be installed; its tests are skipped.")
+    ensure_bids_peers(os.path.join(folder, "bids"))
+
+
+def ensure_bids_peers(venv: str) -> None:
+    if os.path.exists(os.path.join(venv, "bin", "bids-validator-deno")):
+        return
+    say(f"Installing {', '.join(BIDS_PEERS)} into .peers/bids")
+    python = os.path.join(venv, "bin", "python")
+    for command in ([sys.executable, "-m", "venv", venv], [python, "-m", "pip", "install", "--quiet", *BIDS_PEERS]):
+        done = run_quietly(command)
+        if done.returncode:
+            say(f"{done.stdout}They could not be installed; their tests are skipped.")
+            return
 
 
 def ensure_dcmtk() -> None:

@@ -26,6 +26,7 @@ from sorter.model import (
     Study,
     StudySeries,
     TargetKind,
+    UnitKind,
     Verdict,
 )
 
@@ -36,8 +37,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Add", "Event", "Evidence", "Expectation", "Hold", "Identity", "Instance", "Job", "Missing", "Name", "Only",
-    "Product", "Route", "Series", "Skip", "Source", "Study", "StudySeries", "Table", "TargetKind", "Verdict",
-    "hookimpl",
+    "Product", "Route", "Series", "Skip", "Source", "Study", "StudySeries", "Table", "TargetKind", "UnitKind",
+    "Verdict", "hookimpl",
 ]  # fmt: skip
 
 

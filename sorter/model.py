@@ -288,6 +288,10 @@ class Name:
     file: str
 
 
+MERGES = ("once", "rows", "lines")
+"""What may be done with a file that the parts of a dataset have in common."""
+
+
 @dataclass(frozen=True, slots=True)
 class Product:
     """Something made of a unit. `make` is "module:function" and takes a `Job`; it runs in a child process.
@@ -295,6 +299,10 @@ class Product:
     `needs` are the products that it is made of, `of` the kind of unit. `when` is a mapping of DICOM keyword to globs
     that all must match: of a study or subject those series are taken that it fits. Where it is delivered, what it
     `replaces` is not. `timeout` is in seconds, `memory` in MiB, `cpus` whole processors.
+
+    `merge` makes it a part of one dataset, made only where it is listed, whose files have the names of a standard: they
+    are never renamed. It says of each file that the parts have in common, by its name, what is done where it is there
+    already: "once" nothing, "rows" rows of a TSV whose first column is new are added, "lines" lines that are new.
     """
 
     name: str
@@ -307,6 +315,7 @@ class Product:
     timeout: int = 600
     memory: int = 2048
     cpus: int = 1
+    merge: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

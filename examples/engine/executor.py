@@ -39,11 +39,11 @@ class ExecutorEngine(Engine):
             self._end(Outcome(work.id, "failed", f"it could not be staged: {error.strerror}", later=True))
             return
         future = self.executor.submit(remote.run, str(folder))
-        future.add_done_callback(lambda done: self._ended(work.id, done))
+        future.add_done_callback(lambda done: self._ended(work, done))
 
-    def _ended(self, job: str, future: Future[int]) -> None:
-        found = None if future.cancelled() else outcome_in(self.scratch / job, job, self.files)
-        self._end(found or Outcome(job, "failed", "the job ended without a result", later=True))
+    def _ended(self, work: Work, future: Future[int]) -> None:
+        found = None if future.cancelled() else outcome_in(self.scratch / work.id, work, self.files)
+        self._end(found or Outcome(work.id, "failed", "the job ended without a result", later=True))
 
     def _end(self, outcome: Outcome) -> None:
         if outcome.id in self.wanted:

@@ -78,7 +78,7 @@ def puts(job: Put, source: Source) -> Iterator[tuple[str, Put, Source]]:
             previous=before.get(below),
             mend=tuple(mend),
         )
-        yield below, part, _Part(source, [at for at, _ in files])
+        yield below, part, Part(source, [at for at, _ in files])
 
 
 def gone(job: Put) -> list[Receipt]:
@@ -87,7 +87,7 @@ def gone(job: Put) -> list[Receipt]:
     return [each for below, each in (receipts(job.previous) if job.previous else {}).items() if below not in now]
 
 
-class _Part:
+class Part:
     """Some files of a source."""
 
     def __init__(self, source: Source, places: Sequence[int]) -> None:

@@ -21,9 +21,10 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from sorter.builtin import _path_merging as merging
 from sorter.builtin import _path_nested as nested
 from sorter.builtin._path_check import explained, made_remarks, probe
 from sorter.builtin._path_check import mark as mark
@@ -158,6 +159,15 @@ class PathTarget:
         return Checked((*made_remarks(self._root, self._files), *remarks) if made else remarks)
 
     def put(self, job: Put, source: Source) -> Done:
+        own, shared = merging.apart(job)
+        done = self._put_own(replace(job, files=own.files), own.source(source))
+        if not shared.files:
+            return done
+        with self._visit() as visit:
+            merging.join(visit, done.folder, shared.files, shared.source(source), _stage_name(job.key, job.product))
+        return replace(done, note="; ".join(filter(None, (done.note, *visit.notes))))
+
+    def _put_own(self, job: Put, source: Source) -> Done:
         if not nested.is_nested(job):
             return self._put(job, source)
         for each in nested.gone(job):
@@ -439,13 +449,17 @@ class PathTarget:
         history = self._history(visit, place, job)
         names = distinct(job.files, {each.file: each for each in receipt}, history.fold)
         force = in_force(names, {each.name for each in receipt} or set(history.known), job.key)
-        for suffix in (force,) if force or receipt else suffixes(job.key):
+        for suffix in (force,) if force or receipt or job.exact else suffixes(job.key):
             steps = [
                 self._step(place.fd, index, job.files[index], with_suffix(name, suffix), history)
                 for index, name in enumerate(names)
             ]
             if not any(step.action is Action.CLASH for step in steps):
                 return steps
+        if job.exact:
+            product = job.product.partition(".")[0]  # without the folder that this is a part for
+            raise Held(f"{job.key[:8]}: names of its {product} are another unit's there, or the lab's own; say another "
+                       "subject or session (`sorter fix`), or move it away, then `sorter retry`")  # fmt: skip
         if receipt:  # only the newcomers get another name: what is there keeps the one it has
             return [self._renamed(place.fd, job, step, history) for step in steps]
         raise Held(f"{job.key[:8]}: every name for its files is somebody else's there; change the naming pattern")

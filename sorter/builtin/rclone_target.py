@@ -58,6 +58,8 @@ class RcloneTarget:
             return Checked((*made, *self._remarks()))
 
     def put(self, job: Put, source: Source) -> Done:
+        if any(wanted.merge for wanted in job.files):  # no remote has a lock under which that could be done
+            raise Held(f"{job.product} is one dataset of many units, which only a folder (kind path) can hold")
         for wanted in job.files:
             file_name(wanted.name)
         file_name(f"{job.key}.{job.product}")

@@ -30,6 +30,8 @@ class Wanted:
 
     `file` is the instance file or product file in the store; a target only hands it back in `Delivered.file`. `gone`:
     it has left the store, and cannot be asked for. What is there of it stays; what is not is called "removed".
+    `merge`: several units have it in common; it is joined to what is there in this way (`Product.merge`), and stands
+    in no receipt.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Wanted:
     size: int
     file: str
     gone: bool = False
+    merge: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Put:
     beside the files for whoever finds them. `shared` says that the plan means several units to lie in one folder
     although each brings its images; folders of made products may always be shared. `mend` are names of `previous`
     that a person, having verified, wants as they were: what is gone there comes back, what is damaged is moved aside.
+    `exact`: its names are those of a standard; where one is somebody else's it is Held, instead of renamed.
     """
 
     id: str
@@ -60,6 +64,7 @@ class Put:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     shared: bool = False
     mend: tuple[str, ...] = ()
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

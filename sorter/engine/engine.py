@@ -165,7 +165,7 @@ def description(work: Work, limits: Limits) -> dict[str, Any]:
     }
 
 
-def outcome_in(folder: Path, work: str, files: Files) -> Outcome | None:
+def outcome_in(folder: Path, work: Work, files: Files) -> Outcome | None:
     """What the job's supervisor wrote, checked, because the job could have reached its folder; None if it wrote nothing
     that can be read.
     """
@@ -173,15 +173,16 @@ def outcome_in(folder: Path, work: str, files: Files) -> Outcome | None:
         said = json.loads(files.read_file(folder / scratch.OUTCOME, limit=16 << 20))
         made = tuple(Made(str(name), str(sha256), int(size)) for name, sha256, size in said.get("files", ()))
         later = said.get("later") is True
-        outcome = Outcome(work, said["state"], str(said["why"]), str(said["log"]), made, later=later)
+        outcome = Outcome(work.id, said["state"], str(said["why"]), str(said["log"]), made, later=later)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if outcome.state not in ("made", "nothing", "failed"):
-        return Outcome(work, "failed", "the job's outcome is none that there is")
-    unsafe = next((each.name for each in made if not _is_safe(each.name)), None)
+        return Outcome(work.id, "failed", "the job's outcome is none that there is")
+    known = work.product.merge  # a plugin names these beforehand, hidden ones too
+    unsafe = next((each.name for each in made if each.name not in known and not _is_safe(each.name)), None)
     if unsafe is not None:
         why = f"it made a file with a name that is not safe: {unsafe[:80]!a}"
-        return Outcome(work, "failed", why, outcome.log)
+        return Outcome(work.id, "failed", why, outcome.log)
     return outcome
 
 

@@ -248,7 +248,7 @@ class LocalEngine(Engine):
             self._keeper = None
 
     def _outcome(self, work: Work, code: int) -> Outcome:
-        found = outcome_in(self.scratch / work.id, work.id, self.files) if code == 0 else None
+        found = outcome_in(self.scratch / work.id, work, self.files) if code == 0 else None
         if found is not None:
             return found
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"

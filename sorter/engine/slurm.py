@@ -307,7 +307,7 @@ class SlurmEngine(Engine):
             job.over = 0.0
             self._tell(job, listed)
             return
-        outcome = outcome_in(folder, job.work.id, self.files)
+        outcome = outcome_in(folder, job.work, self.files)
         if outcome is not None:
             self._end(job, self._fetched(outcome, folder))
             return

@@ -55,7 +55,8 @@ class Bundles:
 
     def _bundles(self, live: Live, plan: Plan) -> Iterator[Bundle]:
         """Those that something is made of, and those that there are already."""
-        lab, made_of = plan.identity.lab, self.planner().recipes.of_more()
+        lab = plan.identity.lab
+        made_of = self.planner().made_of_more(view(live.unit, live.revision, plan.identity), plan.all_targets)
         for kind, of in ((UnitKind.STUDY, live.unit.study_uid), (UnitKind.SUBJECT, _subject(live, plan))):
             if lab is not None and of:
                 bundle = Bundle(kind, lab, of)

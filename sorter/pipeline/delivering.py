@@ -103,6 +103,7 @@ class Delivering:
                 previous=_before(live, delivery),
                 manifest=_manifest(live, shown=self.may_leave(live, DICOM)),
                 mend=live.unit.mending.get((delivery.product, delivery.target), ()),
+                exact=any(each.merge for each in files),
             ),
         )
         if waits:

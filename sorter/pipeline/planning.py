@@ -205,7 +205,7 @@ class Planner:
         veil = self.veils.get(series.lab or "")
         if veil is not None:
             return veil.only
-        fitting = [name for name in self.products if self._fits(name, parts)]
+        fitting = [name for name, each in self.products.items() if not each.merge and self._fits(name, parts)]
         return self.recipes.without_replaced([DICOM, *fitting])
 
     def _fits(self, name: str, parts: Sequence[Series]) -> bool:
@@ -213,6 +213,12 @@ class Planner:
 
     def _is_of(self, name: str, kind: UnitKind) -> bool:
         return kind is (UnitKind.SERIES if name == DICOM else self.products[name].of if name in self.products else None)
+
+    def made_of_more(self, series: Series, targets: Sequence[str]) -> set[UnitKind]:
+        """Study and subject, where something is made of them: for anybody, or, of what has to be asked for, here."""
+        asked = {name for target in targets for name in self._wanted_at(series, target, [series])}
+        made = {each.of for name, each in self.products.items() if not each.merge or name in asked}
+        return made - {UnitKind.SERIES}
 
     def _is_of_more(self, series: Series, targets: Sequence[str]) -> bool:
         """Is nothing of it wanted but what is made of all its study, or of all of its subject?"""

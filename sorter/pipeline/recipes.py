@@ -81,10 +81,6 @@ class Recipes:
         product = self._products[name]
         return matches(product, series) and all(self.takes(need, series) for need in product.needs)
 
-    def of_more(self) -> set[UnitKind]:
-        """Study and subject, where something is made of them."""
-        return {product.of for product in self._products.values()} - {UnitKind.SERIES}
-
     def without_replaced(self, names: Iterable[str]) -> list[str]:
         """Of what would be delivered, what nothing else of it stands in for."""
         given = list(dict.fromkeys(names))

@@ -96,7 +96,7 @@ class Withdrawing:
             images = [each for each in live.revision.deliverable if each.file in delivery.names]
             files = tuple(Delivered(delivery.names[each.file], each.sha256, each.size, each.file) for each in images)
         elif (made := self.workshop.made(live, delivery.product)) is not None:
-            wanted = made.wanted(delivery, live.unit.kind)
+            wanted = [each for each in made.wanted(delivery, live.unit.kind) if not each.merge]  # others share those
             files = tuple(Delivered(each.name, each.sha256, each.size, each.file) for each in wanted)
         receipt = Receipt(
             live.key, delivery.product, delivery.target, live.plan.revision, delivery.folder, files, "",

@@ -21,19 +21,26 @@ TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A product as it lies in the store: (file name, SHA-256, size) of each file, or why there is nothing."""
+    """A product as it lies in the store: (file name, SHA-256, size) of each file, or why there is nothing.
+
+    `merge` says how some of the files are joined with those of other units.
+    """
 
     files: tuple[tuple[str, str, int], ...] = ()
     nothing: str = ""
+    merge: Mapping[str, str] = field(default_factory=dict)
 
     def wanted(self, delivery: Delivery, kind: UnitKind = UnitKind.SERIES) -> list[Wanted]:
         """As a target is to have it: makers call their files "out…", and what follows is kept after the plan's stem.
 
         What is called otherwise gets the stem in front, so that two series may lie in one folder; of a study or
-        subject it stays as it is.
+        subject, and of a dataset, it stays as it is.
         """
-        called = _renamed if kind is UnitKind.SERIES else _called
-        return [Wanted(called(name, delivery.stem), digest, size, name) for name, digest, size in self.files]
+        called = _renamed if kind is UnitKind.SERIES and not self.merge else _called
+        return [
+            Wanted(called(name, delivery.stem), digest, size, name, merge=self.merge.get(name, ""))
+            for name, digest, size in self.files
+        ]
 
 
 @dataclass(slots=True)
@@ -42,6 +49,7 @@ class _Task:
     product: str
     revision: int
     into: Path
+    merge: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -59,7 +67,7 @@ class Workshop:
         """What there is of a product of the unit's latest revision."""
         assert live.plan is not None
         found = live.unit.product(product, live.plan.revision)
-        return None if found is None else Made(found.files, found.nothing)
+        return None if found is None else Made(found.files, found.nothing, found.merge)
 
     def making(self, live: Live, product: str) -> bool:
         return self._id(live, product) in self._tasks
@@ -79,12 +87,13 @@ class Workshop:
             live.plan.identity.lab or "", live.plan.identity,
         )  # fmt: skip
         self.engine.submit(work)
-        self._tasks[work.id] = _Task(live.key, product.name, revision, self._folder(live, product.name))
+        into = self._folder(live, product.name)
+        self._tasks[work.id] = _Task(live.key, product.name, revision, into, product.merge)
 
     def nothing(self, live: Live, product: str, why: str) -> Made:
         """There is nothing to make, and no job has to find that out."""
         folder = self._folder(live, product)
-        self._note(folder, (), why)
+        self._note(folder, Made(nothing=why))
         return Made(nothing=why)
 
     def progress(self) -> list[tuple[str, str, str]]:
@@ -137,10 +146,12 @@ class Workshop:
             made = self.engine.adopt(outcome.id, task.into)
         else:
             self.engine.drop(outcome.id)
-        self._note(task.into, made, outcome.why if outcome.state == "nothing" else "")
+        self._note(task.into, Made(made, outcome.why if outcome.state == "nothing" else "", task.merge))
 
-    def _note(self, folder: Path, made: tuple[tuple[str, str, int], ...], nothing: str) -> None:
-        record = {"files": [list(each) for each in made], "nothing": nothing}
+    def _note(self, folder: Path, made: Made) -> None:
+        record: dict[str, Any] = {"files": [list(each) for each in made.files], "nothing": made.nothing}
+        if made.merge:
+            record["merge"] = dict(made.merge)
         self.spool.files.make_folders(folder.parent)
         self.spool.files.write_file(self._record(folder), line(record))
 

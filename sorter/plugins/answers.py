@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from sorter.model import (
     DICOM,
+    MERGES,
     Add,
     Expectation,
     Hold,
@@ -23,6 +24,7 @@ from sorter.model import (
     build,
     plain,
 )
+from sorter.naming import safe_component
 
 MAX_ANSWER = 4 << 20  # characters of JSON; room for a list of every SOP Instance UID of a long run
 MAX_TEXT = 4096  # characters of one text
@@ -159,6 +161,11 @@ def _products(answer: Any) -> tuple[Product, ...]:
             raise ValueError(f'product {product.name}: make is {product.make!r}; write it as "module:function"')
         if min(product.timeout, product.memory, product.cpus) < 1:
             raise ValueError(f"product {product.name}: timeout, memory and cpus must be at least 1")
+        for name, how in product.merge.items():
+            shown = name.removeprefix(".")  # hidden ones are merged too, but for sorter's own
+            if how not in MERGES or not shown or safe_component(shown) != shown or name.startswith(".sorter"):
+                said = f"{name!r} cannot be merged by {how!r}: a safe file name, and one of {', '.join(MERGES)}"
+                raise ValueError(f"product {product.name}: {said}")
     return found
 
 

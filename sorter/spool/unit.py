@@ -74,10 +74,14 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What was made of one revision: (file name, SHA-256, size) of each file, or why there was nothing to make."""
+    """What was made of one revision: (file name, SHA-256, size) of each file, or why there was nothing to make.
+
+    `merge` is that of the plugin's product: how files are joined with those of other units.
+    """
 
     files: tuple[tuple[str, str, int], ...] = ()
     nothing: str = ""
+    merge: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -678,7 +682,8 @@ def took(instance: Instance) -> dict[str, Any]:
 
 def product_from(data: Mapping[str, Any]) -> Product:
     """What was written of a product."""
-    return Product(tuple((name, sha256, size) for name, sha256, size in data["files"]), data["nothing"])
+    files = tuple((name, sha256, size) for name, sha256, size in data["files"])
+    return Product(files, data["nothing"], data.get("merge", {}))
 
 
 def instance_from(data: dict[str, Any]) -> Instance:

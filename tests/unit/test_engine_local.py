@@ -166,6 +166,13 @@ def ended(engine: LocalEngine) -> Outcome:
     return found[0]
 
 
+def test_a_hidden_file_that_the_product_names_is_adopted(makers: Path, start: Callable[..., LocalEngine]) -> None:
+    engine, asked = start(), work(makers, "hidden")
+    engine.submit(dataclasses.replace(asked, product=dataclasses.replace(asked.product, merge={".hidden": "lines"})))
+    outcome = ended(engine)
+    assert (outcome.state, [each.name for each in outcome.files]) == ("made", [".hidden"])
+
+
 def cmdline(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 

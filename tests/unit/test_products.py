@@ -647,6 +647,34 @@ def test_folders_of_a_product_are_delivered_grow_and_go(root: Path) -> None:
     assert left == {f"{place}/anat/T1w.txt": "mine"}
 
 
+def test_what_parts_of_a_dataset_have_in_common_is_in_no_receipt_and_not_taken_back(root: Path) -> None:
+    kitchen(root, together(more='merge={"README": "once", ".ignore": "lines"}'), lab='products = ["book"]')
+    site = begun(root)
+    site.engine.makers["book"] = tree("README", ".ignore", "anat/T1w.txt")
+    site.receive(data_set(1))
+    site.turns(200)
+    place = "P1/20260102_1011/book"
+    names = [f"{place}/.ignore", f"{place}/README", f"{place}/anat/T1w.txt"]
+    assert site.delivered() == dict.fromkeys(names, "1")
+    assert [each.name for each in site.unit().receipts()["book", "memory"].files] == ["anat/T1w.txt"]
+    (root / "labs/memory" / place / "README").write_text("mine")
+    site.receive(data_set(2))
+    site.turns(200)
+    assert list(site.delivered().values()) == ["1\n2\n", "mine", "2"]
+    site.parts.pipeline.withdraw([unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")], [], "consent", "a person")
+    site.turns(60)
+    assert list(site.delivered()) == names[:2]
+
+
+def test_a_part_of_a_dataset_is_made_only_where_it_is_listed(root: Path) -> None:
+    kitchen(root, together(more='merge={"README": "once"}'), lab="umask = '022'")
+    site = begun(root)
+    site.receive(data_set(1))
+    site.turns(200)
+    assert "book" not in site.made()
+    assert not [each for each in summaries(site.spool) if each.kind is UnitKind.STUDY]
+
+
 def test_a_product_with_folders_that_the_lab_moved_grows_where_it_is(root: Path) -> None:
     kitchen(root, together(), lab='products = ["book"]')
     site = begun(root)
