@@ -345,6 +345,10 @@ def run_tier(venv: str, tier: str, arguments: list[str]) -> int:
     return subprocess.run([pytest, "-q", "-m", tier, "--timeout", "3600", *arguments], cwd=ROOT).returncode
 
 
+WORKERS = 3
+"""One more than the processors that the tests are made for: many wait for a sorter that runs."""
+
+
 def run_tests(venv: str, arguments: list[str]) -> int:
     """Every check, whatever the ones before it said; the exit code is the first failure's."""
     ensure_dcmtk()
@@ -365,7 +369,8 @@ def run_tests(venv: str, arguments: list[str]) -> int:
         # said with every run, so that what one run found can be found again
         arguments = [f"--hypothesis-seed={secrets.randbelow(1 << 32)}", *arguments]
     say(" ".join(["pytest", *arguments]))
-    code = subprocess.run([tool["pytest"], "-q", "-n", "2", "--dist", "worksteal", *arguments], cwd=ROOT).returncode
+    spread = ["-n", str(WORKERS), "--dist", "worksteal"]
+    code = subprocess.run([tool["pytest"], "-q", *spread, *arguments], cwd=ROOT).returncode
     for _, name in failed:
         say(f"failed: {name}")
     return failed[0][0] if failed else code

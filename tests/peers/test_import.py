@@ -28,8 +28,12 @@ products = ["dicom"]
 """
 
 
-SMALL_PARCELS = "from sorter.importing import walk; walk.MOST = 150; from sorter.cli.main import main; main()"
-"""The command with parcels of 150 files: so a small archive has several, and no series is cut."""
+SMALL_PARCELS = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from sorter.importing import walk; walk.MOST = 150; from sorter.cli.main import main; main()"
+)
+"""The command with parcels of 150 files: so a small archive has several, and no series is cut. It listens to Ctrl-C
+also where the tests run in the background of a shell, which has such processes ignore it."""
 
 
 def command(sorter: RunningSorter, *arguments: object) -> list[str]:
