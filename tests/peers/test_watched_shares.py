@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.peers, pytest.mark.timeout(500)]
 NOWHERE = "[labs.nobody]\nmatch = ['PatientID=nobody']\n"
 
 
-def watched(root: Path) -> str:
-    return f'{NOWHERE}[[watch]]\npath = "{root}"\ntake = "copy"\nobserver = "polling"\n'
+def watched(root: Path, take: str = "copy") -> str:
+    return f'{NOWHERE}[[watch]]\npath = "{root}"\ntake = "{take}"\nobserver = "polling"\n'
 
 
 def images(seed: int, count: int = 20) -> list[Image]:
@@ -86,3 +86,37 @@ def test_a_mount_whose_server_is_killed_and_comes_back(tmp_path: Path) -> None:
         all_found(sorter, [*sent, *more])
         wait_until(lambda: not sorter.spool.problems(), 60, "it to be over")
         assert len([path for path in share.behind.rglob("*") if path.is_file()]) == 40
+
+
+ANSWERS = [
+    *(Fault(("*",), error) for error in ("EIO", "ESTALE", "EHOSTDOWN", "EACCES")),
+    *(Fault((call,), "EIO") for call in ("getattr", "readdir", "open", "read", "unlink")),
+]
+
+
+@pytest.mark.parametrize(("kind", "take"), [("nfs", "copy"), ("smb", "move")])
+@pytest.mark.parametrize("fault", ANSWERS, ids=lambda each: f"{each.ops[0]}-{each.error}")
+def test_whatever_it_answers_for_a_while_all_is_found(kind: str, take: str, fault: Fault, tmp_path: Path) -> None:
+    with (
+        fuse_share(tmp_path / "share", kind) as share,
+        RunningSorter(tmp_path / "site", quiet=300, config=watched(share.root, take)) as sorter,
+    ):
+        sent = images(1)
+        write_behind(share, "first", sent)
+        all_found(sorter, sent)
+        if take == "move":
+            wait_until(lambda: not list((share.behind / "first").rglob("*.dcm")), 60, "what was taken to be removed")
+        share.answer(fault)
+        write_behind(share, "second", more := images(2))
+        if not (take == "copy" and fault.ops == ("unlink",)):  # nothing is removed where it is copied
+            wait_until(lambda: share.fired() > 1, 90, f"{fault} to be met")
+        alone = beside(sorter, 3)
+        wait_until(lambda: alone[0][1] in stored(sorter), 60, "what lies elsewhere to be taken meanwhile")
+        share.answer()
+        all_found(sorter, [*sent, *more, *alone], 150)
+        wait_until(lambda: not sorter.spool.problems(), 120, "nothing to be wrong any more")
+        left = [path for path in share.behind.rglob("*") if path.is_file()]
+        if take == "copy":
+            assert len(left) == 40
+        else:  # what could not be removed once was taken: that is said, and it is left
+            assert {path.parent.name for path in left} <= {"second"}
