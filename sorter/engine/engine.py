@@ -25,6 +25,8 @@ from sorter.engine.work import Limits, Made, Outcome, Work, check_relative
 from sorter.model import Job, plain
 from sorter.naming import safe_component
 
+_ASIDE = "."  # begins the name of scratch that is to be removed; no job's id does
+
 
 class Engine(ABC):
     """`scratch` must lie on the file system that products are adopted into.
@@ -124,7 +126,7 @@ class Engine(ABC):
 
         What the disk does not remove now is removed at the next start.
         """
-        aside = self.scratch / f".{secrets.token_hex(4)}-{job}"
+        aside = self.scratch / f"{_ASIDE}{secrets.token_hex(4)}-{job}"
         with suppress(FileNotFoundError):  # a job that was never laid out has none
             self.files.rename(self.scratch / job, aside)
             self._broom.submit(self._clear, aside)
@@ -134,10 +136,13 @@ class Engine(ABC):
             scratch.clear(folder, self.files)
 
     def _sweep_leftovers(self) -> None:
-        """At the start: whatever an earlier life left."""
+        """At the start: whatever an earlier life left. What that had put aside keeps its name, or it would grow."""
         self.files.make_folders(self.scratch)
         for name in self.files.names(self.scratch):
-            self._sweep(name)
+            if name.startswith(_ASIDE):
+                self._broom.submit(self._clear, self.scratch / name)
+            else:
+                self._sweep(name)
 
     def _put_broom_away(self) -> None:
         """Finish the folder at hand; what else is left is removed at the next start."""

@@ -134,8 +134,8 @@ class Trials:
         else:
             self._plan(work)
         if work.listed and not work.due:
+            self._work = None  # first: where the disk fails, only this answer is lost, and nothing moves twice
             self._answer(work)
-            self._work = None
         return now
 
     def _series(self, trial: Trial) -> Iterator[UnitSummary]:

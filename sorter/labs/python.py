@@ -117,11 +117,11 @@ class LabPython:
         if own is None:
             return ()
         if mark != own.mark:
-            own.close()
-            own.mark, own.pause = mark, AGAIN
-            if mark != own.before:
+            if mark != own.before:  # first: where the disk fails, the next look begins here again
                 self.records.note_python(lab, mark)
                 own.before = mark
+            own.close()
+            own.mark, own.pause = mark, AGAIN
             if mark:
                 self._load(own, mark)
             else:

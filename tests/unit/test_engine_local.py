@@ -573,6 +573,18 @@ def test_a_dead_daemon_leaves_no_process_and_the_next_one_clears_its_scratch(
     swept(tmp_path)
 
 
+def test_what_was_to_be_removed_keeps_its_name_from_start_to_start(tmp_path: Path) -> None:
+    """Many starts in a row, none of which gets as far as removing it, must not end with a name too long for a disk."""
+    left = tmp_path / "scratch" / f".12345678-{'j' * 245}"
+    left.mkdir(parents=True)
+    engine = LocalEngine(1, tmp_path / "scratch", Files())
+    try:
+        wait_until(lambda: not left.exists(), 60, "what was left to be removed")
+    finally:
+        engine.stop()
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
 def test_scratch_that_cannot_be_removed_keeps_no_outcome_from_the_others(
     makers: Path, start: Callable[..., LocalEngine], tmp_path: Path
 ) -> None:
