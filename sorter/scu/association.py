@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -54,10 +55,10 @@ def associated(
     The peer is not trusted to end anything: beyond `limits` the connection is cut, wherever it stands. `handlers` are
     pynetdicom's, for reports that come meanwhile (N-EVENT-REPORT); no other request is answered.
     """
-    guard, whole = Guard(limits), False
+    guard, reports, whole = Guard(limits), _Reports(), False
     association = None
     try:
-        association = _associate(peer, contexts, roles, guard, handlers)
+        association = _associate(peer, contexts, roles, guard, [*handlers, *reports.handlers()])
         guard.arm(limits.seconds)
         yield association
         whole = True
@@ -67,6 +68,7 @@ def associated(
         raise
     finally:
         if association is not None and whole and association.is_established:
+            reports.end()
             association._is_paused = True  # so it is, since `pause_reactor`; but it says otherwise after a report
             association.release()
         else:
@@ -118,6 +120,44 @@ class Guard:
         if self._socket is not None:
             with contextlib.suppress(OSError):  # it has ended already
                 self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Reports:
+    """The reports (N-EVENT-REPORT) of one association, which pynetdicom answers on a thread of its own, each.
+
+    An answer that came after our release request would end the thread that sends, and the release with it.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._answering = 0
+        self._ended = False
+
+    def handlers(self) -> list[Any]:
+        from pynetdicom import evt
+
+        return [(evt.EVT_CONN_OPEN, self._opened)]
+
+    def _opened(self, event: Any) -> None:
+        event.assoc._serve_request = functools.partial(self._serve, event.assoc._serve_request)
+
+    def _serve(self, serve: Callable[[Any, int], None], message: Any, context: int) -> None:
+        with self._changed:
+            if self._ended:
+                return
+            self._answering += 1
+        try:
+            serve(message, context)
+        finally:
+            with self._changed:
+                self._answering -= 1
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """Take none any more; come back when those that were taken are answered."""
+        with self._changed:
+            self._ended = True
+            self._changed.wait_for(lambda: not self._answering, PATIENCE)
 
 
 def _associate(peer: Peer, contexts: Contexts, roles: Sequence[Any], guard: Guard, handlers: Sequence[Any]) -> Any:

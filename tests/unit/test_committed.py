@@ -14,12 +14,13 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_role, evt
+from pynetdicom.acse import ACSE
 from pynetdicom.sop_class import MRImageStorage, StorageCommitmentPushModel, Verification
 
 from sorter.deliver.lane import Lane, Patience
 from sorter.deliver.target import Done, Later
 from sorter.errors import TryLater
-from sorter.receive.commitment import Unreadable, parse_report
+from sorter.receive.commitment import Report, Unreadable, parse_report
 from sorter.receive.negotiation import IMPLICIT
 from sorter.scu import committed, target
 from sorter.scu.committed import Ledger
@@ -53,6 +54,7 @@ class Keeper:
     def begin(self, how: str) -> None:
         """Anew, for another test."""
         self.how, self.loses, self.status, self.unnamed = how, 0, 0x0000, 0
+        self.answered: list[int] = []
         self.port_of_sorter = free_port()
         self.stored: list[str] = []
         self.kept: set[str] = set()
@@ -99,7 +101,8 @@ class Keeper:
         if lost:
             told.FailedSOPSequence = lost
         status, _ = association.send_n_event_report(told, 2 if lost else 1, StorageCommitmentPushModel, WELL_KNOWN)
-        return int(status.Status)
+        self.answered.append(int(status.Status))
+        return self.answered[-1]
 
     def target(self, **more: Any) -> DicomTarget:
         return DicomTarget(self.settings(**more))
@@ -178,6 +181,28 @@ def test_what_the_node_keeps_is_committed(keeper: Keeper, made: list[DicomTarget
     grown = place.put(job(store.images, 2, receipt(done)), store)
     assert (grown.note, len(grown.files)) == ("committed", len(store.images))
     assert [each.ReferencedSOPInstanceUID for each in keeper.questions[1].ReferencedSOPSequence] == uids(LATE)
+
+
+def test_a_report_is_answered_before_the_association_is_released(
+    node: Keeper, made: list[DicomTarget], monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    """pynetdicom answers it on another thread, and cannot send once it has asked for the release."""
+    node.begin("same")
+    releasing, negotiate = threading.Event(), ACSE.negotiate_release
+
+    def release(acse: ACSE) -> None:
+        releasing.set()
+        negotiate(acse)
+
+    class Slow(Ledger):
+        def answer(self, report: Report) -> None:
+            super().answer(report)
+            releasing.wait(0.5)
+
+    monkeypatch.setattr(ACSE, "negotiate_release", release)
+    monkeypatch.setattr(target, "Ledger", Slow)
+    assert of(node, made).put(job(IMAGES), store).note == "committed"
+    wait_until(lambda: node.answered == [0x0000])
 
 
 def test_what_the_node_lost_is_sent_again_alone(keeper: Keeper, made: list[DicomTarget], store: Store) -> None:
