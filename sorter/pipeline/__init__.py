@@ -253,7 +253,7 @@ class Pipeline:
             self.index.note_all(live.key, live.unit.by_sop)
         for association in sorted(live.state.carrying):
             if not self.intake.is_open(association):
-                self._end(live, Ended(association, "lost"))
+                self._end(live, Ended(association, "lost"), durable=False)  # else the next start says it again
 
     def unit(self, key: str) -> Unit:
         return self.live(key).unit
@@ -367,8 +367,8 @@ class Pipeline:
         self.queries.again(live, self.now)
         self._sum_up(live)
 
-    def _end(self, live: Live, ended: Ended) -> None:
-        live.unit.end_association(ended.association, ended.how)
+    def _end(self, live: Live, ended: Ended, *, durable: bool = True) -> None:
+        live.unit.end_association(ended.association, ended.how, durable=durable)
         self.settling.ended(live, ended.association, ended.how, self.now)
 
     # --- complete? ----------------------------------------------------------------------------------------------

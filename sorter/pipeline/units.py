@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sorter.completion import Arrived, AssociationEnded, DropWhole, Published, State, Timing, step
-from sorter.model import DICOM, Instance, Plan, Receipt, Revision
+from sorter.model import DICOM, Instance, Plan, Receipt, Revision, Source
 from sorter.pipeline.planning import NoPlan
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.leaving import MAY_LEAVE
@@ -130,16 +130,17 @@ def revive(unit: Unit, now: float) -> Live:
     """A unit as its records say; waiting starts anew at `now`."""
     live = Live(unit, revision=unit.latest_revision(), plan=unit.latest_plan(), receipts=unit.receipts())
     live.retiring = unit.retiring()
-    live.senders = {each.source.sender: None for each in unit.instances.values() if each.source.sender}
+    sources = dict.fromkeys(each.source for each in unit.instances.values())
+    live.senders = {sender: None for source in sources if (sender := source.sender)}
     summary = unit.summary()
     live.counts = summary.counts if summary else ()
     if live.revision is not None:
         live.first = unit.revision(1).made if live.revision.revision > 1 else live.revision.made
         live.state, _ = step(live.state, Published(live.revision.revision, live.revision.verdict), now)
     published = content(live.revision.instances if live.revision else ())
-    for instance in unit.deliverable:
-        if (instance.file, instance.standing) not in published:
-            live.state, _ = step(live.state, arrival(instance), now)
+    waiting = (each for each in unit.deliverable if (each.file, each.standing) not in published)
+    for arrived in dict.fromkeys(map(arrival, waiting)):  # all at once: a second that came the same way says nothing
+        live.state, _ = step(live.state, arrived, now)
     for association, how in unit.associations.items():
         if how:
             live.state, _ = step(live.state, AssociationEnded(association, how), now)
@@ -182,7 +183,7 @@ def summarise(live: Live, awaited: str = "images may still come") -> UnitSummary
         else text("SeriesDescription", "ProtocolName", "SequenceName"),
         modality=text("Modality"),
         scanner=text("DeviceSerialNumber", "StationName"),
-        senders=tuple(dict.fromkeys(_sender(each) for each in unit.instances.values())),
+        senders=tuple(dict.fromkeys(map(_sender, dict.fromkeys(each.source for each in unit.instances.values())))),
         images=len(unit.deliverable),
         verdict=live.revision.verdict.value if live.revision else "",
         revision=live.revision.revision if live.revision else 0,
@@ -253,7 +254,7 @@ def _deliveries(live: Live) -> Iterator[DeliveryState]:
         yield DeliveryState(each.product, each.target, state, why, receipt.folder if receipt else each.folder)
 
 
-def _sender(instance: Instance) -> str:
-    if instance.source.dropped:
-        return "import" if is_import(instance.source.drop) else "incoming/"
-    return instance.source.sender or "unknown"
+def _sender(source: Source) -> str:
+    if source.dropped:
+        return "import" if is_import(source.drop) else "incoming/"
+    return source.sender or "unknown"

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -237,7 +238,7 @@ class Unit:
         for raw in data.split(b"\n"):
             if raw.strip():
                 try:
-                    yield json.loads(raw)
+                    yield json.loads(raw.decode())  # of bytes it would guess the encoding, line by line
                 except ValueError:
                     continue
 
@@ -487,9 +488,9 @@ class Unit:
         """Append facts in one write; the folder must exist. Not `durable`: the caller syncs file and folder."""
         self.spool.files.append(self.evidence, b"".join(line(entry) for entry in entries), durable=durable)
 
-    def end_association(self, association: str, how: str) -> None:
+    def end_association(self, association: str, how: str, *, durable: bool = True) -> None:
         self.associations[association] = how
-        self.add_evidence([{"association": association, "ended": how, "at": now()}])
+        self.add_evidence([{"association": association, "ended": how, "at": now()}], durable=durable)
 
     def drop_is_whole(self, drop: str) -> None:
         self.whole_drops.add(drop)
@@ -689,8 +690,16 @@ def product_from(data: Mapping[str, Any]) -> Product:
 def instance_from(data: dict[str, Any]) -> Instance:
     """What `plain` made of an instance. By hand, because it runs once for each image of every open unit at the start;
     the lines are sorter's own."""
-    data["source"] = Source(**data.get("source", {}))
-    header = data.get("header", {})
-    data["header"] = {name: tuple(value) if isinstance(value, list) else value for name, value in header.items()}
-    data["standing"] = Standing(data.get("standing", "current"))
+    data["source"] = _source(*data.get("source", {}).items())
+    for name, value in data.get("header", {}).items():
+        if isinstance(value, list):
+            data["header"][name] = tuple(value)
+    if "standing" in data:
+        data["standing"] = Standing(data["standing"])
     return Instance(**data)
+
+
+@functools.lru_cache(maxsize=1000)
+def _source(*fields: tuple[str, Any]) -> Source:
+    """One for all images that came the same way."""
+    return Source(**dict(fields))
