@@ -7,7 +7,8 @@ import time
 
 import click
 
-from sorter.cli.common import Where, account, console, open_source, soon, with_where
+from sorter.cli.common import Where, account, console, soon, with_where
+from sorter.cli.source import open_source
 from sorter.daemon.requests import request
 from sorter.door import Door
 from sorter.errors import SorterError, did_you_mean

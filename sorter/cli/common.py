@@ -1,4 +1,7 @@
-"""What all commands share: where the configuration is, how the spool is opened, how things are printed."""
+"""What all commands share: where the configuration is, how the spool is opened, how things are printed.
+
+`receive` is started anew when it dies, and waits for these imports: they are few.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,16 @@ from rich.console import Console
 
 from sorter.accounts import name_of
 from sorter.config import Config, NoConfiguration, load
-from sorter.door import Door
 from sorter.durable import Files
-from sorter.errors import ConfigError, SorterError
-from sorter.exports import Store
+from sorter.errors import SorterError
 from sorter.spool import Spool
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 console = Console(highlight=False)
+
+supervised = click.option("--supervised", is_flag=True, hidden=True)
+quiet_option = click.option("--quiet", type=click.FloatRange(min=0.1), help="Seconds without an image; default 30.")
 
 SOCKET = "SORTER_SOCKET"
 """The variable that names the door's socket, where no configuration that one may read does."""
@@ -113,33 +117,6 @@ def soon(spool: Spool) -> str:
 def account() -> str:
     """Who gives this command, for the record."""
     return name_of(os.getuid())
-
-
-def open_source(where: Where) -> Store | Door:
-    """The series that one may see: of the spool itself where one may read it, else by the door of the sorter that runs.
-
-    SorterError: neither is there.
-    """
-    given = os.environ.get(SOCKET)
-    if given and where.path is None and where.root is None:
-        return Door(Path(given), Files())
-    try:
-        config = where.load()
-    except ConfigError as error:
-        found = Path(given) if given else SYSTEM_SOCKET
-        if found.exists():
-            return Door(found, Files())
-        if not isinstance(error, NoConfiguration):
-            raise
-        raise SorterError(
-            f"there is no configuration that you may read, and no socket {found}. The admin of sorter knows where its "
-            f"socket is: say `export {SOCKET}=…` once, or give --root DIR or -c FILE. What is in your lab's folder is "
-            "listed in .sorter/scans.tsv there"
-        ) from None
-    try:
-        return Store(open_spool(config), config.folders())
-    except NotYours:
-        return Door(Path(given) if given else config.socket, Files())
 
 
 def printable(text: str) -> str:

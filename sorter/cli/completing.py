@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from sorter.cli.common import Where, open_source
+from sorter.cli.common import Where
+from sorter.cli.source import open_source
 from sorter.errors import SorterError
 from sorter.exports.choosing import Subject
 from sorter.exports.naming import PRESETS

@@ -14,8 +14,9 @@ import click
 from rich.table import Table
 
 from sorter.cli import door, stored
-from sorter.cli.common import Where, console, literal, open_source, printable, with_where
+from sorter.cli.common import Where, console, literal, printable, with_where
 from sorter.cli.completing import subjects_here
+from sorter.cli.source import open_source
 from sorter.config import Config
 from sorter.daemon.receive import keep_of
 from sorter.door import Door

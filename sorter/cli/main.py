@@ -10,16 +10,16 @@ import click
 from sorter.errors import SorterError
 
 COMMANDS = {
-    "serve": "run",
-    "receive": "run",
-    "sort": "run",
-    "check": "run",
+    "serve": "serve",
+    "receive": "receive",
+    "sort": "sort",
+    "check": "check",
     "plugins": "plugins",
     "demo": "demo",
     "status": "look",
     "list": "look",
     "why": "look",
-    "conformance": "run",
+    "conformance": "check",
     "echo": "network",
     "send": "network",
     "rename": "rename",

@@ -16,8 +16,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from rich.table import Table
 
 from sorter.cli.by_letter import Corner, ask, corner_above
-from sorter.cli.common import Where, console, literal, open_source, printable, with_where
+from sorter.cli.common import Where, console, literal, printable, with_where
 from sorter.cli.completing import labs_here, presets, series_here, subjects_here
+from sorter.cli.source import open_source
 from sorter.cli.standing import from_now_on
 from sorter.durable import Files
 from sorter.errors import SorterError

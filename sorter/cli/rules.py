@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import click
 
 from sorter.cli.by_letter import corner_above
-from sorter.cli.common import F, Where, account, admins_config, console, open_source, printable, soon, with_where
+from sorter.cli.common import F, Where, account, admins_config, console, printable, soon, with_where
+from sorter.cli.source import open_source
 from sorter.cli.standing import OwnFile
 from sorter.config import Config
 from sorter.config.rewriting import without_rule

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sorter.completion import Habits, Timing, Tracker
-from sorter.config import Config, LabConfig, Node, Sender
+from sorter.config import Config, LabConfig, Node, Sender, server_context
 from sorter.config.lab import LabFile
 from sorter.config.models import SlurmConfig, SlurmTerms
 from sorter.daemon.receive import keep_of
@@ -257,6 +257,14 @@ class Parts:
         self.pipeline.ask_again()
         if self.commitments is not None:
             self.commitments.retry()
+
+
+def check(config: Config) -> None:
+    """Say all faults of a configuration and its plugins now, rather than in a child's voice. SorterError: the first."""
+    plugins = load_plugins(config, Files())
+    outlets_of(config, plugins)
+    planner_of(config, plugins)
+    server_context(config)
 
 
 def veils_of(config: Config, spool: Spool) -> dict[str, Veil]:

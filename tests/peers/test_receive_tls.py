@@ -25,7 +25,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.sop_class import MRImageStorage, Verification
 
-from sorter.cli.run import check_command
+from sorter.cli.check import check_command
 from sorter.config import load, server_context
 from sorter.daemon.receive import settings_of
 from sorter.durable import Files

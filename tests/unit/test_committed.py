@@ -375,8 +375,11 @@ def test_the_port_takes_no_more_than_so_many_connections(
     place = of(silent, made)
     place.check()
     assert place._ear is not None
-    with Raw(silent.port_of_sorter), Raw(silent.port_of_sorter) as second, Raw(silent.port_of_sorter) as third:
-        third.drain()  # it is closed at once
+    ear = place._ear
+    with Raw(silent.port_of_sorter), Raw(silent.port_of_sorter) as second:
+        wait_until(lambda: len(ear._guards) == 2)  # each is opened on a thread of its own
+        with Raw(silent.port_of_sorter) as third:
+            third.drain()  # it is closed at once
         second.socket.sendall(b"\1\0\xff\xff\xff\xff")  # a PDU of 4 GB is announced
         second.drain()
     wait_until(lambda: not place._ear._guards if place._ear else False)
