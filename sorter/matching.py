@@ -56,6 +56,14 @@ def numbers(text: str) -> list[tuple[int, int]] | None:
     return found
 
 
+def checked_series(text: str) -> str:
+    """The same text. SorterError: it has a range that no number lies in."""
+    for first, last in numbers(text) or ():
+        if first > last:
+            raise SorterError(f"in {text[:80]!r} the range {first}-{last} ends before it begins; write {last}-{first}")
+    return text
+
+
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 

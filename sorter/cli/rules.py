@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from sorter.cli.source import open_source
 from sorter.cli.standing import OwnFile
 from sorter.config import Config
 from sorter.config.rewriting import without_rule
-from sorter.daemon.assembly import load_plugins, planner_of
+from sorter.daemon.assembly import homes_of, load_plugins, planner_of
 from sorter.daemon.requests import request
 from sorter.door import Door
 from sorter.durable import Files
@@ -25,7 +26,7 @@ from sorter.errors import ConfigError, SorterError, did_you_mean
 from sorter.exports import Store
 from sorter.exports.standing import sentence
 from sorter.labs.files import LabFiles
-from sorter.labs.moving import Move, delivered, move_of
+from sorter.labs.moving import Move, Trial, Tried, delivered, move_of
 from sorter.matching import day_of
 from sorter.model import plain
 from sorter.pipeline.deciding import decision
@@ -116,8 +117,8 @@ def remove_command(where: Where, lab: str | None, number: int) -> None:
 class _Site(Protocol):
     """Who knows what the rules of now would do."""
 
-    def moves(self, since: str) -> tuple[int, list[Move]]:
-        """Of what came on this day (YYYYMMDD) or later, "" for all: how many, and as many of them as are told."""
+    def tried(self, since: str) -> Tried:
+        """On what came on this day (YYYYMMDD) or later, "" for all."""
 
     def apply(self, moves: Sequence[Move]) -> str:
         """Have these moved; returns how many are going to be, and when."""
@@ -125,17 +126,33 @@ class _Site(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Here:
-    """Oneself, where one may read the spool."""
+    """Oneself, where one may read the spool; but a lab's own Python is asked by the sorter that runs alone."""
 
     config: Config
     spool: Spool
     lab: str | None
 
-    def moves(self, since: str) -> tuple[int, list[Move]]:
-        planner = _planner(self.config, self.spool, self.lab)
-        every = in_order(list(delivered(summaries(self.spool), self.lab, since)))
-        found = [move for each in every if (move := move_of(planner, self.spool, each)) is not None]
-        return len(found), found
+    def tried(self, since: str) -> Tried:
+        planner, apart = _planner(self.config, self.spool, self.lab), self._with_python()
+        every = in_order([each for each in delivered(summaries(self.spool), self.lab, since) if each.lab not in apart])
+        found = Tried.of([move for each in every if (move := move_of(planner, self.spool, each)) is not None])
+        for each in apart:
+            found += Trial(each, since, os.getuid(), own=False).answered(self.spool)
+        return found
+
+    def _with_python(self) -> list[str]:
+        """The labs with Python of their own that is asked, which is said; and where it cannot be."""
+        records = LabRecords(self.spool.labs, self.spool.files)
+        labs = [each for each in homes_of(self.config) if self.lab in (None, each) and records.python(each)]
+        runs = self.spool.is_sorting()
+        for each in labs:
+            says = (
+                "the sorter that runs says what becomes of its series, by the configuration that it has read"
+                if runs
+                else "only a sorter that runs can ask that, and none does: it is left out of what follows"
+            )
+            console.print(f"Lab {each} has Python of its own: {says}.", soft_wrap=True, markup=False)
+        return labs if runs else []
 
     def apply(self, moves: Sequence[Move]) -> str:
         said = decision(None, None, account())
@@ -151,12 +168,12 @@ class _AtTheDoor:
     door: Door
     lab: str
 
-    def moves(self, since: str) -> tuple[int, list[Move]]:
+    def tried(self, since: str) -> Tried:
         return self.door.rules(self.lab, since)
 
     def apply(self, moves: Sequence[Move]) -> str:
-        count, _ = self.door.rules(self.lab, "", [each.key for each in moves])
-        return f"{count} series move now"
+        done = self.door.rules(self.lab, "", [each.key for each in moves])
+        return f"{done.moving} series move now"
 
 
 def _site(where: Where, lab: str | None) -> _Site:
@@ -190,9 +207,9 @@ def _planner(config: Config, spool: Spool, lab: str | None) -> Planner:
 @with_given
 def try_command(where: Where, lab: str | None, since: str) -> None:
     """What the rules of now would have done with what came since then. Nothing is changed."""
-    count, moves = _site(where, lab).moves(day_of(since))
-    _tell(count, moves, f" of what came since {_said(since)}")
-    if moves:
+    found = _site(where, lab).tried(day_of(since))
+    _tell(found, f" of what came since {_said(since)}")
+    if found.moves:
         console.print("Nothing was changed; `sorter rules apply` moves them.")
 
 
@@ -203,16 +220,16 @@ def try_command(where: Where, lab: str | None, since: str) -> None:
 def apply_command(where: Where, lab: str | None, since: str, yes: bool) -> None:
     """What was delivered moves to where the rules of now want it. What a lab edited or added there stays."""
     site = _site(where, lab)
-    count, moves = site.moves(day_of(since) if since else "")
-    _tell(count, moves, f" of what came since {_said(since)}" if since else "")
-    if not moves:
+    found = site.tried(day_of(since) if since else "")
+    _tell(found, f" of what came since {_said(since)}" if since else "")
+    if not found.moves:
         return
-    if count > len(moves):
-        console.print(f"{len(moves)} of them are moved at once; for the others give the command again.")
+    if found.moving > len(found.moves):
+        console.print(f"{len(found.moves)} of them are moved at once; for the others give the command again.")
     if not yes and not click.confirm("Move them?"):
         console.print("Nothing was changed.")
         return
-    console.print(f"{site.apply(moves)}; `sorter why` tells what became of each.")
+    console.print(f"{site.apply(found.moves)}; `sorter why` tells what became of each.")
 
 
 def _said(since: str) -> str:
@@ -220,12 +237,19 @@ def _said(since: str) -> str:
     return f"{day[:4]}-{day[4:6]}-{day[6:]}"
 
 
-def _tell(count: int, moves: Sequence[Move], of: str) -> None:
+def _tell(found: Tried, of: str) -> None:
     """`of` which series: words that begin with a space, "" for all."""
-    if not moves:
+    if found.stops:
+        says = "would not be delivered by the rules of now; what was delivered of them stays where it is:"
+        _list_moves(f"{found.stopping} series{of} {says}", found.stopping, found.stops)
+    if found.moves:
+        _list_moves(f"{found.moving} series{of} would lie elsewhere by the rules of now:", found.moving, found.moves)
+    else:
         console.print(f"No series{of} would lie elsewhere by the rules of now.", soft_wrap=True, markup=False)
-        return
-    console.print(f"{count} series{of} would lie elsewhere by the rules of now:", soft_wrap=True, markup=False)
+
+
+def _list_moves(title: str, count: int, moves: Sequence[Move]) -> None:
+    console.print(title, soft_wrap=True, markup=False)
     for each in moves[:_MOST_SAID]:
         console.print(f"        {printable(each.says)}", soft_wrap=True, markup=False)
     if count > _MOST_SAID:

@@ -19,7 +19,7 @@ from sorter.config.places import Key
 from sorter.config.reading import Sources, Tables
 from sorter.errors import ConfigError, SorterError
 from sorter.expected import checked_glob, fits
-from sorter.matching import fits_rule, fits_series
+from sorter.matching import checked_series, fits_rule, fits_series
 from sorter.model import DICOM, Name, Series
 from sorter.naming import Pattern
 
@@ -56,6 +56,13 @@ def _date(text: str) -> str:
     if not _DATE.fullmatch(text):
         raise ValueError(f'{shown(text)} is no day; write it as "2026-01-05"')
     return text
+
+
+def _series(text: str) -> str:
+    try:
+        return checked_series(text)
+    except SorterError as error:
+        raise ValueError(str(error)) from None
 
 
 Folder = Annotated[str, AfterValidator(_folder)]
@@ -99,7 +106,7 @@ class Rule(Section):
 
     subject: Glob | None = None
     """Series of these subjects: a glob, as `"PILOT*"`. Default: of all."""
-    series: Glob | None = None
+    series: Annotated[Glob, AfterValidator(_series)] | None = None
     """These series: numbers as `"3,5-7"`, or a glob of the description as `"*T1*"`. Default: all."""
     modality: Glob | None = None
     """Series of this modality, as `"MR"`. Default: of all."""

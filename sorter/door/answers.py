@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -29,7 +28,6 @@ from sorter.pipeline.outages import outages
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.exports import Export, ExportedFile
 from sorter.spool.exports import ask as request_export
-from sorter.spool.labs import LabRecords
 from sorter.spool.lines import now
 from sorter.spool.requests import request
 from sorter.spool.studies import StudyRecords
@@ -37,7 +35,6 @@ from sorter.spool.veils import Veil, Veils
 from sorter.summaries import is_called, summaries, summary_of
 
 LONGEST_PATH = 4096
-TRY_WITHIN = 240.0  # seconds that the sorting process has for one answer
 MOST_NOTED = 16 << 20  # bytes of what is remembered of one series' copies by way of the door
 
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -320,19 +317,7 @@ def rules(desk: Desk, asked: ask.Rules) -> Iterator[Line]:
     if not desk.spool.is_sorting():
         raise SorterError("sorter does not sort now, and only then knows what its rules do; ask its admin")
     desk.saw("rules", asked.keys)
-    trial = Trial(asked.lab, asked.since, desk.sight.uid, asked.keys)
-    trial.leave(desk.spool)
-    yield json.loads(_taken(desk, trial))
-
-
-def _taken(desk: Desk, trial: Trial) -> bytes:
-    records, until = LabRecords(desk.spool.labs, desk.spool.files), time.monotonic() + TRY_WITHIN
-    while time.monotonic() < until:
-        data = records.take_trial(trial.lab, trial.code)
-        if data is not None:
-            return data
-        time.sleep(0.05)
-    raise SorterError("sorter is too busy to try the rules on all of these now; ask again, or about fewer days")
+    yield plain(Trial(asked.lab, asked.since, desk.sight.uid, asked.keys).answered(desk.spool))
 
 
 @answering(ask.Why)

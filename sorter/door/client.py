@@ -21,7 +21,7 @@ from sorter.errors import SorterError
 from sorter.exports import Copy, Found
 from sorter.exports.finding import Made
 from sorter.exports.source import Told, open_copy, parcels
-from sorter.labs.moving import Move
+from sorter.labs.moving import Tried
 from sorter.model import Header, build, plain
 from sorter.spool import UnitSummary
 from sorter.spool.unit import instance_from, product_from
@@ -200,10 +200,10 @@ class Door:
         """Those that this account is of."""
         return tuple(str(each) for line, _ in self.asked(ask.Status()) for each in line["labs"])
 
-    def rules(self, lab: str, since: str, keys: Sequence[str] = ()) -> tuple[int, list[Move]]:
-        """See `sorter.door.requests.Rules`: how many, and those of them that are told."""
+    def rules(self, lab: str, since: str, keys: Sequence[str] = ()) -> Tried:
+        """See `sorter.door.requests.Rules`."""
         [(line, _)] = self.asked(ask.Rules(lab, since, tuple(keys)))
-        return int(line["count"]), [build(Move, each) for each in line["moves"]]
+        return build(Tried, line)
 
 
 _PRODUCTS = "products"

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.exports.finding import Found
-from sorter.matching import fits_series
+from sorter.matching import checked_series, fits_series
 
 _LONGEST_LIST = 16 << 20  # bytes of a list of subjects
 _TITLES = ("subject", "subjects", "id", "patientid", "patient")
@@ -84,13 +84,16 @@ def subjects(text: str) -> list[Subject]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the flags say; an empty one says nothing. `since` is YYYYMMDD."""
+    """What the flags say; an empty one says nothing. `since` is YYYYMMDD. SorterError: `series` fits nothing at all."""
 
     study: str = ""  # its day, or its UID
     series: str = ""  # "3,5-7", or a glob of the description
     modality: str = ""
     since: str = ""
     lab: str = ""
+
+    def __post_init__(self) -> None:
+        checked_series(self.series)
 
     def fits(self, found: Found) -> bool:
         day = found.text("StudyDate").replace("-", "").replace(".", "")

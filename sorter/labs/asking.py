@@ -20,7 +20,7 @@ from sorter.exports.asking import NIFTI, Asked
 from sorter.exports.choosing import Choice, Subject
 from sorter.exports.naming import naming
 from sorter.exports.source import target_of
-from sorter.matching import day_of
+from sorter.matching import checked_series, day_of
 
 MOST_SUBJECTS = 1000
 _LONGEST_COMPONENT = 200  # bytes
@@ -60,6 +60,13 @@ def _day(text: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _series(text: str) -> str:
+    try:
+        return checked_series(text)
+    except SorterError as error:
+        raise ValueError(str(error)) from None
+
+
 Words = Annotated[str, Field(max_length=200)]
 Subjects = Annotated[tuple[Words, ...], Field(strict=False, min_length=1, max_length=MOST_SUBJECTS)]
 
@@ -73,7 +80,7 @@ class Request(Section):
     """Where to: a folder below the lab's own, as `"pilot/2026"`, or `"target:NAME/FOLDER"` of a target of the lab."""
     study: Words = ""
     """Only the study of this day or UID."""
-    series: Words = ""
+    series: Annotated[Words, AfterValidator(_series)] = ""
     """Only these: numbers as `"3,5-7"`, or a glob of the description as `"*T1*"`."""
     modality: Words = ""
     """Only this modality, as `"MR"`."""

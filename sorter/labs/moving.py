@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sorter.accounts import name_of
-from sorter.model import Delivery, Plan, UnitKind, plain
-from sorter.pipeline.planning import Planner
+from sorter.errors import SorterError
+from sorter.model import Delivery, Plan, UnitKind, build, plain
+from sorter.pipeline.planning import NoPlan, Planner
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.labs import LabRecords
 from sorter.spool.requests import request
@@ -25,14 +27,41 @@ MOST_TOLD = 5000
 LOOK_WITHIN = 20.0
 """Seconds in which the lab's own file is read once more first; a folder that is away keeps nobody waiting longer."""
 
+ANSWER_WITHIN = 240.0
+"""Seconds that the sorting process has for one answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A series that the rules of now would have elsewhere than it is; `says` it in a line."""
+    """A series that the rules of now would have elsewhere than it is; `says` it in a line. `stops`: nowhere at all."""
 
     key: str
     lab: str
     says: str
+    stops: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What the rules of now would do: so many series would lie elsewhere, so many would not be delivered; of very many
+    only the first are in `moves` and `stops`."""
+
+    moving: int
+    moves: tuple[Move, ...]
+    stopping: int
+    stops: tuple[Move, ...]
+
+    @staticmethod
+    def of(found: Sequence[Move]) -> Tried:
+        """Of all that was found."""
+        moves, stops = ([each for each in found if each.stops is stop] for stop in (False, True))
+        return Tried(len(moves), tuple(moves[:MOST_TOLD]), len(stops), tuple(stops[:MOST_TOLD]))
+
+    def __add__(self, other: Tried) -> Tried:
+        return Tried(
+            self.moving + other.moving, self.moves + other.moves, self.stopping + other.stopping,
+            self.stops + other.stops,
+        )  # fmt: skip
 
 
 def move_of(planner: Planner, spool: Spool, summary: UnitSummary, *, own: bool = False) -> Move | None:
@@ -42,15 +71,16 @@ def move_of(planner: Planner, spool: Spool, summary: UnitSummary, *, own: bool =
     if before is None or revision is None or unit.withdrawn or unit.held:
         return None
     now = planner.plan(unit, revision, None)
-    if not isinstance(now, Plan) or (own and now.identity.lab != summary.lab):
+    if own and now.identity.lab != summary.lab:
         return None
-    says = "; ".join(_changes(before, now))
-    return Move(summary.key, summary.lab or "", f"{title_of(summary)}: {says}") if says else None
+    stops = not isinstance(now, Plan)
+    says = now.why if isinstance(now, NoPlan) else "; ".join(_changes(before, now))
+    return Move(summary.key, summary.lab or "", f"{title_of(summary)}: {says}", stops) if says else None
 
 
 def _changes(before: Plan, now: Plan) -> Iterator[str]:
     was, will = ({(each.product, each.target): each for each in plan.deliveries} for plan in (before, now))
-    yield from (f"{_shown(was[each])} goes" for each in was if each not in will)
+    yield from (f"{_shown(was[each])} is wanted no more, and goes" for each in was if each not in will)
     yield from (f"{_shown(will[each])} is new" for each in will if each not in was)
     for each in [each for each in was if each in will]:
         if was[each].folder != will[each].folder:
@@ -75,17 +105,28 @@ def delivered(every: Iterable[UnitSummary], lab: str | None, since: str) -> Iter
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a member of a lab asks for: to try the rules on what came `since`, or to have `keys` moved by them."""
+    """What somebody asks for: to try the rules on what came `since`, or to have `keys` moved by them.
+
+    `own`, as for the lab's members: what another lab would get is left out.
+    """
 
     lab: str
     since: str
     by: int
     keys: tuple[str, ...] = ()
+    own: bool = True
     code: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def leave(self, spool: Spool) -> None:
-        """For the sorting process. SorterError: none has started on this spool."""
+    def answered(self, spool: Spool) -> Tried:
+        """What the sorting process says, once it has. SorterError: none has started here, or it is too busy."""
         request(spool, f"try-{self.code}", {"do": "try rules", "trial": plain(self)})
+        records, until = LabRecords(spool.labs, spool.files), time.monotonic() + ANSWER_WITHIN
+        while time.monotonic() < until:
+            data = records.take_trial(self.lab, self.code)
+            if data is not None:
+                return build(Tried, json.loads(data))
+            time.sleep(0.05)
+        raise SorterError("sorter is too busy to try the rules on all of these now; ask again, or about fewer days")
 
 
 @dataclass(slots=True)
@@ -159,7 +200,7 @@ class Trials:
         for _ in range(min(STEP, len(work.due))):
             summary = work.due.popleft()
             try:
-                found = move_of(self.planner(), self.spool, summary, own=True)
+                found = move_of(self.planner(), self.spool, summary, own=work.trial.own)
             except OSError as error:  # that one's trouble alone
                 found = None
                 self.spool.note("not tried", unit=summary.key, why=error.strerror or "")
@@ -168,7 +209,7 @@ class Trials:
 
     def _answer(self, work: _Work) -> None:
         trial = work.trial
-        if trial.keys and work.moves:
-            self.move([each.key for each in work.moves], name_of(trial.by))
-        told = {"count": len(work.moves), "moves": [plain(each) for each in work.moves[:MOST_TOLD]]}
-        self.records.write_trial(trial.lab, trial.code, json.dumps(told).encode())
+        moving = [each.key for each in work.moves if not each.stops]
+        if trial.keys and moving:
+            self.move(moving, name_of(trial.by))
+        self.records.write_trial(trial.lab, trial.code, json.dumps(plain(Tried.of(work.moves))).encode())

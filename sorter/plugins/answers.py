@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from sorter.errors import SorterError
 from sorter.model import (
     DICOM,
     MERGES,
@@ -24,7 +25,7 @@ from sorter.model import (
     build,
     plain,
 )
-from sorter.naming import safe_component
+from sorter.naming import Pattern, safe_component
 
 MAX_ANSWER = 4 << 20  # characters of JSON; room for a list of every SOP Instance UID of a long run
 MAX_TEXT = 4096  # characters of one text
@@ -141,6 +142,11 @@ def _name(answer: Any) -> Name:
     found = _rebuilt(Name, answer)
     if not found.file:
         raise ValueError("its Name has no pattern for the file")
+    try:
+        Pattern(found.folder)
+        Pattern(found.file, file=True)
+    except SorterError as error:
+        raise ValueError(f"of its Name, {error}") from None
     return found
 
 

@@ -153,6 +153,11 @@ def test_flags_narrow_it_down(several: list[Found], choice: Choice, numbers: lis
     assert sorted(each.number for each in several if choice.fits(each)) == sorted(numbers)
 
 
+def test_a_range_that_counts_backwards_is_an_error_not_an_empty_choice() -> None:
+    with pytest.raises(SorterError, match="in '3,9-5' the range 9-5 ends before it begins; write 5-9"):
+        Choice(series="3,9-5")
+
+
 def test_a_list_of_subjects(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text('\ufeffSubject,Name\nDEV01,pilot\n\n# not this one\n"A, B",x\nDEV02\n')

@@ -130,6 +130,7 @@ HOSTILE = {
     "a rule that says whose it is": '[[rules]]\nsubject = "*"\nlab = "other"\nbelow = "x"',
     "a rule that sends elsewhere": '[[rules]]\nsubject = "*"\ntargets = ["other"]',
     "a rule for everything": '[[rules]]\nbelow = "x"',
+    "a range that counts backwards": '[[rules]]\nseries = "9-3"\nbelow = "x"',
     "a rule for nothing": '[[rules]]\nsubject = "*"',
     "rules without end": '[[rules]]\nsubject = "*"\nbelow = "x"\n' * (MOST_RULES + 1),
     "a product that nobody makes": '[deliver]\nproducts = ["rm -rf"]',

@@ -42,7 +42,7 @@ OWN = """
 
     @hookimpl
     def sorter_name(series, product, target):
-        return Name("own/{subject}", "{number}")
+        return Name("own/{subject}", "{InstanceNumber}")
 """
 
 
@@ -116,7 +116,7 @@ def test_it_says_who_where_to_and_under_which_names(own: Lab) -> None:
     assert [answer.value for answer in asked.answers] == [Identity(subject="own-A", labels={"seen": "S1"})]
     assert own.plugins.route(series("hold")).route == Hold("not yet")
     assert own.plugins.route(series("only")).route == Only(("pacs",))
-    assert own.plugins.name(series("A"), "dicom", "memory")[:2] == (Name("own/{subject}", "{number}"), "own")
+    assert own.plugins.name(series("A"), "dicom", "memory")[:2] == (Name("own/{subject}", "{InstanceNumber}"), "own")
 
 
 def test_nobody_elses_series_is_asked_about(own: Lab) -> None:
@@ -209,7 +209,8 @@ def test_the_page_for_labs_shows_what_works(own: Lab) -> None:
     assert found.value == Identity(subject="pilot-07")
     assert isinstance(own.plugins.route(dataclasses.replace(series("x"), header={"Modality": "MR"})).route, Hold)
     pilot = dataclasses.replace(series("x"), identity=Identity("memory", "pilot-07"))
-    assert own.plugins.name(pilot, "dicom", "memory").name == Name("pilot/{subject}", "{number}_{description}")
+    name = Name("pilot/{subject}/{SeriesNumber:03d}_{SeriesDescription}", "{InstanceNumber:05d}.dcm")
+    assert own.plugins.name(pilot, "dicom", "memory")[:2] == (name, "own")
 
 
 def test_no_image_leaves_the_store_on_the_word_of_an_account_that_runs_a_labs_code(own: Lab) -> None:

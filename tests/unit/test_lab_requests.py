@@ -78,6 +78,7 @@ def test_no_destination_leaves_the_labs_folder(dest: str) -> None:
         ('subject = "A"\ndest = "target:pacs"\nforce = true', "mine.toml:3: force: is for folders"),
         ('subject = "A\ndest = "x"', "mine.toml:1: this is not TOML: a text in quotes does not end in this line"),
         ('subject = "A"\ndest = "x"\nsince = "soon"', "mine.toml:3: since: "),
+        ('subject = "A"\ndest = "x"\nseries = "9-3"', "mine.toml:3: series: in '9-3' the range 9-3 ends before"),
         ('subject = "A"\ndest = "x"\nname = "{subject.__class__}"', "mine.toml:3: name: "),
         ('subject = "A"\ndest = "x"\nname = "../{subject}/{InstanceNumber}.dcm"', "mine.toml:3: name: "),
         ('subject = "A"\ndest = "x"\nfrom = "/etc"', "mine.toml:3: from: there is no such key"),

@@ -332,6 +332,7 @@ def test_sorter_event_tells_every_plugin(tmp_path: Path) -> None:
         ("sorter_expect", "return Expectation(confidence=2.0)", "must lie between 0 and 1"),
         ("sorter_expect", "return Expectation(confidence=float('nan'))", "not made of plain values"),
         ("sorter_name", "return Name('a', '')", "no pattern for the file"),
+        ("sorter_name", "return Name('a', '{nmber}')", 'there is no field "nmber"'),
         ("sorter_products", "return Product('a', 'b:c')", "it answered a Product, not a list of Product"),
         ("sorter_products", "return [Product('dicom', 'b:c')]", "cannot be named 'dicom'"),
         ("sorter_products", "return [Product('../x', 'b:c')]", "cannot be named '../x'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from hypothesis import strategies as st
 
 from sorter.cli import standing
 from sorter.cli.main import sorter
+from sorter.config import load
 from sorter.config.rewriting import with_rule, without_rule
+from sorter.daemon.requests import answer_requests
+from sorter.testing.waiting import wait_until
 from tests.crash.scenario import data_set
 from tests.unit.test_fix import site as site
 from tests.unit.test_fix import started, tree
@@ -96,6 +100,54 @@ def test_rules_are_listed_tried_applied_and_removed(site: Site) -> None:
     assert say(site, "rules", "remove", "1", "--lab", "memory").exit_code == 0
     assert own(site).read_text() == '# ours\n[[rules]]\nseries = "2"\nproducts = []\n'
     assert say(site, "rules", "remove", "2", "--lab", "memory").exit_code == 1
+
+
+def test_what_rules_stop_is_said_and_stays(site: Site) -> None:
+    own(site).write_text('[[rules]]\nseries = "2"\nproducts = []\n')
+    tried = say(site, "rules", "try").output
+    assert "1 series of what came since" in tried
+    assert "would not be delivered by the rules of now; what was delivered of them stays where it is:" in tried
+    assert "P1 20260102 002 T1: lab memory wants nothing of it" in tried
+    assert "No series of what came since" in tried.splitlines()[-1]
+    heed(site)
+    assert say(site, "rules", "apply", "--yes").output.splitlines()[-1].startswith("No series would lie elsewhere")
+    site.turns(20)
+    assert tree(site) == USUAL
+
+
+def test_a_labs_python_is_asked_by_the_sorter_that_runs(site: Site) -> None:
+    text = (site.root / "sorter.toml").read_text()
+    text = text.replace(
+        "[labs.memory]", f'[labs.memory]\nuser = "{getpass.getuser()}"\nroot = "{site.root}/labs/memory"'
+    )
+    (site.root / "sorter.toml").write_text(text)
+    site.parts.reload(load(site.root / "sorter.toml", site.root), site.spool.files)
+    place = site.root / "labs/memory/.sorter/plugins/names.py"
+    place.parent.mkdir()
+    place.write_text(
+        "from sorter import *\n@hookimpl\ndef sorter_name(series):\n    return Name('python/{subject}', '{Modality}')\n"
+    )
+
+    def turn() -> bool:
+        site.now += 1
+        answer_requests(site.spool, site.parts)
+        site.parts.turn(site.now)
+        return site.parts.lab_python.ask("memory", "sorter_identify", {"series": None}).failures == ()
+
+    wait_until(turn, 60, "the lab's plugins to be loaded")
+    said = say(site, "rules", "try").output
+    assert "Lab memory has Python of its own: only a sorter that runs can ask that, and none does" in said
+    assert "No series of what came since" in said
+    lock, results = site.spool.lock(), list[Result]()
+    asking = threading.Thread(target=lambda: results.append(say(site, "rules", "try")))
+    asking.start()
+    wait_until(lambda: turn() and bool(results), 60, "the answer of the sorter that runs")
+    asking.join()
+    site.spool.files.close(lock)
+    assert "by the configuration that it has read" in results[0].output
+    assert "2 series of what came since" in results[0].output
+    assert "dicom in memory: P1/20260102_1011/001_T1 goes to python/P1" in results[0].output
+    site.parts.lab_python.close()
 
 
 def test_file_names_follow_in_the_same_folder(site: Site) -> None:
