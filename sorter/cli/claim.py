@@ -104,7 +104,8 @@ def _list(spool: Spool, as_json: bool) -> None:
         since = claim.at[:16].replace("T", " ")
         console.print(f"{claim.code}  lab {claim.lab}, by {claim.by}, since {since}:", soft_wrap=True, markup=False)
         for unit in units:
-            console.print(f"          {title_of(unit)}, {unit.images} images", soft_wrap=True, markup=False)
+            of = f"; of lab {unit.lab} meanwhile" if unit.lab else ""
+            console.print(f"          {title_of(unit)}, {unit.images} images{of}", soft_wrap=True, markup=False)
         console.print(f"          sorter claim {claim.code} --grant, or --refuse", soft_wrap=True, markup=False)
 
 

@@ -156,13 +156,14 @@ def _description(series: Series) -> str:
 class Notifications(Section):
     """`[notifications]`: what the lab is told of."""
 
-    news: Annotated[tuple[Literal["studies", "incomplete", "daily"], ...], Field(strict=False)] = (
+    news: Annotated[tuple[Literal["studies", "incomplete", "daily", "claims"], ...], Field(strict=False)] = (
         "studies",
         "incomplete",
         "daily",
+        "claims",
     )
-    """What stands in `.sorter/NEWS.txt`: studies that came as a whole, studies that lack something, and what should
-    come every day and did not. `[]` for no such page."""
+    """What stands in `.sorter/NEWS.txt`: studies that came as a whole, studies that lack something, what should come
+    every day and did not, and what became of claims. `[]` for no such page."""
 
 
 class LabFile(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sorter.config.lab import LabFile
@@ -55,7 +55,20 @@ def _sentence(event: Event) -> tuple[str, str]:
         return "daily", f"what comes every day did not come by {event.details['by']} on {event.details['day']}"
     if event.kind == "daily_came":
         return "daily", "what comes every day has come now"
+    if event.kind == "claim_ended":
+        return "claims", _of_claim(event.details)
     return "", ""
+
+
+def _of_claim(details: Mapping[str, str]) -> str:
+    """To whom it went is not the lab's to know."""
+    what = f"what {details['by']} claimed on {details['since'][:10]} ({details['claim']}, {details['series']} series)"
+    match details["how"]:
+        case "granted":
+            return f"{what} is the lab's now"
+        case "refused":
+            return f"{what} was not given to the lab; the admin of sorter knows why"
+    return f"{what} did not come to the lab, and is unassigned no more; the claim is over"
 
 
 def _of_study(study: Study) -> str:

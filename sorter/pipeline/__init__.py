@@ -136,7 +136,7 @@ class Pipeline:
         )  # fmt: skip
         self.exporting = Exporting(self.spool, self.outlets, self.delivering.wait_for, self.delivering.may_leave)
         self.withdrawing = Withdrawing(self.spool, self.outlets, self.exporting, self.workshop, telling.happened)
-        self.deciding = Deciding(self.spool, self.live, self._whose, telling.happened)
+        self.deciding = Deciding(self.spool, self.live, self._whose, telling.happened, telling.alarm)
         self.reasking = Reasking(telling.reasked)
         self.retention = Retention(self.spool, self.outlets, self._step, telling.happened)
         file = AlarmFile(self.spool.alarms, self.spool.files)
@@ -606,6 +606,7 @@ class Pipeline:
             self._touched.add(key)
         summary = summary or summarise(self.live(key))
         self.told(summary)
+        self.deciding.placed(summary)
         if summary.kind is not UnitKind.SERIES:
             return
         self.settling.witness.remember(summary)
@@ -766,6 +767,7 @@ class Pipeline:
         summary = summarise(live, self.settling.awaited(live, self.now))
         live.unit.write_summary(summary)
         self.told(summary)
+        self.deciding.placed(summary)
         self._grown.discard(live.key)
         if live.done or (live.no_plan is not None and not live.state.pending):
             self.units.forget(live.key)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sorter.matching import fits_rule
-from sorter.model import Identity, Series
+from sorter.model import Event, Identity, Series
 from sorter.pipeline.planning import view
 from sorter.pipeline.units import Live
-from sorter.spool import Spool
+from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.decisions import Claim, Decision
 from sorter.spool.lines import now
 
@@ -61,6 +61,7 @@ class Deciding:
     live: Callable[[str], Live]
     whose: Callable[[Live], Identity]
     happened: Callable[..., None]
+    tell: Callable[[Event], None]
     trust: Mapping[str, Trust] = field(default_factory=dict)  # by lab: what it may claim without asking anybody
     _due: deque[str] = field(
         default_factory=deque
@@ -113,8 +114,23 @@ class Deciding:
             return
         if granted:
             self.claim(asked.keys, asked.lab, asked.by, granted=True)
-        self.spool.note("claim granted" if granted else "claim refused", claim=code, lab=asked.lab)
-        self.spool.claims.remove(code)
+        self._end(asked, "granted" if granted else "refused")
+
+    def placed(self, summary: UnitSummary) -> None:
+        """How a unit stands now: a claim ends with the last of its units that somebody else got, or that is gone."""
+        if _is_free(summary):
+            return
+        for claim in self.spool.claims.of(summary.key):
+            others = (Unit(self.spool, key).summary() for key in claim.keys if key != summary.key)
+            if not any(each is None or _is_free(each) for each in others):
+                self._end(claim, "granted" if summary.lab == claim.lab else "over")
+
+    def _end(self, claim: Claim, how: str) -> None:
+        """Told before it is forgotten: after a crash rather twice than never."""
+        details = {"claim": claim.code, "lab": claim.lab, "by": claim.by, "since": claim.at,
+                   "series": str(len(claim.keys)), "how": how}  # fmt: skip
+        self.tell(Event("claim_ended", at=now(), details=details))
+        self.spool.claims.remove(claim.code)
 
     def is_unassigned(self, live: Live) -> bool:
         if live.plan is not None and not live.outdated:
@@ -139,6 +155,10 @@ class Deciding:
             self.spool.note("claimed", claim=claim.code, lab=lab, series=str(len(lives)))
             for live in lives:
                 live.unit.tell(f"lab {lab} claims it; `sorter claim {claim.code} --grant` gives it to that lab")
+
+
+def _is_free(summary: UnitSummary) -> bool:
+    return summary.lab is None and summary.state != "withdrawn"
 
 
 def _says(decision: Decision) -> str:

@@ -144,15 +144,24 @@ class Claims:
 
     def __init__(self, folder: Path, files: Files) -> None:
         self._folder, self._files = folder, files
+        self._waiting: dict[str, Claim] | None = None  # by code; of the sorting process alone, which is who writes
 
     def add(self, claim: Claim) -> None:
         """Durable when this returns."""
         self._files.make_folders(self._folder)
         self._files.write_file(self._folder / f"{claim.code}.json", line(plain(claim)))
+        self._waiting = None
 
     def remove(self, code: str) -> None:
+        self._waiting = None
         self._files.unlink(self._folder / f"{code}.json")
         self._files.fsync_folder(self._folder)
+
+    def of(self, key: str) -> list[Claim]:
+        """Those that this unit is claimed by. For the sorting process: what others write is not seen."""
+        if self._waiting is None:
+            self._waiting = {each.code: each for each in self.all()}
+        return [each for each in self._waiting.values() if key in each.keys]
 
     def all(self) -> list[Claim]:
         """The oldest first."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sorter.cli.common import account
 from sorter.config import load
 from sorter.daemon import assembly
 from sorter.daemon.assembly import assemble
@@ -14,6 +15,7 @@ from sorter.durable import Files
 from sorter.model import UnitKind, unit_key
 from sorter.pipeline import outlets
 from sorter.spool import Spool, Unit
+from sorter.spool.labs import LabRecords
 from tests.crash.scenario import Idle, Near, data_set
 from tests.unit.test_withdraw import FIRST, SECOND, Site
 
@@ -209,6 +211,50 @@ def test_a_claim_that_is_refused_changes_nothing(stray: Site) -> None:
     assert stray.command("claim", waiting["code"], "--refuse").exit_code == 0
     stray.turns(5)
     assert (tree(stray), stray.said("claim")) == (before, [])
+    assert "1 series) was not given to the lab; the admin of sorter knows why" in news(stray, "vision")
+
+
+def news(site: Site, lab: str) -> str:
+    """The newest line of the page of what happened."""
+    lines = LabRecords(site.spool.labs, site.spool.files).read_page(lab, "NEWS.txt").decode().splitlines()
+    return next((line for line in lines if "claimed" in line), "")
+
+
+def test_a_claim_of_what_went_elsewhere_ends_and_who_asked_is_told(stray: Site) -> None:
+    for lab in ("vision", "memory"):
+        stray.command("claim", "X1", "--lab", lab)
+    stray.turns(5)
+    ours, theirs = (next(each["code"] for each in stray.said("claim") if each["lab"] == lab)
+                    for lab in ("memory", "vision"))  # fmt: skip
+    stray.command("claim", ours, "--grant")
+    stray.turns(20)
+    assert stray.said("claim") == []
+    assert f"({ours}, 1 series) is the lab's now" in news(stray, "memory")
+    said = news(stray, "vision")
+    assert f"({theirs}, 1 series) did not come to the lab, and is unassigned no more; the claim is over" in said
+    assert account() in said
+    assert "X1" not in said
+
+
+def test_a_claim_ends_when_a_rule_a_fix_or_a_withdrawal_took_the_last_of_it(stray: Site) -> None:
+    stray.receive(data_set(1, study=STRAY, series=2, subject="X1"))
+    stray.turns(80)
+    stray.command("claim", "X1", "--lab", "vision")
+    stray.turns(5)
+    stray.command("fix", f"{STRAY}.1", "--lab", "memory")
+    stray.turns(20)
+    assert len(stray.said("claim")) == 1, "the other one is still to be had"
+    assert "of lab memory meanwhile" in stray.command("claim").output
+    stray = started(stray.root)  # as after a crash between the end of the last one and that of the claim
+    code = stray.said("withdraw", f"{STRAY}.2")["code"]
+    claims = stray.spool.claims.all()
+    assert stray.command("withdraw", f"{STRAY}.2", "--confirm", code).exit_code == 0
+    stray.turns(80)
+    assert stray.said("claim") == []
+    stray.spool.claims.add(claims[0])
+    started(stray.root).turns(80)
+    assert stray.said("claim") == []
+    assert "the claim is over" in news(stray, "vision")
 
 
 def test_configured_trust_and_an_admin_grant_at_once(stray: Site) -> None:

@@ -206,7 +206,8 @@ def test_held_is_frozen_and_leaves_when_it_is_released(site: Site) -> None:
 
 
 def test_what_a_lab_claims_or_a_person_decided_is_frozen(site: Site) -> None:
-    site.spool.claims.add(Claim("other", (KEY,), "somebody", "2026-01-02"))
+    more = "0" * 32  # that is nobody's yet: a claim of what has a lab alone is over
+    site.spool.claims.add(Claim("other", (KEY, more), "somebody", "2026-01-02"))
     site.days(6)
     assert site.status()["stayed"] == {"lab other claims it": 2}
     for claim in site.spool.claims.all():
