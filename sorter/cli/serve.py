@@ -7,7 +7,7 @@ import sys
 import click
 
 from sorter.cli.common import Where, log_to_stderr, quiet_option, with_where
-from sorter.daemon.assembly import check
+from sorter.config import server_context
 from sorter.daemon.supervise import Supervisor
 
 
@@ -22,7 +22,7 @@ def serve_command(where: Where, host: str | None, port: int | None, quiet: float
     Prints one line `ready …` when the port answers. SIGHUP reloads the configuration.
     """
     log_to_stderr()
-    check(where.load())
+    server_context(where.load())  # said once, before there are two to say it; what plugins say is the sorter's to say
     listen = [*(["--host", host] if host else []), *(["--port", str(port)] if port is not None else [])]
     waiting = ["--quiet", str(quiet)] if quiet is not None else []
 
