@@ -25,6 +25,9 @@ against the account that sent them: see `sorter.door.server`."""
 LONGEST_REQUEST = 1 << 20  # bytes
 LONGEST_ANSWER = 16 << 20  # bytes of one line of it
 
+LONGEST_PAUSE = 1000
+"""Milliseconds between two looks at whether what was sent has been read; who reads it does so at once, or never."""
+
 _INT = array.array("i").itemsize
 _PIECE = 1 << 16
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid; unix(7)
@@ -101,10 +104,10 @@ class Connection:
 
     def wait_taken(self) -> None:
         """Until the other side has read all that was sent, or has gone. For as long as that takes."""
-        gone = select.poll()
+        gone, pause = select.poll(), 1
         gone.register(self._socket, 0)  # of what it sends nothing is read any more
-        while self._unread() and not gone.poll(1000):
-            pass
+        while self._unread() and not gone.poll(pause):  # that it was read is nothing a poll tells of
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _unread(self) -> int:
         """What was sent and not read yet, in bytes of the kernel's memory. (SIOCOUTQ)"""

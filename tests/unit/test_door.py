@@ -13,6 +13,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from conftest import Account, made_account
 from sorter.builtin.path_target import mark
 from sorter.cli.main import sorter as cli
 from sorter.door import Door
+from sorter.door.wire import LONGEST_PAUSE, Connection
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.spool import Unit
@@ -321,6 +324,31 @@ def test_a_lab_tries_its_rules_and_has_its_own_series_moved_by_them(site: Site) 
 
 
 # --- the second tier --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.peers
+def test_who_fetches_what_is_handed_out_waits_for_nothing() -> None:
+    """That descriptors were fetched is noticed at once, also where that was not so at the first look."""
+    rounds, asked, begun = 20, threading.Semaphore(0), time.monotonic()
+    ours, theirs = (Connection(each, 60.0) for each in socket.socketpair())
+
+    def fetch() -> None:
+        for _ in range(rounds):
+            asked.acquire()
+            wait_until(lambda: ours._unread() > 0, 20, "something to fetch")
+            theirs.receive(1000)
+
+    client = threading.Thread(target=fetch)
+    client.start()
+    for _ in range(rounds):
+        ours.send({"files": []})
+        asked.release()
+        ours.wait_taken()
+        assert ours._unread() == 0
+    client.join()
+    assert time.monotonic() - begun < rounds * LONGEST_PAUSE / 1000 / 2
+    for each in (ours, theirs):
+        each.close()
 
 
 @pytest.mark.peers
