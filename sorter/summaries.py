@@ -33,11 +33,18 @@ def summary_of(spool: Spool, key: str) -> UnitSummary | None:
 
 def in_order(found: Iterator[UnitSummary] | list[UnitSummary]) -> list[UnitSummary]:
     """By subject, study and series number, as people look for them."""
-    return sorted(found, key=lambda each: (each.subject or "", each.study_date, each.study_time, _number(each.number)))
+    return sorted(
+        found, key=lambda each: (each.subject or "", each.study_date, each.study_time, in_number(each.number))
+    )
 
 
-def _number(text: str) -> tuple[int, str]:
-    return (int(text), "") if text.isdigit() else (0, text)
+def in_number(text: str) -> tuple[int, str]:
+    """By which series numbers are put in order: as numbers, whatever a header says in place of one."""
+    return (int(text), "") if _is_number(text) else (0, text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 18  # "²" is a digit, which int() refuses, and thousands of them too
 
 
 def is_called(unit: UnitSummary, text: str) -> bool:
@@ -63,5 +70,5 @@ def find_series(spool: Spool, text: str) -> list[UnitSummary]:
 
 def title_of(unit: UnitSummary) -> str:
     """What people call a series: subject, day, number and description."""
-    number = f"{int(unit.number):03d} " if unit.number.isdigit() else ""
+    number = f"{int(unit.number):03d} " if _is_number(unit.number) else ""
     return f"{unit.subject or 'no subject'} {unit.study_date} {number}{unit.description}".strip()

@@ -21,7 +21,7 @@ from sorter.cli.completing import labs_here, presets, series_here, subjects_here
 from sorter.cli.source import open_source
 from sorter.cli.standing import from_now_on
 from sorter.durable import Files
-from sorter.errors import SorterError
+from sorter.errors import SorterError, did_you_mean
 from sorter.exports import (
     Choice,
     Copy,
@@ -40,6 +40,7 @@ from sorter.exports.choosing import Subject, subjects
 from sorter.exports.source import target_of
 from sorter.exports.standing import Lasting
 from sorter.matching import day_of
+from sorter.summaries import in_number
 
 _MOST_SAID = 20  # lines of each kind of trouble
 
@@ -110,7 +111,9 @@ def rename_command(
         place, lists = (
             (f"in {folder}", f"`sorter rename '*' --from {folder} --list`") if folder else ("here", "`sorter list`")
         )
-        raise SorterError(f"no series {place} fits: {subject}{narrowed}; {lists} shows what there is")
+        labs = {each.identity.lab or "" for each in every} if flags["lab"] else set()
+        near = did_you_mean(flags["lab"], labs) if flags["lab"] not in labs else ""
+        raise SorterError(f"no series {place} fits: {subject}{narrowed}{near or ';'} {lists} shows what there is")
     if source is not None:
         chosen.found = source.complete(chosen.found)
     if as_list or dest is None:
@@ -175,7 +178,8 @@ def _in_folder(folder: Path, *, quiet: bool) -> list[Found]:
         console.print(f"{len(left)} files are no images, or cannot be read:", soft_wrap=True)
         for each in left[:_MOST_SAID]:
             console.print(f"  {literal(each.path)}: {each.why}", soft_wrap=True)
-    return found
+    return sorted(found, key=lambda each: (each.subject, each.text("StudyDate"), each.text("StudyTime"),
+                                           each.study_uid, in_number(each.number)))  # fmt: skip
 
 
 def _send(source: Source, copies: Sequence[Copy], target: tuple[str, str], as_json: bool) -> None:
@@ -237,7 +241,11 @@ def _run(giver: Giver, copies: Sequence[Copy], dest: Path, *, quiet: bool, force
     columns = (TextColumn("copying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("copying", total=sum(copy.size for copy in copies))
-        return copy_all(giver, copies, dest, lambda size: progress.advance(task, size), force=force)
+        try:
+            return copy_all(giver, copies, dest, lambda size: progress.advance(task, size), force=force)
+        except KeyboardInterrupt:
+            says = "interrupted: what has its name there is whole, and the same command goes on where it stopped"
+            raise SorterError(says) from None
 
 
 def _tell(report: Report, what: str, dest: Path, as_json: bool) -> None:
@@ -246,9 +254,9 @@ def _tell(report: Report, what: str, dest: Path, as_json: bool) -> None:
         found = {"written": report.written, "same": report.same, "taken": report.taken, "failed": failed}
         click.echo(json.dumps({"dest": str(dest), **found}, indent=1))
         return
-    console.print(
-        f"{len(report.written)} {what} were copied to {dest}; {len(report.same)} were there already.", soft_wrap=True
-    )
+    copied = f"{len(report.written)} {what} were" if len(report.written) != 1 else f"1 {what.removesuffix('s')} was"
+    there = f"{len(report.same)} were" if len(report.same) != 1 else "1 was"
+    console.print(f"{copied} copied to {dest}; {there} there already.", soft_wrap=True)
     _some([f"not overwritten: {name} is there with other content" for name in report.taken])
     if report.taken:
         console.print("Move these away, give --name, or --force to overwrite them.")

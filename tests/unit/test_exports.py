@@ -43,7 +43,10 @@ from sorter.exports.choosing import Subject, subjects
 from sorter.exports.naming import from_percent
 from sorter.exports.source import parcels
 from sorter.matching import day_of
+from sorter.model import UnitKind
+from sorter.spool import UnitSummary
 from sorter.spool.unit import Product
+from sorter.summaries import in_order, title_of
 from sorter.testing.synthetic import many
 
 
@@ -446,10 +449,17 @@ def test_other_pixels_under_one_uid_are_both_copied(tmp_path: Path) -> None:
     assert any("conflict" in each for each in made)
 
 
+@pytest.mark.parametrize("number", ["²", "9" * 5000, "-1", ""])
+def test_a_series_number_that_is_none_orders_and_titles_all_the_same(number: str) -> None:
+    of = UnitSummary("k", UnitKind.SERIES, "1.2", (), "open", subject="P1", number=number, description="T1")
+    assert in_order([dataclasses.replace(of, number="10"), of])[0] == of
+    assert title_of(of).startswith("P1")
+
+
 def test_the_command_from_a_folder(tmp_path: Path) -> None:
     common = {"StudyDate": "20260105", "StudyTime": "1011"}
-    series(tmp_path / "disk", 2, PatientID="DEV01", SeriesNumber=3, SeriesDescription="T1w", **common)
-    series(tmp_path / "disk", 1, PatientID="DEV02", SeriesNumber=4, SeriesDescription="rest", **common)
+    series(tmp_path / "disk/z", 2, PatientID="DEV01", SeriesNumber=3, SeriesDescription="T1w", **common)
+    series(tmp_path / "disk/a", 1, PatientID="DEV02", SeriesNumber=4, SeriesDescription="rest", **common)
     before = tree(tmp_path / "disk")
     where = ("--from", tmp_path / "disk", "--root", tmp_path)
     listed = json.loads(run("*", "--list", "--json", *where))
@@ -470,6 +480,8 @@ def test_the_command_from_a_folder(tmp_path: Path) -> None:
     assert "0 images were copied" in run("DEV01", tmp_path / "to", "--as", "pilot 7", *where)
     assert "is for one subject" in run("DEV*", tmp_path / "to", "--as", "x", *where, code=1)
     assert "no series in" in run("NOBODY", tmp_path / "to", *where, code=1)
+    assert "1 image was copied" in run("DEV02", tmp_path / "to", *where)
+    assert "; 1 was there already." in run("DEV02", tmp_path / "to", *where)
     assert "say where to" in run("DEV01", *where, code=1)
     (tmp_path / "list.csv").write_text("subject,newname\nDEV02,two\nNOBODY\n")
     said = run(f"@{tmp_path / 'list.csv'}", tmp_path / "list", *where, code=1)
