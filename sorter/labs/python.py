@@ -7,10 +7,12 @@ holds the lab's own series, with a sentence, and nobody else's; an answer that i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,10 @@ PATIENCE = Patience(answer=3.0, load=30.0)
 AGAIN, LONGEST = 30.0, 600.0
 """Seconds until plugins that could not be loaded are tried again, at first and at most."""
 
+SHARE, PERIOD = 10.0, 100.0
+"""Seconds, of so many, that a lab's plugins may take of the thread which decides for all labs. A series takes three
+answers at most, and begins anew when one was refused: a share is more than three answers may take."""
+
 _NOTHING = Asked((), ())
 
 
@@ -48,11 +54,41 @@ class Home:
 
 
 @dataclass(slots=True)
+class _Share:
+    """What one lab's plugins have taken of their share. Whoever used it up rests until the next begins."""
+
+    clock: Callable[[], float]
+    since: float = 0.0
+    spent: float = 0.0
+    refused: bool = False
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        begun = self.clock()
+        if begun >= self.until:
+            self.since, self.spent = begun, 0.0
+        try:
+            yield
+        finally:
+            self.spent += self.clock() - begun
+
+    @property
+    def until(self) -> float:
+        """When the next begins; later, where more was taken than one."""
+        return self.since + max(PERIOD, self.spent / SHARE * PERIOD)
+
+    def rest(self) -> float:
+        """Seconds until it may be asked again."""
+        return max(0.0, self.until - self.clock()) if self.spent >= SHARE else 0.0
+
+
+@dataclass(slots=True)
 class _Own:
     """The plugins of one lab. Neither `hosted` nor `faults`: they are being loaded."""
 
     home: Home
     workers: Workers
+    share: _Share
     mark: str | None = None  # of what lies there; None: not seen yet, "": nothing
     before: str | None = None  # the mark when it was last seen in another life
     hosted: Hosted | None = None
@@ -80,6 +116,7 @@ class LabPython:
     records: LabRecords
     wake: Callable[[], None]
     patience: Patience = PATIENCE
+    clock: Callable[[], float] = time.monotonic
     _labs: dict[str, _Own] = field(default_factory=dict)
     _loaded: deque[tuple[_Own, str, Hosted | None, tuple[str, ...]]] = field(default_factory=deque)
 
@@ -92,7 +129,7 @@ class LabPython:
         for lab, home in homes.items():
             if lab not in self._labs:
                 workers = workers_of(f"{lab}.plugins", home.account, self.sockets, self.files)
-                self._labs[lab] = _Own(home, workers, before=self.records.python(lab))
+                self._labs[lab] = _Own(home, workers, _Share(self.clock), before=self.records.python(lab))
 
     def close(self) -> None:
         self.configure({})
@@ -167,7 +204,12 @@ class LabPython:
                 self._load(own, own.mark or "")
             if own.hosted is not None and own.hosted.refresh():
                 changed.add(lab)
-        return changed, min((own.again for own in self._labs.values() if own.again is not None), default=now + LONGEST)
+            if own.share.refused and not own.share.rest():
+                own.share.refused = False
+                changed.add(lab)
+        again = [own.again for own in self._labs.values() if own.again is not None]
+        again += [now + own.share.rest() for own in self._labs.values() if own.share.refused]
+        return changed, min(again, default=now + LONGEST)
 
     def _take_up(self, own: _Own, hosted: Hosted | None, faults: tuple[str, ...], now: float) -> None:
         own.hosted, own.faults = hosted, faults
@@ -185,7 +227,11 @@ class LabPython:
             return _NOTHING
         if own.hosted is None:
             return Asked((), (PluginError(f"of lab {lab}", hook, _why_not(own)),))
-        asked = own.hosted.ask(hook, arguments)
+        if rest := own.share.rest():
+            own.share.refused = True
+            return Asked((), (PluginError(f"of lab {lab}", hook, _tired(own.share, rest)),))
+        with own.share.taken():
+            asked = own.hosted.ask(hook, arguments)
         answers: list[Answer] = []
         failures = list(asked.failures)
         for answer in asked.answers:
@@ -201,6 +247,13 @@ def _why_not(own: _Own) -> str:
     if own.mark is None:
         return f"what lies in the lab's {PLACE} was not looked at yet"
     return own.faults[0] if own.faults else "they are being loaded"
+
+
+def _tired(share: _Share, rest: float) -> str:
+    return (
+        f"they took {share.spent:.0f} s of the time of all labs, and are asked again in {rest:.0f} s;"
+        f" {PERIOD:.0f} s have {SHARE:.0f} s for them, so let them answer at once, from a table that is read once"
+    )
 
 
 def _not_its_own(answer: object, lab: str, targets: frozenset[str]) -> str:

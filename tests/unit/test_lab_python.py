@@ -14,10 +14,11 @@ import pytest
 from sorter.builtin.path_target import PathTarget, mark
 from sorter.deliver.target import LabLook, LabSeen
 from sorter.durable import Files
-from sorter.labs.python import PLACE, Home, LabPython
+from sorter.labs.python import HOOKS, PERIOD, PLACE, Home, LabPython
 from sorter.model import Add, Hold, Identity, Name, Only, Series, UnitKind
 from sorter.plugins import Plugins
-from sorter.plugins.hosted import Patience
+from sorter.plugins.hosted import Hosted, Patience
+from sorter.plugins.local import Asked
 from sorter.spool.labs import LabRecords
 from sorter.testing.waiting import wait_until
 
@@ -55,10 +56,11 @@ class Lab:
 
     def __init__(self, root: Path, sockets: Path) -> None:
         self.root, self.woken = root, threading.Event()
+        self.now = 1000.0
         self.records = LabRecords(sockets.with_name("records"), Files())
         (root / PLACE).mkdir(parents=True)
         self.python = LabPython(
-            sockets, Files(), self.records, self.woken.set, Patience(answer=20.0, load=30.0, rest=0.0)
+            sockets, Files(), self.records, self.woken.set, Patience(answer=20.0, load=30.0, rest=0.0), lambda: self.now
         )
         self.python.configure({"memory": Home("", root, "", frozenset({"memory", "pacs"}))})
         routing = {"labs": {"memory": ["memory", "pacs"], "vision": ["vision"]}}
@@ -137,6 +139,32 @@ def test_what_is_not_its_to_say_is_a_failure(own: Lab, what: str, hook: str, sai
     asked = own.python.ask("memory", hook, {"series": series(what)})
     assert (asked.answers, len(asked.failures)) == ((), 1)
     assert said in str(asked.failures[0])
+
+
+def test_who_answers_slowly_takes_no_more_than_a_share_of_the_time_of_all(
+    own: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The series that waits is asked about from its beginning when it goes on: a whole share is there for it then."""
+
+    def slow(hosted: Hosted, *_: object) -> Asked:
+        own.now += 2.9
+        return Asked((), ())
+
+    monkeypatch.setattr(Hosted, "ask", slow)
+    done, begun, end = 0, own.now, own.now + 10 * PERIOD
+    while own.now < end:
+        asked = [own.python.ask("memory", hook, {"series": series("x")}) for hook in HOOKS]
+        failures = [str(each.failures[0]) for each in asked if each.failures]
+        if failures:
+            assert all("s of the time of all labs, and are asked again in" in said for said in failures)
+            changed, until = own.python.turn(own.now)
+            assert not changed
+            own.now = until + 0.001
+            assert own.python.turn(own.now)[0] == {"memory"}
+        else:
+            done += 1
+    assert done >= 5
+    assert 3 * 2.9 * done < 0.15 * (own.now - begun)
 
 
 def test_it_knows_nothing_of_sorters_environment(own: Lab) -> None:
