@@ -15,9 +15,11 @@ from sorter.config.certificates import tls_profile
 from sorter.daemon.receive import settings_without_tls
 from sorter.deliver import backoff
 from sorter.pipeline import commitments, queries
-from sorter.receive import commitment, exchange, gate, lobby, negotiation, space, upper_layer
-from sorter.receive.dimse import Outcome
-from sorter.receive.negotiation import STORAGE_COMMITMENT, VERIFICATION
+from sorter.protocol import upper_layer
+from sorter.protocol.commitment import MOST_BYTES, MOST_INSTANCES
+from sorter.protocol.dimse import Outcome
+from sorter.protocol.uids import NATIVE, STORAGE_COMMITMENT, VERIFICATION
+from sorter.receive import commitment, exchange, gate, lobby, negotiation, space
 from sorter.receive.settings import ReceiveSettings
 from sorter.scu import query
 from sorter.take.values import CHARACTER_SETS
@@ -203,7 +205,7 @@ def _acceptance(settings: ReceiveSettings) -> Iterator[str]:
         "are."
     )
     if settings.commitments:
-        native = ", ".join(f"`{uid}`" for uid in negotiation.NATIVE)
+        native = ", ".join(f"`{uid}`" for uid in NATIVE)
         yield f"For storage commitment only {native}."
     yield ""
     rows_of = [(name, f"`{uid}`") for uid, name in negotiation.known_transfer_syntaxes().items()]
@@ -227,7 +229,7 @@ def _answers(settings: ReceiveSettings) -> Iterator[str]:
     if not settings.commitments:
         return
     yield from prose(
-        f"A request may name up to {commitment.MOST_INSTANCES} instances in {commitment.MOST_BYTES} bytes. It is on "
+        f"A request may name up to {MOST_INSTANCES} instances in {MOST_BYTES} bytes. It is on "
         "disk before it is answered with success."
     )
     yield ""

@@ -18,9 +18,10 @@ from typing import TypeAlias
 
 from sorter.deliver.backoff import backoff
 from sorter.model import DICOM, Instance
+from sorter.protocol.commitment import Reference
 from sorter.spool import Spool, Unit
 from sorter.spool.by_sop import BySop
-from sorter.spool.commitments import Commitment, Commitments, Reference
+from sorter.spool.commitments import Commitment, Commitments
 from sorter.spool.days import days_passed
 from sorter.spool.unit import DELIVERED
 

@@ -2,7 +2,7 @@
 
 A connection waits in the `lobby` until it has asked; its `association` gets a thread, agrees on presentation contexts
 (`negotiation`), and runs an `exchange` of messages; an instance passes as `incoming` into the segments of `arrivals`.
-`upper_layer` and `dimse` hold the encodings, `wire` moves an association's bytes; `server` is the life of one process,
+The encodings, and what moves an association's bytes, are in `sorter.protocol`; `server` is the life of one process,
 `workers` that of several.
 """
 

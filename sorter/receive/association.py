@@ -10,15 +10,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sorter.receive import upper_layer
-from sorter.receive.arrivals import Arrivals
-from sorter.receive.commitment import Desk
-from sorter.receive.exchange import Exchange
-from sorter.receive.file_meta import Route
-from sorter.receive.incoming import Intake
-from sorter.receive.negotiation import Agreement, negotiate
-from sorter.receive.settings import ReceiveSettings
-from sorter.receive.upper_layer import (
+from sorter.protocol import upper_layer
+from sorter.protocol.upper_layer import (
     Aborted,
     AbortReason,
     Lost,
@@ -28,7 +21,14 @@ from sorter.receive.upper_layer import (
     Request,
     Stopping,
 )
-from sorter.receive.wire import Basin, Patience, Wire
+from sorter.protocol.wire import Basin, Patience, Wire
+from sorter.receive.arrivals import Arrivals
+from sorter.receive.commitment import Desk
+from sorter.receive.exchange import Exchange
+from sorter.receive.file_meta import Route
+from sorter.receive.incoming import Intake
+from sorter.receive.negotiation import Agreement, negotiate
+from sorter.receive.settings import ReceiveSettings
 from sorter.spool.commitments import Commitments
 
 log = logging.getLogger("sorter.receive")

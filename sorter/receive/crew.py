@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from sorter.receive.wire import Basin
+from sorter.protocol.wire import Basin
 
 Job = TypeVar("Job")
 

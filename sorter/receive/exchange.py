@@ -7,14 +7,15 @@ import logging
 from collections.abc import Mapping
 from typing import Protocol
 
-from sorter.receive import dimse, upper_layer
+from sorter.protocol import dimse, upper_layer
+from sorter.protocol.dimse import Command, Outcome, Status
+from sorter.protocol.uids import STORAGE_COMMITMENT, VERIFICATION, is_uid
+from sorter.protocol.upper_layer import AbortReason, Context, ProtocolError
+from sorter.protocol.wire import Wire
 from sorter.receive.commitment import TOO_BUSY, Desk
-from sorter.receive.dimse import Command, Outcome, Status
 from sorter.receive.incoming import Incoming, Intake
-from sorter.receive.negotiation import STORAGE_COMMITMENT, VERIFICATION, Agreement, Context, is_storage, is_uid
+from sorter.receive.negotiation import Agreement, is_storage
 from sorter.receive.settings import ReceiveSettings
-from sorter.receive.upper_layer import AbortReason, ProtocolError
-from sorter.receive.wire import Wire
 
 log = logging.getLogger("sorter.receive")
 

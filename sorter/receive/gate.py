@@ -11,13 +11,13 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from sorter.receive.settings import ReceiveSettings
-from sorter.receive.upper_layer import (
+from sorter.protocol.upper_layer import (
     CALLED_NOT_RECOGNIZED,
     CALLING_NOT_RECOGNIZED,
     LOCAL_LIMIT_EXCEEDED,
     TEMPORARY_CONGESTION,
 )
+from sorter.receive.settings import ReceiveSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sorter.durable import Buffer
+from sorter.protocol.dimse import Command
+from sorter.protocol.upper_layer import Context
 from sorter.receive.arrivals import Arrivals, Part
-from sorter.receive.dimse import Command
 from sorter.receive.file_meta import Route, file_head, tail_of_meta
-from sorter.receive.negotiation import Context
 
 _LOOK_EVERY = 8 << 20  # bytes of one instance: many large ones on their way must not take the last of the disk either
 _MOST_PIECES = 256  # collected before they are written; a peer may send them of one byte each

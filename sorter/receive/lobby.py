@@ -17,14 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sorter.protocol import upper_layer
+from sorter.protocol.upper_layer import AbortReason
 from sorter.receive import gate as reasons
-from sorter.receive import upper_layer
 from sorter.receive.farewells import Farewell, Farewells
 from sorter.receive.gate import Caller, Gate, Refusal, plain_address
 from sorter.receive.refusals import Refusals
 from sorter.receive.settings import ReceiveSettings
 from sorter.receive.tally import Row
-from sorter.receive.upper_layer import AbortReason
 
 log = logging.getLogger("sorter.receive")
 

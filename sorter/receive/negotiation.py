@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import functools
-import re
 from dataclasses import dataclass
 
 from pydicom._uid_dict import UID_dictionary
 from pynetdicom import sop_class
 
-from sorter.receive import upper_layer
-from sorter.receive.upper_layer import Proposal, Rejection, Request
+from sorter.protocol import upper_layer
+from sorter.protocol.uids import IMPLICIT, NATIVE, STORAGE_COMMITMENT, VERIFICATION, is_uid
+from sorter.protocol.upper_layer import (
+    ABSTRACT_NOT_SUPPORTED,
+    ACCEPTED,
+    TRANSFER_NOT_SUPPORTED,
+    Context,
+    Proposal,
+    Rejection,
+    Request,
+)
 
-VERIFICATION = "1.2.840.10008.1.1"
-STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"  # Push Model (PS3.4 annex J)
-
-IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
-
-NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN)
-"""What storage commitment is spoken in."""
-
-ACCEPTED, ABSTRACT_NOT_SUPPORTED, TRANSFER_NOT_SUPPORTED = 0, 3, 4
 _NO_TRANSFER = IMPLICIT  # not significant where a context is refused, but must be a UID
-
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 
 _STORAGE = frozenset(sop_class._STORAGE_CLASSES.values()) | frozenset(sop_class._NON_PATIENT_OBJECT_CLASSES.values())
 _OTHER_SERVICES = frozenset(
@@ -40,11 +37,6 @@ _NOT_FOR_STORAGE = ("1.2.840.10008.1.2.6.", "1.2.840.10008.1.2.7.")
 """MIME and XML encodings, and live video (PS3.22): not how a data set is sent by C-STORE."""
 
 _CACHED_ITEMS = 32 << 10  # bytes of a proposal that may be remembered
-
-
-def is_uid(text: str) -> bool:
-    """True for what may stand as a UID: digits and dots, 64 at most. Leading zeros, frequent in the field, pass."""
-    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def known_storage_classes() -> dict[str, str]:
@@ -95,15 +87,6 @@ def _is_transfer_syntax(uid: str) -> bool:
     if not is_uid(uid) or uid.startswith(_NOT_FOR_STORAGE):
         return False
     return uid not in UID_dictionary or UID_dictionary[uid][1] == "Transfer Syntax"
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """An accepted presentation context."""
-
-    number: int
-    abstract: str
-    transfer: str
 
 
 @dataclass(frozen=True, slots=True)

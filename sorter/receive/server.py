@@ -14,7 +14,9 @@ from pathlib import Path
 
 from sorter.durable import Files
 from sorter.errors import SorterError
-from sorter.receive import upper_layer
+from sorter.protocol import upper_layer
+from sorter.protocol.upper_layer import Rejection, Request
+from sorter.protocol.wire import Basin, Patience
 from sorter.receive.arrivals import Arrivals
 from sorter.receive.association import Association, Seat
 from sorter.receive.crew import Crew
@@ -23,8 +25,6 @@ from sorter.receive.lobby import Door, Keeper, Lobby, Peer
 from sorter.receive.refusals import Open, Refusals
 from sorter.receive.settings import ReceiveSettings
 from sorter.receive.tally import Tally
-from sorter.receive.upper_layer import Rejection, Request
-from sorter.receive.wire import Basin, Patience
 from sorter.spool.commitments import Commitments
 
 log = logging.getLogger("sorter.receive")

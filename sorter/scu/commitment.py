@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sorter.errors import SorterError
+from sorter.protocol.commitment import Reference
 from sorter.scu.association import Peer, associated, exchange
-from sorter.spool.commitments import Commitment, Reference
+from sorter.spool.commitments import Commitment
 
 COMMITMENT, COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
 REPORT_SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")

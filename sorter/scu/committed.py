@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sorter.errors import SorterError, TryLater
-from sorter.receive.commitment import MOST_BYTES, Report, Unreadable, parse_report
+from sorter.protocol.commitment import MOST_BYTES, Reference, Report, Unreadable, parse_report
 from sorter.scu.association import PATIENCE, Guard, Limits, Peer, exchange
 from sorter.scu.commitment import COMMITMENT, COMMITMENT_INSTANCE, REPORT_SYNTAXES
-from sorter.spool.commitments import Reference
 
 CONTEXT = (COMMITMENT, REPORT_SYNTAXES)
 

@@ -12,10 +12,9 @@ from io import BytesIO
 from typing import Any
 
 from sorter.errors import Quarantine, SorterError
-from sorter.receive.negotiation import is_uid
+from sorter.protocol.uids import is_uid
 from sorter.scu.association import Limits, Peer, answer, associated
 from sorter.take import elements
-from sorter.take.values import text
 
 MOST_NAMES = 100_000
 """SOP instances of one series that an answer may name."""
@@ -211,7 +210,7 @@ class _Question:
             walked = elements.walk(stream, codec, dict.fromkeys((_STUDY, _SERIES, _SOP), 128))
         except Quarantine:
             return set()
-        values = {tag: text(value).strip(" \0") for tag, (_, value) in walked.values.items()}
+        values = {tag: elements.text(value).strip(" \0") for tag, (_, value) in walked.values.items()}
         if values.get(_STUDY, series.study_uid) != series.study_uid:
             return set()
         if values.get(_SERIES, series.series_uid) != series.series_uid:

@@ -19,11 +19,11 @@ from sorter.deliver.target import Checked, Done, Put, Removed, Source, Verified,
 from sorter.durable import Files
 from sorter.errors import Away, Held, Never, Quarantine, SorterError, TryLater
 from sorter.model import DICOM, Delivered, Receipt
+from sorter.protocol.commitment import Reference
 from sorter.scu.association import CONTEXTS, Peer, associated
 from sorter.scu.commitment import COMMITMENT
 from sorter.scu.committed import CONTEXT, FAILURES, Ear, Ledger, Sent, ask
 from sorter.scu.storage import STATUSES, echo, is_stored, store_data
-from sorter.spool.commitments import Reference
 from sorter.take.header import Parsed, examine
 
 _STEP = 1 << 20

@@ -19,22 +19,16 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sorter.durable import PART, Files
+from sorter.protocol.commitment import Reference
 from sorter.spool.lines import line, now
 
 MOST_WAITING = 1000
 """Requests that may wait for their report; beyond, the receiver takes no more (0x0213, resource limitation)."""
 
 _LARGEST = 64 << 20  # bytes of one file
-
-
-class Reference(NamedTuple):
-    """One SOP instance that a sender asks for."""
-
-    sop_class: str
-    sop_uid: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,14 @@ _PIXELS = frozenset({PIXEL_DATA, 0x7FE00008, 0x7FE00009, 0x56000020})  # and flo
 _WITH_CARE = frozenset({0x0000, 0xFFFE, 0x7FE0, 0x5600})  # groups of padding, items and pixels
 _LONG_LENGTH = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _FAR = 1 << 62
+
+LONGEST_TEXT = 1024
+"""Characters kept of one text value."""
+
+LATIN = "iso8859"
+CONTROL = dict.fromkeys((*range(32), *range(127, 160))) | dict.fromkeys((9, 10, 11, 12, 13), " ")
+"""What becomes of control characters in text, as `str.translate` takes it."""
+
 _MOST_ZEROS = 1 << 20  # of padding after the pixels: some writers fill up to a block of their medium
 _MOST_ZEROS_BARE = 4096  # without pixels: zeros may be room set aside for what is still to be written
 
@@ -229,6 +237,11 @@ class Stream:
 def name(tag: int) -> str:
     """A tag as people write it: (7FE0,0010)."""
     return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+def text(raw: bytes) -> str:
+    """A value without character set: an AE title, a UID, a code."""
+    return raw.decode(LATIN).translate(CONTROL).strip()[:LONGEST_TEXT]
 
 
 def seems_explicit(head: bytes) -> bool:

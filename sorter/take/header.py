@@ -307,7 +307,7 @@ def _value(found: tuple[bytes, bytes], vr: str, charset: tuple[str, ...], order:
 
 def _uid(keyword: str, found: Mapping[int, tuple[bytes, bytes]], meta: Meta) -> str:
     """Digits and dots, at most 64: zeros in front and the like are left as real devices write them."""
-    uid = values.text(found.get(_UIDS[keyword], (b"", b""))[1])
+    uid = elements.text(found.get(_UIDS[keyword], (b"", b""))[1])
     if not uid and keyword == "SOPClassUID":
         uid = meta.values.get(0x00020002, "")
     if not uid and not any(tag > _UIDS[keyword] for tag in found):
@@ -358,7 +358,7 @@ def _meta_values(stream: Stream) -> dict[int, str]:
             raise Quarantine(f"broken file meta information: element {elements.name(tag)} has no length")
         if length <= 4096:
             stream.fill(min(length, stream.left()))
-            found[tag] = values.text(stream.buf[stream.pos : stream.pos + length])
+            found[tag] = elements.text(stream.buf[stream.pos : stream.pos + length])
         stream.value(tag, length)
     return found
 
@@ -376,7 +376,7 @@ def _usual_meta_values(stream: Stream) -> dict[int, str]:
             break
         pos = start + length
         if element in _META:
-            found[2 << 16 | element] = values.text(buf[start:pos])
+            found[2 << 16 | element] = elements.text(buf[start:pos])
     stream.pos = pos
     return found
 

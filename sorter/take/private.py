@@ -90,7 +90,7 @@ def read(found: Mapping[int, tuple[bytes, bytes]], order: str) -> Iterator[tuple
 def _raw(each: Private, found: Mapping[int, tuple[bytes, bytes]]) -> tuple[bytes, bytes] | None:
     for block in BLOCKS:
         creator = found.get(each.group << 16 | block)
-        if creator is not None and values.text(creator[1]) == each.creator:
+        if creator is not None and elements.text(creator[1]) == each.creator:
             return found.get(each.group << 16 | block << 8 | each.number)
     return None
 

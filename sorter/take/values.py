@@ -14,14 +14,10 @@ import struct
 from pydicom.charset import CODES_TO_ENCODINGS, handled_encodings, python_encoding
 
 from sorter.model import Value
-
-LONGEST_TEXT = 1024
-"""Characters kept of one text value."""
+from sorter.take.elements import CONTROL, LATIN, LONGEST_TEXT, text
 
 MOST_VALUES = 64
 """Values kept of one element."""
-
-_LATIN = "iso8859"
 
 CHARACTER_SETS = tuple(python_encoding)
 """The terms of SpecificCharacterSet (PS3.3 C.12.1.1.2) that text is decoded from, with slips that are frequent."""
@@ -32,24 +28,18 @@ CODED = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _SINGLE = frozenset({"LT", "ST", "UT", "UR"})  # a backslash is a character like any other
 _BINARY = {"US": "H", "UL": "L", "SS": "h", "SL": "l", "FL": "f", "FD": "d", "SV": "q", "UV": "Q"}
 _TEXT = CODED | {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"}
-_CONTROL = dict.fromkeys((*range(32), *range(127, 160))) | dict.fromkeys((9, 10, 11, 12, 13), " ")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?", re.ASCII)
 _DELIMITERS = re.compile(rb"[\\\r\n\t\f^=]")
 _FRAGMENT = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
 
 
-def text(raw: bytes) -> str:
-    """A value without character set: an AE title, a UID, a code."""
-    return raw.decode(_LATIN).translate(_CONTROL).strip()[:LONGEST_TEXT]
-
-
 @functools.lru_cache(maxsize=64)
 def encodings(raw: bytes) -> tuple[str, ...]:
     """Python's names of the character sets in a SpecificCharacterSet (0008,0005); unknown ones count as the default."""
     names = [term.strip() for term in text(raw).split("\\")[:16]]
-    found = tuple(python_encoding.get(_term(each), _LATIN) for each in names)
-    return found or (_LATIN,)
+    found = tuple(python_encoding.get(_term(each), LATIN) for each in names)
+    return found or (LATIN,)
 
 
 def _term(written: str) -> str:
@@ -72,15 +62,15 @@ def known(vr: str) -> bool:
     return vr in _TEXT or vr in _BINARY
 
 
-def value(vr: str, raw: bytes, charset: tuple[str, ...] = (_LATIN,), order: str = "<") -> Value | None:
+def value(vr: str, raw: bytes, charset: tuple[str, ...] = (LATIN,), order: str = "<") -> Value | None:
     """The value of an element: None where it is empty, or of a VR that is neither text nor number."""
     if vr in _BINARY:
         return _several(_numbers(_BINARY[vr], raw, order))
     if vr not in _TEXT:
         return None
-    decoded = decode(raw, charset) if vr in CODED else raw.decode(_LATIN)
+    decoded = decode(raw, charset) if vr in CODED else raw.decode(LATIN)
     parts = [decoded] if vr in _SINGLE else decoded.split("\\", MOST_VALUES)[:MOST_VALUES]
-    clean = [part.translate(_CONTROL).strip()[:LONGEST_TEXT] for part in parts]
+    clean = [part.translate(CONTROL).strip()[:LONGEST_TEXT] for part in parts]
     if vr == "PN":
         return _several([part.rstrip("=") for part in clean])  # empty groups at the end may be left out (PS3.5 6.2.1)
     if vr == "IS":
@@ -127,7 +117,7 @@ def _decode(raw: bytes, encoding: str) -> str:
     try:
         return raw.decode(encoding, "replace")
     except (LookupError, UnicodeError):
-        return raw.decode(_LATIN)
+        return raw.decode(LATIN)
 
 
 def _fragment(raw: bytes, charset: tuple[str, ...]) -> str:
@@ -136,7 +126,7 @@ def _fragment(raw: bytes, charset: tuple[str, ...]) -> str:
         return _decode(raw, charset[0])
     code = raw[:4] if raw.startswith((b"\x1b$(", b"\x1b$)")) else raw[:3]
     encoding = CODES_TO_ENCODINGS.get(code, "")
-    if encoding not in charset and encoding != _LATIN:
+    if encoding not in charset and encoding != LATIN:
         return _decode(raw, charset[0])
     if encoding in handled_encodings:  # Python's codec knows the escape sequence itself
         return _decode(raw, encoding)

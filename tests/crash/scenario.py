@@ -42,11 +42,11 @@ from sorter.engine.work import Limits, Work
 from sorter.errors import Away, Held, TryLater
 from sorter.model import Receipt
 from sorter.pipeline import outlets
+from sorter.protocol.dimse import Command
+from sorter.protocol.upper_layer import Context
 from sorter.receive.arrivals import Arrivals
-from sorter.receive.dimse import Command
 from sorter.receive.file_meta import Route, file_head
 from sorter.receive.incoming import Intake
-from sorter.receive.negotiation import Context
 from sorter.receive.settings import ReceiveSettings
 from sorter.spool import Spool
 from tests.crash.memory import Memory

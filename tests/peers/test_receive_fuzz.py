@@ -317,7 +317,7 @@ after every 500 cases there lay whole instances, what is noted of them, and noth
 MUTANTS = {
     "a field that is taken for granted": (
         """
-from sorter.receive import dimse
+from sorter.protocol import dimse
 def number(elements, element):
     return int.from_bytes(elements[element][:2], "little")
 dimse._number = number
@@ -326,7 +326,7 @@ dimse._number = number
     ),
     "a worker that dies": (
         """
-from sorter.receive import upper_layer
+from sorter.protocol import upper_layer
 items = upper_layer._items
 def dies(data):
     for kind, value in items(data):
@@ -350,7 +350,7 @@ Arrivals.drop = drop
     ),
     "patience without an end": (
         """
-from sorter.receive.wire import Wire
+from sorter.protocol.wire import Wire
 Wire._nothing_came = lambda self: None
 """,
         "timed out",

@@ -15,7 +15,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 FLOORS: list[set[str]] = [
     {"model", "errors"},
-    {"durable", "structure", "expected", "matching", "naming", "strays", "accounts", "processes", "wire"},
+    {"durable", "structure", "expected", "matching", "naming", "strays", "accounts", "processes", "wire", "protocol"},
     {"trust"},
     {"config", "hookspecs"},
     {"spool", "plugins"},

@@ -20,11 +20,11 @@ from pynetdicom.dsutils import encode
 
 from sorter.durable import Files
 from sorter.pipeline.commitments import Standing, judge
-from sorter.receive.commitment import MOST_INSTANCES, Unreadable, parse
-from sorter.receive.negotiation import BIG_ENDIAN, EXPLICIT, IMPLICIT
+from sorter.protocol.commitment import MOST_INSTANCES, Reference, Unreadable, parse
+from sorter.protocol.uids import BIG_ENDIAN, EXPLICIT, IMPLICIT
 from sorter.spool import Spool
 from sorter.spool.by_sop import BySop
-from sorter.spool.commitments import MOST_WAITING, Commitments, Reference, TooMany
+from sorter.spool.commitments import MOST_WAITING, Commitments, TooMany
 from sorter.spool.unit import sop_hash
 
 MR, CT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2"

@@ -20,12 +20,11 @@ from pynetdicom.sop_class import MRImageStorage, StorageCommitmentPushModel, Ver
 from sorter.deliver.lane import Lane, Patience
 from sorter.deliver.target import Done, Later
 from sorter.errors import TryLater
-from sorter.receive.commitment import Report, Unreadable, parse_report
-from sorter.receive.negotiation import IMPLICIT
+from sorter.protocol.commitment import Reference, Report, Unreadable, parse_report
+from sorter.protocol.uids import IMPLICIT
 from sorter.scu import committed, target
 from sorter.scu.committed import Ledger
 from sorter.scu.target import DicomTarget
-from sorter.spool.commitments import Reference
 from sorter.testing.peer import Peer as Raw
 from sorter.testing.ports import free_port
 from sorter.testing.targets import IMAGES, LATE, Store, job, receipt

@@ -20,10 +20,11 @@ from sorter.config.certificates import tls_profile
 from sorter.daemon.conformance import REJECTIONS, statement
 from sorter.daemon.receive import settings_without_tls
 from sorter.pipeline import commitments
-from sorter.receive import association, commitment, exchange, gate, negotiation, space, upper_layer
-from sorter.receive.dimse import Status
-from sorter.receive.negotiation import STORAGE_COMMITMENT, VERIFICATION
-from sorter.receive.upper_layer import Request
+from sorter.protocol import upper_layer
+from sorter.protocol.dimse import Status
+from sorter.protocol.uids import IMPLICIT, STORAGE_COMMITMENT, VERIFICATION
+from sorter.protocol.upper_layer import Request
+from sorter.receive import association, commitment, exchange, gate, negotiation, space
 
 FULL = """
 [receive]
@@ -96,7 +97,7 @@ def test_the_sop_classes_are_those_that_are_accepted(config: Config) -> None:
     known = {uid for uid, entry in UID_dictionary.items() if entry[1] in ("SOP Class", "Meta SOP Class")}
     assert len(listed) > 150
     assert listed <= known | listed
-    assert {uid for uid in known | listed if accepted(config, uid, [negotiation.IMPLICIT])} == listed
+    assert {uid for uid in known | listed if accepted(config, uid, [IMPLICIT])} == listed
     assert (STORAGE_COMMITMENT in listed) == (config.receive.commitment != "off")
     assert VERIFICATION in listed
 

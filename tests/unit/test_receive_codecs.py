@@ -26,10 +26,11 @@ from pynetdicom.pdu_primitives import (
     UserIdentityNegotiation,
 )
 
-from sorter.receive import dimse, upper_layer
+from sorter.protocol import dimse, upper_layer
+from sorter.protocol.uids import is_uid
+from sorter.protocol.upper_layer import ProtocolError, Rejection
 from sorter.receive.file_meta import Route, file_head, tail_of_meta
-from sorter.receive.negotiation import choose_transfer_syntax, is_storage, is_uid, negotiate
-from sorter.receive.upper_layer import ProtocolError, Rejection
+from sorter.receive.negotiation import choose_transfer_syntax, is_storage, negotiate
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
 VERIFICATION = "1.2.840.10008.1.1"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from sorter.protocol.wire import Basin
 from sorter.receive.crew import KEPT, Crew
-from sorter.receive.wire import Basin
 from sorter.testing.waiting import wait_until
 
 

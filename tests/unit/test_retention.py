@@ -29,9 +29,9 @@ from sorter.model import Receipt, UnitKind, unit_key
 from sorter.pipeline import outlets
 from sorter.pipeline.commitments import Standing, _View
 from sorter.pipeline.deciding import decision
+from sorter.protocol.commitment import Reference
 from sorter.spool import Spool, Unit, leaving
 from sorter.spool.by_sop import BySop
-from sorter.spool.commitments import Reference
 from sorter.spool.days import DAY, Days
 from sorter.spool.decisions import Claim
 from sorter.spool.exports import Export, ExportedFile

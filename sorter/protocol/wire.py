@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, ParamSpec
 
-from sorter.receive.upper_layer import (
+from sorter.protocol.upper_layer import (
     ABORT,
     ASSOCIATE_RQ,
     P_DATA,

@@ -83,6 +83,9 @@ CALLED_NOT_RECOGNIZED = (1, 1, 7)
 TEMPORARY_CONGESTION = (2, 3, 1)
 LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 
+ACCEPTED, ABSTRACT_NOT_SUPPORTED, TRANSFER_NOT_SUPPORTED = 0, 3, 4
+"""Results of a presentation context (PS3.8 9.3.3.2)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
@@ -91,6 +94,15 @@ class Proposal:
     number: int
     abstract: str
     transfers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """An accepted presentation context: its number, abstract and transfer syntax."""
+
+    number: int
+    abstract: str
+    transfer: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import functools
 import struct
 from dataclasses import dataclass
 
-from sorter.receive.upper_layer import ProtocolError
+from sorter.protocol.upper_layer import ProtocolError
 
 C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ, N_ACTION_RQ = 0x0001, 0x0030, 0x0FFF, 0x0130
 RESPONSE = 0x8000
