@@ -1,9 +1,11 @@
-"""`sorter rename` from a machine that sees no more of sorter than the lab's own folder: by a request file in it."""
+"""Commands from a machine that sees no more of sorter than the lab's own folder: by what sorter writes there, and by
+request files."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import threading
 import time
@@ -11,11 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from sorter.cli.common import console, printable
+from sorter.cli.common import Where, console, printable
+from sorter.cli.source import open_source
+from sorter.door import Door
 from sorter.durable import Files
 from sorter.errors import SorterError
+from sorter.exports import Store
 from sorter.labs.asking import read_request, written
 
 CORNER = ".sorter"
@@ -26,6 +32,7 @@ WAIT = 600.0
 
 _LOOK = 0.5  # seconds between two looks
 _LONGEST_ANSWER = 1 << 20
+_LONGEST_SCANS = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +51,37 @@ def corner_above(dest: Path, files: Files) -> Corner | None:
     """Of the nearest folder above `dest`, or `dest` itself, that sorter delivers to; None where there is none."""
     path = Path(os.path.realpath(dest))
     for root in (path, *path.parents):
-        if files.exists(root / CORNER / "id"):
-            return Corner(root, str(path.relative_to(root)))
+        with contextlib.suppress(PermissionError):  # another lab's: nothing is to be had by it
+            if files.exists(root / CORNER / "id"):
+                return Corner(root, str(path.relative_to(root)))
     return None
 
 
-def ask(corner: Corner, request: Mapping[str, str | bool | tuple[str, ...]], files: Files) -> bool:
+def source_or_corner(where: Where, at: Path | None) -> Store | Door | Corner:
+    """Where series come from; where neither the store nor the door is here, the corner of the lab in whose folder `at`
+    lies, whom to ask by a file. SorterError: it is in no lab's folder either."""
+    try:
+        return open_source(where)
+    except SorterError:
+        corner = None if at is None or where.path or where.root else corner_above(at, Files())
+        if corner is None:
+            raise
+        return corner
+
+
+def scans(corner: Corner, files: Files) -> list[dict[str, str]]:
+    """The lab's series as its `scans.tsv` has them. SorterError: it cannot be read."""
+    path = corner.root / CORNER / "scans.tsv"
+    try:
+        titles, *rows = files.read_file(path, limit=_LONGEST_SCANS).decode(errors="replace").splitlines() or [""]
+    except OSError as error:
+        raise SorterError(f"{path} cannot be read ({error.strerror}); are you a member of this lab?") from None
+    return [dict(zip(titles.split("\t"), row.split("\t"), strict=False)) for row in rows]
+
+
+def ask(
+    corner: Corner, request: Mapping[str, str | bool | tuple[str, ...]], files: Files, *, as_json: bool = False
+) -> bool:
     """Leave the request, and wait for its answer, which is printed; True where all was done. SorterError: it cannot be
     left, or is wrong in itself."""
     if request.get("lab"):
@@ -71,8 +103,12 @@ def ask(corner: Corner, request: Mapping[str, str | bool | tuple[str, ...]], fil
     for each in (path, corner.requests / f"{name}{ANSWER}"):
         with contextlib.suppress(OSError):  # not ours to remove: then it stays
             files.unlink(each)
-    console.print(printable(answer.partition("\nThis answers ")[0]).strip(), soft_wrap=True, markup=False)
-    return answer.startswith("done\n")
+    how, _, says = printable(answer.partition("\nThis answers ")[0]).strip().partition("\n")
+    if as_json:
+        click.echo(json.dumps({"dest": str(corner.root / corner.dest), "answer": how, "says": says.split("\n")[1:]}))
+    else:
+        console.print(f"{how}\n{says}".strip(), soft_wrap=True, markup=False)
+    return how == "done"
 
 
 def _answer(path: Path, files: Files) -> str | None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import click
 
+from sorter.cli.by_letter import Corner, ask, source_or_corner
 from sorter.cli.common import Where, account, console, soon, with_where
-from sorter.cli.source import open_source
 from sorter.daemon.requests import request
 from sorter.door import Door
+from sorter.durable import Files
 from sorter.errors import SorterError, did_you_mean
+from sorter.labs.claiming import CLAIMED
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.decisions import Claim
 from sorter.summaries import find_units, title_of
@@ -32,7 +37,10 @@ def claim_command(
     A claim is granted at once where `may_claim` of the lab says so, else by whoever runs sorter, with
     `sorter claim CODE --grant`. A series of another lab cannot be claimed: that is for `sorter fix --lab`.
     """
-    source = open_source(where)
+    source = source_or_corner(where, Path())
+    if isinstance(source, Corner):
+        _by_letter(source, what, lab, answers=grant or refuse)
+        return
     if isinstance(source, Door):
         _at_the_door(source, what, lab, answers=grant or refuse)
         return
@@ -56,12 +64,13 @@ def _at_the_door(source: Door, what: str | None, lab: str | None, *, answers: bo
     if what is None or lab is None or answers:
         raise SorterError("claim for your lab: sorter claim UID|SUBJECT --lab LAB; to answer is for the admin")
     source.claim(what, lab)
-    console.print(
-        f"What is here of {what} and belongs to no lab is claimed for {lab}. Where the lab may not claim it by itself, "
-        "the admin of sorter answers; `sorter list` shows it when it is the lab's.",
-        soft_wrap=True,
-        markup=False,
-    )
+    console.print(CLAIMED.format(what=what, lab=lab), soft_wrap=True, markup=False)
+
+
+def _by_letter(corner: Corner, what: str | None, lab: str | None, *, answers: bool) -> None:
+    if what is None or lab or answers:
+        raise SorterError(f"{corner.root} is of one lab: claim for it by sorter claim UID|SUBJECT; leave out the rest")
+    sys.exit(0 if ask(replace(corner, dest=""), {"subject": what, "claim": True}, Files()) else 1)
 
 
 def _claim(spool: Spool, what: str, lab: str, *, granted: bool) -> None:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.table import Table
 
 from sorter.cli import door, stored
+from sorter.cli.by_letter import Corner, ask, scans, source_or_corner
 from sorter.cli.common import Where, console, literal, printable, with_where
 from sorter.cli.completing import subjects_here
 from sorter.cli.source import open_source
 from sorter.config import Config
 from sorter.daemon.receive import keep_of
 from sorter.door import Door
+from sorter.durable import Files
 from sorter.errors import SorterError
+from sorter.expected import fits
 from sorter.exports import Source
+from sorter.exports.source import WORDS, lines
 from sorter.matching import day_of
 from sorter.model import UnitKind, build, plain
 from sorter.pipeline.outages import Outage, outages
@@ -37,15 +44,6 @@ from sorter.story import lacks
 from sorter.summaries import in_order, summaries, title_of
 from sorter.watch.taken import still_there
 
-WORDS = {
-    "open": "still arriving",
-    "owed": "being delivered",
-    "delivered": "delivered",
-    "held": "held",
-    "kept": "kept, delivered nowhere",
-    "withdrawn": "withdrawn",
-}
-
 OVER = ("delivered", "withdrawn")
 """States in which nothing waits."""
 
@@ -54,12 +52,6 @@ MOST_SHOWN = 50
 
 LACKING_FOR = 7
 """Days for which `status` tells of a study that settled without something that its lab expects."""
-
-MOST_EVENTS = 20
-"""Of one series, by `why`: the latest."""
-
-LAST_LINES = 8
-"""Of what a product that could not be made had printed, by `why`; `--json` has all that was kept."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -356,7 +348,11 @@ def _bar(done: int, of: int, width: int = 20) -> str:
 @with_where
 def list_command(where: Where, subject: str | None, since: str | None, as_json: bool) -> None:
     """The series of SUBJECT (an ID, a glob, a UID), or of all subjects."""
-    found = in_order(list(open_source(where).units(subject or "")))
+    source = source_or_corner(where, Path())
+    if isinstance(source, Corner):
+        _list_by_letter(source, subject, since, as_json)
+        return
+    found = in_order(list(source.units(subject or "")))
     if since:
         day = day_of(since)
         found = [unit for unit in found if unit.study_date >= day]
@@ -367,6 +363,26 @@ def list_command(where: Where, subject: str | None, since: str | None, as_json: 
         studies = f" of a study of {day_of(since)} or later" if since else ""
         raise SorterError(f"no series of {subject or 'anybody'}{studies} is here; `sorter status` shows what is")
     console.print(_table(found))
+
+
+def _list_by_letter(corner: Corner, subject: str | None, since: str | None, as_json: bool) -> None:
+    """From a machine that sees the lab's folder alone."""
+    rows = scans(corner, Files())
+    if subject:
+        rows = [row for row in rows if fits(subject, row.get("subject", ""))]
+    if since:
+        rows = [row for row in rows if row.get("date", "").replace("-", "") >= day_of(since)]
+    if as_json:
+        _print_json(rows)
+    elif not rows:
+        raise SorterError(f"no series of {subject or 'anybody'} that fits is in {corner.root}/.sorter/scans.tsv")
+    else:
+        table = Table(box=None, pad_edge=False)
+        for title in rows[0]:
+            table.add_column(title)
+        for row in rows:
+            table.add_row(*map(literal, row.values()))
+        console.print(table)
 
 
 def _table(found: list[UnitSummary]) -> Table:
@@ -385,7 +401,9 @@ def _table(found: list[UnitSummary]) -> Table:
 @with_where
 def why_command(where: Where, subject: str, as_json: bool) -> None:
     """Where is my scan? The story of every series of SUBJECT (an ID, a glob, a UID, a key)."""
-    source = open_source(where)
+    source = source_or_corner(where, Path())
+    if isinstance(source, Corner):
+        sys.exit(0 if ask(replace(source, dest=""), {"subject": subject, "why": True}, Files(), as_json=as_json) else 1)
     found = in_order(list(source.units(subject)))
     if not found and isinstance(source, Door):
         raise SorterError(
@@ -410,20 +428,8 @@ def _as_json(source: Source, unit: UnitSummary) -> dict[str, Any]:
 
 
 def _tell(source: Source, unit: UnitSummary) -> None:
-    def say(text: str) -> None:
+    for text in lines(unit, source.tell(unit)):
         console.print(text, soft_wrap=True, markup=False)
-
-    told = source.tell(unit)
-    say(f"{title_of(unit)} ({unit.key[:8]}): {WORDS[unit.state]}")
-    for sentence in told.says:
-        say(f"    {sentence}")
-    for event in told.story[-MOST_EVENTS:]:
-        say(f"        {event['at'][:19].replace('T', ' ')}  {event['says']}")
-        if "could not be made" in event["says"]:
-            for text in event.get("log", "").splitlines()[-LAST_LINES:]:
-                say(f"                             {text}")
-    if len(told.story) > MOST_EVENTS:
-        say(f"        ({len(told.story) - MOST_EVENTS} earlier events; --json has them all)")
 
 
 def _print_json(value: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,10 +14,9 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sorter.cli.by_letter import Corner, ask, corner_above
+from sorter.cli.by_letter import Corner, ask, source_or_corner
 from sorter.cli.common import Where, console, literal, printable, with_where
 from sorter.cli.completing import labs_here, presets, series_here, subjects_here
-from sorter.cli.source import open_source
 from sorter.cli.standing import from_now_on
 from sorter.durable import Files
 from sorter.errors import SorterError, did_you_mean
@@ -36,7 +34,7 @@ from sorter.exports import (
     naming,
 )  # fmt: skip
 from sorter.exports.asking import NIFTI, Asked, choose, meant, plan, rows
-from sorter.exports.choosing import Subject, subjects
+from sorter.exports.choosing import Subject, study_meant, subjects
 from sorter.exports.source import target_of
 from sorter.exports.standing import Lasting
 from sorter.matching import day_of
@@ -86,7 +84,7 @@ def rename_command(
         raise SorterError(f"{dest}: --from, --force and --from-now-on are for folders; leave them out")
     asked = Asked(
         subjects(subject),
-        Choice(**{**flags, **{name: day_of(flags[name]) for name in ("study", "since") if _is_day(name, flags[name])}}),
+        Choice(**{**flags, "study": study_meant(flags["study"]), "since": flags["since"] and day_of(flags["since"])}),
         naming(pattern),
         new_name,
         NIFTI if nifti else "",
@@ -103,7 +101,9 @@ def rename_command(
         more: dict[str, str | bool] = {
             "name": pattern, "as": new_name, "nifti": nifti, "list": as_list, "dry_run": dry_run, "force": force
         }  # fmt: skip
-        sys.exit(0 if ask(source, {"subject": _listed(asked.subjects), **flags, **more}, Files()) else 1)
+        sys.exit(
+            0 if ask(source, {"subject": _listed(asked.subjects), **flags, **more}, Files(), as_json=as_json) else 1
+        )
     every = _in_source(source, asked) if source else _in_folder(folder or Path(), quiet=as_json)
     chosen = choose(every, asked)
     if not chosen.found:
@@ -139,22 +139,12 @@ def rename_command(
         sys.exit(1)
 
 
-def _is_day(flag: str, text: str) -> bool:
-    """Is it a day, as --since always wants one? --study takes a UID as well."""
-    return bool(text) and (flag == "since" or not re.fullmatch(r"[0-9]+(\.[0-9]+)+|[0-9]{8}", text))
-
-
 def _source(where: Where, dest: Path | None) -> Source | Corner:
     """Where the series come from; where neither the store nor the door is here, who is asked by a file: the lab whose
     folder DEST lies in, or, for a target, whose folder one is in."""
-    try:
-        return open_source(where)
-    except SorterError:
-        target = target_of(str(dest or ""))
-        corner = None if dest is None or where.path or where.root else corner_above(Path() if target else dest, Files())
-        if corner is None:
-            raise
-        return replace(corner, dest=str(dest)) if target else corner
+    target = target_of(str(dest or ""))
+    found = source_or_corner(where, Path() if target else dest)
+    return replace(found, dest=str(dest)) if target and isinstance(found, Corner) else found
 
 
 def _listed(wanted: Sequence[Subject]) -> str | tuple[str, ...]:

@@ -32,8 +32,8 @@ def open_source(where: Where) -> Store | Door:
             raise
         raise SorterError(
             f"there is no configuration that you may read, and no socket {found}. The admin of sorter knows where its "
-            f"socket is: say `export {SOCKET}=…` once, or give --root DIR or -c FILE. What is in your lab's folder is "
-            "listed in .sorter/scans.tsv there"
+            f"socket is: say `export {SOCKET}=…` once, or give --root DIR or -c FILE. Or `cd` into your lab's folder: "
+            "there list, why, claim and rename work without"
         ) from None
     try:
         return Store(open_spool(config), config.folders())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,15 +20,15 @@ from sorter.errors import SorterError
 from sorter.exports import in_store
 from sorter.exports.finding import Made, delivered
 from sorter.exports.source import LONGEST_NAME, made, not_granted, part_of, tell
+from sorter.labs import claiming
 from sorter.labs.moving import Trial
 from sorter.model import DICOM, build, plain
-from sorter.naming import safe_component, short_hash
+from sorter.naming import safe_component
 from sorter.pipeline.outages import outages
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.exports import Export, ExportedFile
 from sorter.spool.exports import ask as request_export
 from sorter.spool.lines import now
-from sorter.spool.requests import request
 from sorter.spool.studies import StudyRecords
 from sorter.spool.veils import Veil, Veils
 from sorter.summaries import is_called, summaries, summary_of
@@ -296,14 +295,9 @@ def claim(desk: Desk, asked: ask.Claim) -> Iterator[Line]:
     """Always the same answer: what is there that no lab has is nobody's business yet."""
     if (not desk.sight.admin and asked.lab not in desk.sight.labs) or asked.lab not in desk.terms.labs:
         raise SorterError(f"you are not of a lab {asked.lab}; claim for one of your own")
-    if not asked.what or set(asked.what) <= set("*?"):
-        raise SorterError("claim a subject, a study or a series by its name or UID, not all that there is")
-    free = [each for each in summaries(desk.spool) if each.lab is None and is_called(each, asked.what)]
-    keys = [each.key for each in free if each.state not in ("open", "withdrawn")]
+    keys = claiming.unassigned(desk.spool, [asked.what])
     desk.saw("claim", keys)
-    if keys:
-        what = {"do": "claim", "keys": keys, "lab": asked.lab, "by": name_of(desk.sight.uid), "granted": False}
-        request(desk.spool, f"decide-{time.time_ns():020d}-{short_hash(asked.lab + asked.what)}", what)
+    claiming.claim(desk.spool, keys, asked.lab, name_of(desk.sight.uid))
     yield from ()
 
 

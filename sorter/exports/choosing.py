@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.exports.finding import Found
-from sorter.matching import checked_series, fits_series
+from sorter.matching import checked_series, day_of, fits_series
 
 _LONGEST_LIST = 16 << 20  # bytes of a list of subjects
 _TITLES = ("subject", "subjects", "id", "patientid", "patient")
@@ -80,6 +80,11 @@ def subjects(text: str) -> list[Subject]:
     if not found:
         raise SorterError(f"{path} names no subject; write one in each line, as subject or subject,newname")
     return found
+
+
+def study_meant(text: str) -> str:
+    """The day as YYYYMMDD, as `day_of`, or the UID that it is. SorterError: it is neither."""
+    return text if re.fullmatch(r"[0-9]+(\.[0-9]+)+|[0-9]{8}|", text) else day_of(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from sorter.spool.exports import Export, ExportedFile, ask
 from sorter.spool.lines import now
 from sorter.spool.studies import StudyRecord, StudyRecords, study_key
 from sorter.story import of_study, sentences
-from sorter.summaries import is_called, summaries
+from sorter.summaries import is_called, summaries, title_of
 
 TARGET = "target:"
 """How a destination begins that is no folder."""
@@ -198,6 +198,36 @@ def made(unit: Unit, product: str) -> Made | None:
     plan = unit.latest_plan()
     found = unit.product(product, plan.revision) if plan is not None else None
     return None if plan is None or found is None else Made(unit.product_folder(product, plan.revision), found)
+
+
+MOST_EVENTS = 20
+"""Of one series, in lines: the latest."""
+
+LAST_LINES = 8
+"""Of what a product that could not be made had printed; the story has all that was kept."""
+
+WORDS = {
+    "open": "still arriving",
+    "owed": "being delivered",
+    "delivered": "delivered",
+    "held": "held",
+    "kept": "kept, delivered nowhere",
+    "withdrawn": "withdrawn",
+}
+"""How a series stands."""
+
+
+def lines(unit: UnitSummary, told: Told) -> Iterator[str]:
+    """Where it is, and why, for people."""
+    yield f"{title_of(unit)} ({unit.key[:8]}): {WORDS[unit.state]}"
+    yield from (f"    {sentence}" for sentence in told.says)
+    for event in told.story[-MOST_EVENTS:]:
+        yield f"        {event['at'][:19].replace('T', ' ')}  {event['says']}"
+        if "could not be made" in event["says"]:
+            for text in event.get("log", "").splitlines()[-LAST_LINES:]:
+                yield f"                             {text}"
+    if len(told.story) > MOST_EVENTS:
+        yield f"        ({len(told.story) - MOST_EVENTS} earlier events)"
 
 
 def _everything(_lab: str | None) -> bool:

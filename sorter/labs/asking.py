@@ -17,7 +17,7 @@ from sorter.config.places import Key
 from sorter.config.reading import Sources, Tables
 from sorter.errors import ConfigError, SorterError
 from sorter.exports.asking import NIFTI, Asked
-from sorter.exports.choosing import Choice, Subject
+from sorter.exports.choosing import Choice, Subject, study_meant
 from sorter.exports.naming import naming
 from sorter.exports.source import target_of
 from sorter.matching import checked_series, day_of
@@ -60,6 +60,13 @@ def _day(text: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _study(text: str) -> str:
+    try:
+        return study_meant(text)
+    except SorterError as error:
+        raise ValueError(str(error)) from None
+
+
 def _series(text: str) -> str:
     try:
         return checked_series(text)
@@ -78,7 +85,7 @@ class Request(Section):
     """Whom: an ID, a name, a glob or a UID; or a list of them, each as `"DEV01"` or `"DEV01,newname"`."""
     dest: Annotated[str, AfterValidator(_dest)] = ""
     """Where to: a folder below the lab's own, as `"pilot/2026"`, or `"target:NAME/FOLDER"` of a target of the lab."""
-    study: Words = ""
+    study: Annotated[Words, AfterValidator(_study)] = ""
     """Only the study of this day or UID."""
     series: Annotated[Words, AfterValidator(_series)] = ""
     """Only these: numbers as `"3,5-7"`, or a glob of the description as `"*T1*"`."""
@@ -94,6 +101,10 @@ class Request(Section):
     """Copy the NIfTI that was made, in place of the images."""
     list: bool = False
     """Only list the series."""
+    why: bool = False
+    """Only tell where each series is, and why, as `sorter why`."""
+    claim: bool = False
+    """Claim what is here of `subject`, an ID or a UID, and belongs to no lab."""
     dry_run: bool = False
     """Only say what would be done."""
     force: bool = False
@@ -134,7 +145,7 @@ class _Reader(Tables):
         found = self.model(Request, raw, ())
         if found is None:
             return None
-        if not (raw.get("dest") or found.list):
+        if not (raw.get("dest") or found.list or found.why or found.claim):
             self.fault(("dest",), 'must be given, as "pilot"; or list = true, to see what there is')
         if found.force and target_of(found.dest) is not None:
             self.fault(("force",), "is for folders: at a target nothing is overwritten; leave it out")

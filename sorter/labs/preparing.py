@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from sorter.errors import ConfigError, SorterError
 from sorter.exports.asking import choose, meant, plan, rows
 from sorter.exports.copying import Copy
-from sorter.exports.source import Store, not_granted, target_of
+from sorter.exports.source import Store, lines, not_granted, target_of, tell
 from sorter.labs.asking import Request, read_request
+from sorter.labs.claiming import CLAIMED, claim, unassigned
 from sorter.spool import Spool, Unit
-from sorter.summaries import summaries
+from sorter.summaries import in_order, is_called, summaries
 
 MOST_FILES = 50_000
 """Files of one request; who wants more asks twice."""
@@ -49,6 +50,12 @@ def prepare(spool: Spool, lab: str, granted: Collection[str], name: str, data: b
 
 
 def _prepared(spool: Spool, lab: str, granted: Collection[str], request: Request) -> Prepared:
+    called = [each.text for each in request.subjects]
+    if request.claim:
+        claim(spool, unassigned(spool, called), lab, f"a request file of lab {lab}")
+        return Prepared(says=[CLAIMED.format(what=", ".join(called[:MOST_SAID]), lab=lab)])
+    if request.why:
+        return _stories(spool, lab, called)
     source, asked, target = Store(spool), request.asked, target_of(request.dest)
     if target is not None and target[0] not in granted:
         raise not_granted(target[0])
@@ -83,6 +90,18 @@ def _prepared(spool: Spool, lab: str, granted: Collection[str], request: Request
         )
         prepared.says, prepared.copies = [first, *prepared.says], ()
     return prepared
+
+
+def _stories(spool: Spool, lab: str, what: Sequence[str]) -> Prepared:
+    """Of the lab's own series, as `sorter why` tells them."""
+    own = [unit for unit in summaries(spool) if unit.lab == lab and any(is_called(unit, text) for text in what)]
+    if not own:
+        return Prepared(says=["no series of this lab fits; what has not settled yet is nobody's so far"], failed=True)
+    says: list[str] = []
+    for each in in_order(own)[:MOST_SAID]:
+        says += lines(each, tell(spool, each, lambda whose: whose == lab))
+    more = len(own) - MOST_SAID
+    return Prepared(says=[*says, *([f"… and {more} more series"] if more > 0 else [])])
 
 
 def _would(prepared: Prepared) -> list[str]:

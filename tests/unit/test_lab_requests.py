@@ -6,6 +6,7 @@ import datetime
 import errno
 import grp
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -78,6 +79,7 @@ def test_no_destination_leaves_the_labs_folder(dest: str) -> None:
         ('subject = "A"\ndest = "target:pacs"\nforce = true', "mine.toml:3: force: is for folders"),
         ('subject = "A\ndest = "x"', "mine.toml:1: this is not TOML: a text in quotes does not end in this line"),
         ('subject = "A"\ndest = "x"\nsince = "soon"', "mine.toml:3: since: "),
+        ('subject = "A"\ndest = "x"\nstudy = "soon"', "mine.toml:3: study: 'soon' is no day"),
         ('subject = "A"\ndest = "x"\nseries = "9-3"', "mine.toml:3: series: in '9-3' the range 9-3 ends before"),
         ('subject = "A"\ndest = "x"\nname = "{subject.__class__}"', "mine.toml:3: name: "),
         ('subject = "A"\ndest = "x"\nname = "../{subject}/{InstanceNumber}.dcm"', "mine.toml:3: name: "),
@@ -569,6 +571,39 @@ def test_the_command_asks_by_a_file_where_it_sees_no_more(
     assert "no series of this lab fits" in told.output
     told = CliRunner().invoke(command, ["rename", "MINE01", str(tmp_path / "nowhere")])
     assert "there is no configuration" in str(told.exception)
+    told = CliRunner().invoke(command, ["rename", "MINE01", str(dest), "--list", "--json"])
+    assert (json.loads(told.output)["answer"], "MINE01" in json.loads(told.output)["says"][1]) == ("done", True)
+
+
+def test_in_the_labs_folder_it_is_listed_told_and_claimed(
+    sorter: RunningSorter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sorter.labs / "memory")
+    monkeypatch.setattr("sorter.cli.common.SYSTEM_SOCKET", tmp_path / "none")
+    monkeypatch.setattr("sorter.config.reading.SYSTEM_CONFIG", tmp_path / "none")
+    monkeypatch.delenv("SORTER_SOCKET", raising=False)
+    monkeypatch.setattr("sorter.cli.by_letter._LOOK", 0.05)
+
+    def run(*words: str, code: int = 0) -> str:
+        told = CliRunner().invoke(command, words)
+        assert told.exit_code == code, told.output
+        return told.output + str(told.exception or "")
+
+    assert "MINE01" in run("list")
+    assert [row["subject"] for row in json.loads(run("list", "mine*", "--json"))] == ["MINE01"]
+    assert "no series of THEIRS01 that fits" in run("list", "THEIRS01", code=1)
+    assert "dicom at memory: delivered to MINE01/" in run("why", "MINE01")
+    assert "no series of this lab fits" in run("why", "THEIRS01", code=1)
+    said = [run("claim", what).replace(what, "") for what in ("NOBODY7", "THEIRS01")]
+    assert said[0] == said[1], "nothing is told of what there is"
+    assert "claim a subject, a study or a series" in run("claim", "*", code=1)
+    assert "leave out the rest" in run("claim", "NOBODY7", "--lab", "memory", code=1)
+    monkeypatch.setattr("sorter.durable.Files.exists", _closed)
+    assert "there is no configuration" in run("list", code=1)
+
+
+def _closed(*_: object, **__: object) -> bool:
+    raise PermissionError(13, "Permission denied")
 
 
 def test_what_goes_on_in_the_worker_needs_little(sorter: RunningSorter) -> None:
