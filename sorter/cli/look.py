@@ -377,11 +377,12 @@ def _list_by_letter(corner: Corner, subject: str | None, since: str | None, as_j
     elif not rows:
         raise SorterError(f"no series of {subject or 'anybody'} that fits is in {corner.root}/.sorter/scans.tsv")
     else:
+        titles = ("date", "subject", "session", "series", "images", "verdict", "where")  # `sorter why` tells the rest
         table = Table(box=None, pad_edge=False)
-        for title in rows[0]:
-            table.add_column(title)
+        for title in titles:
+            table.add_column(title, overflow="fold")
         for row in rows:
-            table.add_row(*map(literal, row.values()))
+            table.add_row(*(literal(row.get(title, "")) for title in titles))
         console.print(table)
 
 

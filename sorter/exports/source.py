@@ -204,7 +204,7 @@ MOST_EVENTS = 20
 """Of one series, in lines: the latest."""
 
 LAST_LINES = 8
-"""Of what a product that could not be made had printed; the story has all that was kept."""
+"""Of what a product that could not be made had printed when it was last tried; the story has all that was kept."""
 
 WORDS = {
     "open": "still arriving",
@@ -221,9 +221,10 @@ def lines(unit: UnitSummary, told: Told) -> Iterator[str]:
     """Where it is, and why, for people."""
     yield f"{title_of(unit)} ({unit.key[:8]}): {WORDS[unit.state]}"
     yield from (f"    {sentence}" for sentence in told.says)
+    failed = [event for event in told.story if "could not be made" in event["says"]]
     for event in told.story[-MOST_EVENTS:]:
         yield f"        {event['at'][:19].replace('T', ' ')}  {event['says']}"
-        if "could not be made" in event["says"]:
+        if event in failed[-1:]:  # of those before it the sentence is enough
             for text in event.get("log", "").splitlines()[-LAST_LINES:]:
                 yield f"                             {text}"
     if len(told.story) > MOST_EVENTS:

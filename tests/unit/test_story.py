@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from sorter.cli.main import sorter
 from sorter.durable import Files
+from sorter.exports.source import Told, lines
 from sorter.model import Instance, Revision, Source, Standing, UnitKind, Verdict, unit_key
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.unit import DeliveryState, took
@@ -92,3 +93,13 @@ def test_an_open_series_says_what_it_waits_for_and_how_far_it_is(unit: Unit) -> 
     assert "█████░░░░░░░░░░░░░░░ 1 of 4 images" in shown.output
     told = CliRunner().invoke(sorter, ["why", "P1", "--root", str(unit.spool.root.parent)])
     assert "1 of 4 images are here" in told.output
+
+
+def test_what_failed_often_shows_its_last_log_alone() -> None:
+    failed = {"at": "2026-01-02T10:11:12", "says": "nifti could not be made: x", "log": "first\nlast"}
+    story = ({**failed, "log": "of before"}, failed, {"at": "2026-01-02T10:11:13", "says": "released"})
+    said = [each.strip() for each in lines(summary(state="owed"), Told(story=story))]
+    assert said == [
+        f"P1 ({KEY[:8]}): being delivered", "2026-01-02 10:11:12  nifti could not be made: x",
+        "2026-01-02 10:11:12  nifti could not be made: x", "first", "last", "2026-01-02 10:11:13  released",
+    ]  # fmt: skip
