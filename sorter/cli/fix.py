@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 
@@ -51,7 +52,7 @@ def fix_command(config: Config, what: str, subject: str | None, lab: str | None,
     said = decision(lab, subject, account(), undo=undo)
     asked = {"do": "decide", "keys": [unit.key for unit in units], "studies": studies, "decision": plain(said)}
     request(spool, f"decide-{time.time_ns():020d}-{said.id[:8]}", asked)
-    _tell(units, subject, lab, soon(spool))
+    _tell(units, subject, lab, soon(spool), subject or (units[0].study_uid if undo else what))
 
 
 def _checked(subject: str) -> str:
@@ -68,13 +69,17 @@ def _found(spool: Spool, what: str) -> list[UnitSummary]:
     units = [unit for unit in find_series(spool, what) if unit.state != "withdrawn"]
     if not units:
         raise SorterError(f"no series of {what} is here; `sorter list` shows what there is")
-    who = sorted({f"{unit.subject or 'no subject'} of {unit.lab or 'no lab'}" for unit in units})
-    if len(who) > 1:
+    who = _whose(units)
+    if len(who) > 1 and not all(what in (unit.study_uid, *unit.series_uids) for unit in units):
         raise SorterError(
             f"{what} is more than one: {', '.join(who)}; give the UID of a study or series, or the eight "
             "letters that `sorter why` shows with each"
         )
     return units
+
+
+def _whose(units: Sequence[UnitSummary]) -> list[str]:
+    return sorted({f"{unit.subject or 'no subject'} of {unit.lab or 'no lab'}" for unit in units})
 
 
 def _differs(unit: UnitSummary, subject: str | None, lab: str | None) -> bool:
@@ -97,13 +102,13 @@ def whole_studies(spool: Spool, units: Sequence[UnitSummary]) -> list[str]:
     return sorted({unit.study_uid for unit in units} - others)
 
 
-def _tell(units: Sequence[UnitSummary], subject: str | None, lab: str | None, when: str) -> None:
-    first = units[0]
-    who = f"{first.subject or 'no subject'} of {first.lab or 'no lab'}"
+def _tell(units: Sequence[UnitSummary], subject: str | None, lab: str | None, when: str, called: str) -> None:
+    """`called`: what finds them afterwards."""
+    who = ", ".join(_whose(units))
     parts = [f"called {subject}"] * bool(subject) + [f"of lab {lab}"] * bool(lab)
     becomes = " and ".join(parts) or "what its header and the rules say"
     console.print(
-        f"{len(units)} series of {who} are {becomes} {when}; `sorter why {subject or first.subject}` "
+        f"{len(units)} series of {who} are {becomes} {when}; `sorter why {shlex.quote(called)}` "
         "tells what became of each. The images are unchanged: inside them everything is as it was sent.",
         soft_wrap=True, markup=False,
     )  # fmt: skip

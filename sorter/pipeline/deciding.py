@@ -39,14 +39,15 @@ def decision(lab: str | None, subject: str | None, by: str, *, undo: bool = Fals
 
 
 def moved(folder: str | None) -> str:
-    """What is said where something of a delivery has to stay: the same whenever it is asked, so no day is in it.
+    """What is said where something of a delivery has to stay: the same whenever it is asked, so no day is in it, and
+    true for good, though it may go on from there.
 
-    `folder`: where it lies now; None: not here.
+    `folder`: whereto it went from here; None: it is no more of this target.
     """
-    where = f"it lies in {folder} now" if folder is not None else "it does not belong here any more"
+    where = f"it went from here to {folder}" if folder is not None else "it does not belong here any more"
     return (
         f"This series was corrected: {where}. What is left here was changed, or added, after sorter "
-        "had delivered it; so it stayed."
+        "had delivered it; so it stayed. Where the series lies by now, the lab's .sorter/scans.tsv says."
     )
 
 

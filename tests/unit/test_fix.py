@@ -111,6 +111,20 @@ def test_it_goes_first_before_a_header_that_is_corrected_later(site: Site) -> No
     assert tree(site) == of("memory/P2")
 
 
+def test_all_of_a_study_is_meant_by_its_uid_whatever_its_series_are_called(site: Site) -> None:
+    assert site.command("fix", "1.2.3.2", "--as", "P 08").exit_code == 0
+    site.turns(20)
+    assert "is more than one: P 08 of memory, P1 of memory" in str(site.command("fix", "P*", "--as", "P07").exception)
+    done = site.command("fix", "1.2.3", "--as", "P 07")
+    assert done.exit_code == 0, done.exception
+    assert (
+        "2 series of P 08 of memory, P1 of memory are called P 07 as soon as sorter runs; `sorter why 'P 07'` tells"
+        in done.output
+    )
+    site.turns(20)
+    assert tree(site) == of("memory/P_07")
+
+
 def test_one_series_goes_to_another_lab(site: Site) -> None:
     assert site.command("fix", "1.2.3.2", "--lab", "vision").exit_code == 0
     site.turns(20)
@@ -130,7 +144,7 @@ def test_what_the_lab_changed_or_added_stays_and_a_file_says_so(site: Site) -> N
     left += ["memory/P1/20260102_1011/002_T1/MOVED.txt", "memory/P1/20260102_1011/002_T1/notes.txt"]
     assert tree(site) == sorted([*of("memory/P07"), *left])
     said = (edited.parent / "MOVED.txt").read_text()
-    assert "it lies in P07/20260102_1011/001_T1 now" in said
+    assert "it went from here to P07/20260102_1011/001_T1" in said, "which stays true when it goes on from there"
     site.command("fix", "P07", "--lab", "vision")
     site.turns(20)
     assert tree(site) == sorted([*left, *of("vision/P07")])
