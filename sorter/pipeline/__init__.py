@@ -441,6 +441,8 @@ class Pipeline:
                 self.telling.happened(answer.state, live)
             live.no_plan = answer
             self._waiting.add(live.key)
+            if answer.state == "kept" and live.plan is not None:
+                self._take_away(live, live.plan, answer.identity)
             return
         self.bundles.coming(live, live.plan, answer)
         live.unit.write_plan(answer)
@@ -455,6 +457,17 @@ class Pipeline:
             self.retiring.retire(live)
         for key in self.making.awaiting(live.key):
             self._step(key, self.delivering.deliver)
+
+    def _take_away(self, live: Live, before: Plan, now: Identity) -> None:
+        """It is somebody else's, or somebody else, by now, and is wanted nowhere: nor does it stay where it lay."""
+        assert live.revision is not None
+        if (now.lab, now.subject) != (before.identity.lab, before.identity.subject) and before.all_targets:
+            live.plan = Plan(live.key, live.revision.revision, wall_clock(), now, ())
+            self.bundles.coming(live, before, live.plan)
+            live.unit.write_plan(live.plan)
+            self.reasking.planned(live)
+        if live.nowhere:
+            self.retiring.retire(live)
 
     def _ask(self, live: Live) -> Plan | NoPlan:
         assert live.revision is not None
@@ -653,7 +666,7 @@ class Pipeline:
             return
         if live.outdated:
             self._publish(live, Publish(live.revision.verdict, live.revision.reasons, live.revision.missing))
-        elif live.unplanned:
+        elif live.unplanned or live.nowhere:
             self._plan(live)
         else:
             self.delivering.deliver(live)

@@ -92,7 +92,7 @@ class Planner:
         series = view(unit, revision)
         identity = Identity()
         try:
-            if previous is not None and not _corrected(unit, previous):
+            if previous is not None and previous.all_targets and not _corrected(unit, previous):
                 return self._grow(unit, revision, previous)
             identity, own = self._identify(unit, series, recovered if previous is None else NOTHING)
             _hold_on(own)

@@ -71,6 +71,11 @@ class Live:
         return self.revision is not None and (self.plan is None or self.plan.revision < self.revision.revision)
 
     @property
+    def nowhere(self) -> bool:
+        """Is it of somebody who wants nothing of it, and was taken from where it lay before?"""
+        return self.plan is not None and not self.plan.all_targets and self.unit.bundle is None
+
+    @property
     def outdated(self) -> bool:
         """Did somebody decide something since it was planned, and does no later revision take it up?"""
         plan, revision = self.plan, self.revision
@@ -238,6 +243,8 @@ def _standing(live: Live, awaited: str) -> tuple[str, str]:
             (first.product, first.target), "what was delivered before a correction is being removed"
         )
         return "owed", why
+    if live.nowhere:
+        return "kept", "whose it is now wants nothing of it; it stays in the store until their rules say otherwise"
     return "delivered", ""
 
 

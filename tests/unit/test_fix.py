@@ -134,6 +134,32 @@ def test_one_series_goes_to_another_lab(site: Site) -> None:
     assert tree(site)[2] == "memory/P1/20260102_1011/003_T1/000-0003-000001.dcm"  # of its study nothing was said
 
 
+def test_what_its_new_lab_does_not_want_leaves_the_old_one_all_the_same(site: Site) -> None:
+    vision = site.parts.take_lab_file
+    assert vision("vision", b"[deliver]\nproducts = []\n") == ()
+    edited = site.delivered()[0]
+    edited.write_bytes(b"the lab's own work")
+    assert site.command("fix", "1.2.3", "--lab", "vision").exit_code == 0
+    site.turns(20)
+    left = [of("memory/P1")[0], "memory/P1/20260102_1011/001_T1/MOVED.txt"]
+    assert tree(site) == left
+    assert {each["state"] for each in site.said("list")} == {"kept"}
+    site.receive(data_set(3))
+    site.turns(80)
+    again = started(site.root)
+    again.turns(80)
+    assert (tree(again), {each["state"] for each in again.said("list")}) == (left, {"kept"})
+    assert "lab vision wants nothing of it" in again.command("why", "1.2.3").output
+    assert again.parts.take_lab_file("vision", b"") == ()
+    again.turns(20)
+    late = "vision/P1/20260102_1011/001_T1/000-0001-000003.dcm"
+    assert tree(again) == sorted([*left, *of("vision/P1"), late])
+    again.command("fix", "1.2.3", "--undo")
+    again.turns(20)
+    assert [each for each in tree(again) if "vision" in each] == []
+    assert len([each for each in tree(again) if "memory" in each]) == 6
+
+
 def test_what_the_lab_changed_or_added_stays_and_a_file_says_so(site: Site) -> None:
     edited, other = site.delivered()[0], site.delivered()[2]
     edited.write_bytes(b"the lab's own work")
