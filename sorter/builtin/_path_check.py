@@ -51,11 +51,19 @@ def explained(root: str, files: Files) -> Iterator[None]:
 
 
 def _reasons(root: str, files: Files) -> Iterator[str]:
+    owner = None
     try:
         with files.opened(root, os.O_RDONLY | os.O_DIRECTORY) as top:
             shared = files.is_shared(top)
+            if files.exists(MARKER, at=top):
+                owner = files.stat(MARKER, at=top).st_uid
     except OSError:
         shared = True  # not even that is allowed: as for nobody
+    if owner not in (None, os.geteuid()):
+        yield (
+            f"{MARKER} there belongs to account {owner}, not to {os.geteuid()}: if sorter made it just now, the share "
+            "gives all that is made to its own account; mount it as sorter's (uid=, or log in there as it)"
+        )
     if shared and os.geteuid() == 0:
         yield f"to most shares root is nobody (root squash): {_OWN_ACCOUNT}"
     elif shared and len(os.getgroups()) > _MOST_GROUPS:
