@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from sorter.deliver.lane import Lane
+from sorter.deliver.lane import Lane, Patience
 from sorter.deliver.target import Later, Refused, Verified
 from sorter.deliver.workers import Started, may_start
 from sorter.model import DICOM, Instance, Receipt
@@ -23,8 +23,11 @@ from sorter.spool import Unit
 STORE = "store"
 """Where a finding is that is of no target."""
 
-AT_ONCE = 8
-"""Receipts that wait at one target's worker."""
+AT_ONCE = 2
+"""Receipts that are with one target's worker: the one at hand, and the next, so that it never waits."""
+
+PATIENCE = Patience(silence=60.0)
+"""Somebody sits before it: a mount that hangs is told of after this long."""
 
 Answer: TypeAlias = Verified | Later | Refused
 
@@ -131,11 +134,15 @@ class Outlet(Protocol):
 
 
 class Targets:
-    """Compares receipts with what is at their targets, several targets at a time."""
+    """Compares receipts with what is at their targets, several targets at a time.
 
-    def __init__(self, outlets: Mapping[str, Outlet], *, deep: bool) -> None:
-        self._outlets, self._deep = outlets, deep
+    One that is away is asked no more: of ten thousand receipts each would wait for it anew.
+    """
+
+    def __init__(self, outlets: Mapping[str, Outlet], *, deep: bool, patience: Patience = PATIENCE) -> None:
+        self._outlets, self._deep, self._patience = outlets, deep, patience
         self._lanes: dict[str, Lane] = {}
+        self._away: dict[str, Later] = {}
         self._answers: queue.SimpleQueue[tuple[Receipt, Answer]] = queue.SimpleQueue()
 
     def compare(self, receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, Answer]]:
@@ -146,6 +153,8 @@ class Targets:
         under_way = sum(self._next(waiting[target]) for target in list(waiting) for _ in range(AT_ONCE))
         while under_way:
             receipt, answer = self._answers.get()
+            if isinstance(answer, Later) and answer.away:
+                self._away.setdefault(receipt.target, answer)
             under_way += self._next(waiting[receipt.target]) - 1
             yield receipt, answer
 
@@ -157,6 +166,9 @@ class Targets:
         if receipt.target not in self._outlets:
             self._answers.put((receipt, Refused(f"{receipt.target} is no configured target any more")))
             return 1
+        if receipt.target in self._away:
+            self._answers.put((receipt, self._away[receipt.target]))
+            return 1
         self._lane(receipt.target).verify(receipt, lambda answer: self._answers.put((receipt, answer)), deep=self._deep)
         return 1
 
@@ -165,14 +177,15 @@ class Targets:
             outlet = self._outlets[target]
             workers = Started(outlet.account if may_start(outlet.account) else "")  # to look, reading may be enough
             self._lanes[target] = Lane(
-                target, outlet.code, outlet.settings, _nothing_to_deliver, _nothing_to_deliver, workers=workers
-            )
+                target, outlet.code, outlet.settings, _nothing_to_deliver, _nothing_to_deliver,
+                patience=self._patience, workers=workers,
+            )  # fmt: skip
         return self._lanes[target]
 
     def stop(self) -> None:
         """End the workers."""
         for lane in self._lanes.values():
-            lane.stop(5.0)
+            lane.stop(1.0)
 
 
 def _nothing_to_deliver(*_: object) -> Any:

@@ -278,7 +278,7 @@ class Lane:
                 return self._converse(self._worker, task)
             except EOFError:
                 # A worker that ended while it had nothing to do is nobody's failure: the job goes to a new one.
-                if not again or self._worker.heard:
+                if not again or self._worker.heard or self._stopping:  # or it was the stop that ended it
                     raise
                 self._end_worker()
         raise AssertionError("unreachable: the second attempt returns or raises")
