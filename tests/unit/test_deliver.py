@@ -25,6 +25,7 @@ from sorter.deliver.backoff import backoff
 from sorter.deliver.lane import Lane, Patience
 from sorter.deliver.target import Checked, Done, Later, Put, Refused, Removed, Result, Verified, Wanted
 from sorter.deliver.worker import BATCH
+from sorter.deliver.workers import Started, Worker
 from sorter.durable import Files
 from sorter.errors import Held, TryLater
 from sorter.model import Delivered, Receipt, build, plain
@@ -498,6 +499,26 @@ def test_a_report_that_fails_does_not_end_the_lane(lab: Lab, caplog: pytest.LogC
     for key in (KEY, "bbbb" * 8):
         lane.submit(lab.job(1, key=key))
         assert told.get(timeout=SOON).key == key
+
+
+def test_a_stop_that_ends_a_hung_worker_starts_no_other(lab: Lab) -> None:
+    class Counting(Started):
+        count = 0
+
+        def start(self, silence: float) -> Worker:
+            self.count += 1
+            return super().start(silence)
+
+    workers = Counting()
+    lane = lab.lane(stay=True, workers=workers)
+    lane.submit(lab.job(1))
+    assert isinstance(lab.result()[1], Done)
+    assert lane.pid is not None
+    os.kill(lane.pid, signal.SIGSTOP)
+    lane.submit(lab.job(1, key="bbbb" * 8))
+    wait_until(lambda: lane.silence() > 0.0)
+    assert lane.stop(0.05)
+    assert workers.count == 1
 
 
 def test_stop_ends_a_job_that_does_not_end(lab: Lab) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from sorter import verifying
+from sorter.deliver.lane import Patience
 from sorter.deliver.target import Later, Refused
 from sorter.model import Receipt
 from sorter.testing.running import RunningSorter
@@ -149,3 +151,48 @@ def test_a_target_that_is_away_is_a_fault_with_a_sentence(site: Site) -> None:
     code, said = site.run("verify", "--deep")
     assert (code, said["findings"][0]["standing"]) == (1, "could not be compared")
     assert "the mount is away" in said["findings"][0]["why"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hung:
+    """A target whose mount hangs, and that writes down how often it was asked."""
+
+    asked: Path
+    code: str = "hung_target:Hung"
+    account: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"asked": str(self.asked)}
+
+
+HUNG = """
+import os, time
+
+class Hung:
+    def __init__(self, settings, files):
+        self.asked = settings["asked"]
+
+    def verify(self, receipt, deep=False):
+        os.close(os.open(self.asked + "/" + receipt.key[:8], os.O_CREAT))
+        while True:
+            time.sleep(60)
+"""
+
+
+def test_a_target_that_hangs_is_asked_a_time_or_two_whatever_there_is_to_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hung_target.py").write_text(HUNG)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    outlet = Hung(tmp_path / "asked")
+    outlet.asked.mkdir()
+    receipts = [Receipt(f"{n:032x}"[::-1], "dicom", "nas", 1, "S1", (), "2026-01-02") for n in range(50)]
+    targets = verifying.Targets({"nas": outlet}, deep=False, patience=Patience(silence=0.5))
+    try:
+        answers = [answer for _, answer in targets.compare(receipts)]
+    finally:
+        targets.stop()
+    assert len(answers) == 50
+    assert all(isinstance(each, Later) and "did not move" in each.why for each in answers)
+    assert 1 <= len(list(outlet.asked.iterdir())) <= verifying.AT_ONCE
