@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sorter.accounts import name_of
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.spool.decisions import Claims, Decisions
@@ -61,7 +62,20 @@ class Spool:
     # --- a life on it -------------------------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Make what is missing, with its modes; refuse a spool of a newer sorter."""
+        """Make what is missing, with its modes; refuse a spool of a newer sorter, and one that is another account's."""
+        try:
+            self._make()
+        except PermissionError as error:
+            account, where = name_of(os.geteuid()), os.fsdecode(error.filename or self.root)
+            raise SorterError(
+                f"the spool {self.root} cannot be used: {account} may not make or read {where}; run sorter as its owner, "
+                f"or make it as root: install -d -o {account} -m 0711 {self.root}"
+            ) from None
+        except OSError as error:
+            where = os.fsdecode(error.filename or self.root)
+            raise SorterError(f"the spool {self.root} cannot be used: {where}: {error.strerror}") from None
+
+    def _make(self) -> None:
         files = self.files
         files.make_folders(self.root, 0o711)
         with files.opened(self.root, os.O_RDONLY | os.O_DIRECTORY) as fd:

@@ -29,6 +29,16 @@ def test_a_newer_spool_is_refused_with_a_sentence(tmp_path: Path) -> None:
         Spool(tmp_path, Files()).create()
 
 
+@pytest.mark.parametrize(("error", "says"), [(errno.EACCES, "install -d -o "), (errno.EROFS, "Read-only file system")])
+def test_one_that_cannot_be_made_is_told_in_a_sentence(tmp_path: Path, error: int, says: str) -> None:
+    class Refusing(Files):
+        def mkdir(self, path: Any, mode: int = 0o700, *, at: int | None = None) -> None:
+            raise OSError(error, os.strerror(error), str(path))
+
+    with pytest.raises(SorterError, match=f"spool {tmp_path}/spool cannot be used: .*{says}"):
+        Spool(tmp_path / "spool", Refusing()).create()
+
+
 def test_its_folders_are_closed_to_others_and_incoming_is_open_to_its_group(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", Files())
     spool.create()
