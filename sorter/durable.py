@@ -382,3 +382,37 @@ class Files:
             else:
                 self.unlink(child)
         self.rmdir(path)
+
+
+class OwnersFiles(Files):
+    """Files of root, who works on a folder of another account: what it makes below that folder is the account's.
+
+    Else the account could neither read nor go on writing what a command of root's left there.
+    """
+
+    def __init__(self, folder: PathLike) -> None:
+        self._folder = os.path.realpath(folder)
+        self._owner = os.stat(folder).st_uid
+
+    def open(self, path: PathLike, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+        fd = super().open(path, flags, mode, at=at)
+        if flags & os.O_CREAT and os.fstat(fd).st_uid != self._owner and self._is_below(path, at):
+            os.fchown(fd, self._owner, -1)
+        return fd
+
+    def mkdir(self, path: PathLike, mode: int = 0o700, *, at: int | None = None) -> None:
+        super().mkdir(path, mode, at=at)
+        if self._is_below(path, at):
+            os.chown(path, self._owner, -1, dir_fd=at, follow_symlinks=False)
+
+    def _is_below(self, path: PathLike, at: int | None) -> bool:
+        top = os.getcwd() if at is None else os.readlink(f"/proc/self/fd/{at}")
+        whole = os.path.join(top, os.fspath(path))
+        return f"{os.path.realpath(os.path.dirname(whole))}/".startswith(f"{self._folder}/")
+
+
+def files_of_owner(folder: PathLike) -> Files:
+    """To work on what is below `folder` in its owner's stead, where we are root and he is not."""
+    if os.geteuid() == 0 and os.path.exists(folder) and os.stat(folder).st_uid != 0:
+        return OwnersFiles(folder)
+    return Files()

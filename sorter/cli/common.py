@@ -18,7 +18,7 @@ from rich.console import Console
 
 from sorter.accounts import name_of
 from sorter.config import Config, NoConfiguration, load
-from sorter.durable import Files
+from sorter.durable import files_of_owner
 from sorter.errors import SorterError
 from sorter.spool import Spool
 
@@ -98,7 +98,7 @@ class NotYours(SorterError):
 
 def open_spool(config: Config) -> Spool:
     """The spool of a sorter that was started at least once. SorterError where there is none, or no right to it."""
-    spool = Spool(config.spool, Files())
+    spool = Spool(config.spool, files_of_owner(config.spool))
     try:
         if not spool.files.exists(spool.root / "version"):
             raise SorterError(f"there is no spool at {spool.root}; start `sorter serve` first, or check --root and -c")

@@ -83,7 +83,6 @@ class Handover:
             _expect(self._files.stat(reading), found)
             with self._files.opened(target, _NEW) as writing:
                 self._files.copy(reading, writing)
-                self._own(writing)
                 self._files.fsync(writing)
             _expect(self._files.stat(reading), found)
         except OSError as error:
@@ -108,7 +107,6 @@ class Handover:
         staged, place = self._staging / self.drop, self.spool.incoming / self.drop
         if self.whole:
             self._files.write_file(staged / DONE, b"", durable=False)
-            self._own(staged / DONE)
         self._files.fsync_folders(_folders(self._files, staged))
         if self.whole:
             self._files.rename(staged, place)
@@ -134,20 +132,13 @@ class Handover:
         with self._files.opened(self.spool.incoming, FOLDER) as fd:
             remove_empty(self._files, fd, drop, 64)
 
-    # --- folders and owners -------------------------------------------------------------------------------------
+    # --- folders ------------------------------------------------------------------------------------------------
 
     def _make(self, folder: Path) -> None:
         if self._files.is_folder(folder):
             return
         self._make(folder.parent)
         self._files.mkdir(folder)
-        self._own(folder)
-
-    def _own(self, path: Path | int) -> None:
-        """What root makes belongs to the spool's owner, who is to take it."""
-        owner = self._files.stat(self.spool.root)
-        if self._files.stat(path).st_uid != owner.st_uid:
-            self._files.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _visible(name: str) -> str:

@@ -68,8 +68,8 @@ class Spool:
         except PermissionError as error:
             account, where = name_of(os.geteuid()), os.fsdecode(error.filename or self.root)
             raise SorterError(
-                f"the spool {self.root} cannot be used: {account} may not make or read {where}; run sorter as its owner, "
-                f"or make it as root: install -d -o {account} -m 0711 {self.root}"
+                f"the spool {self.root} cannot be used: {account} may not make or read {where}; run sorter as its "
+                f"owner, or make it as root: install -d -o {account} -m 0711 {self.root}"
             ) from None
         except OSError as error:
             where = os.fsdecode(error.filename or self.root)

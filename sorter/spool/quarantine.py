@@ -188,7 +188,7 @@ class Quarantine:
             folders = set()
             for aside in batch:
                 place = base / _without_prefix(aside.name)
-                self._make_owned(incoming, place.parent)
+                self.files.make_folders(place.parent)
                 place = next(each for each in _numbered(place) if not self.files.exists(each))
                 self.files.link(aside.path, place)
                 folders.add(place.parent)
@@ -208,15 +208,6 @@ class Quarantine:
             while folder != self.root and today not in (folder, *folder.parents) and not self.files.names(folder):
                 self.files.rmdir(folder)
                 folder = folder.parent
-
-    def _make_owned(self, root: Path, folder: Path) -> None:
-        """A folder below `root` that belongs to the spool's owner: the sorter has to remove what it takes there."""
-        missing = [each for each in (folder, *folder.parents) if root in each.parents and not self.files.exists(each)]
-        self.files.make_folders(folder)
-        owner = self.files.stat(self.root)
-        for each in missing:
-            if self.files.stat(each).st_uid != owner.st_uid:
-                self.files.chown(each, owner.st_uid, owner.st_gid)
 
 
 def _safe_path(origin: str) -> tuple[list[str], str]:

@@ -17,9 +17,7 @@ def request(spool: Spool, name: str, what: Mapping[str, Any]) -> None:
     """
     if not spool.files.exists(spool.requests):
         raise SorterError(f"{spool.root} is no spool that a sorter has started on; check --root or -c")
-    files, made, owner = spool.files, spool.requests / f"{name}.new", spool.files.stat(spool.requests)
+    files, made = spool.files, spool.requests / f"{name}.new"
     files.write_file(made, json.dumps(what).encode())
-    if files.stat(made).st_uid != owner.st_uid:  # root asks, and sorter has an account of its own
-        files.chown(made, owner.st_uid, owner.st_gid)
     files.rename(made, spool.requests / f"{name}.json")
     files.fsync_folder(spool.requests)

@@ -392,10 +392,7 @@ class Unit:
     def note_export(self, dest: str, by: int, files: Sequence[tuple[str, str]]) -> None:
         """The account `by` writes copies below `dest`. Durable: so that a withdrawal knows of it."""
         entry = {"at": now(), "by": by, "dest": dest, "files": [list(each) for each in files]}
-        disk, path, owner = self.spool.files, self.folder / "exports.jsonl", self.spool.files.stat(self.folder)
-        disk.append(path, line(entry))
-        if disk.stat(path).st_uid != owner.st_uid:
-            disk.chown(path, owner.st_uid, owner.st_gid)
+        self.spool.files.append(self.folder / "exports.jsonl", line(entry))
 
     def story(self) -> list[dict[str, Any]]:
         """What happened, oldest first: {at, says, …}."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sorter.durable import Files
+from sorter.durable import Files, files_of_owner
 
 
 class Recorder(Files):
@@ -109,3 +109,26 @@ def test_many_folders_are_synced_at_once(tmp_path: Path) -> None:
     files.fsync_folders([tmp_path / str(number) for number in range(3)])
     files.fsync_folders([tmp_path / str(number) for number in range(300)])
     assert (files.folders, files.systems) == (3, 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_what_root_makes_in_a_folder_of_another_account_is_that_accounts(tmp_path: Path) -> None:
+    spool, beside = tmp_path / "spool", tmp_path / "spool-2"
+    spool.mkdir()
+    os.chown(spool, 4711, -1)
+    files = files_of_owner(spool)
+    files.make_folders(spool / "journal/old")
+    files.append(spool / "journal/day.jsonl", b"{}\n")
+    files.append(spool / "journal/day.jsonl", b"{}\n")
+    files.write_file(spool / "version", b"1\n")
+    with files.opened(spool / "journal", os.O_RDONLY | os.O_DIRECTORY) as folder:
+        files.mkdir("new", at=folder)
+        files.close(files.open("new/part", os.O_WRONLY | os.O_CREAT, at=folder))
+    made = list(spool.rglob("*"))
+    assert len(made) == 6
+    assert {each.stat().st_uid for each in made} == {4711}
+    files.make_folders(beside)
+    files.write_file(beside / "copy.dcm", b"")
+    assert {each.stat().st_uid for each in (beside, beside / "copy.dcm")} == {0}
+    assert type(files_of_owner(beside)) is Files
+    assert type(files_of_owner(tmp_path / "none")) is Files
