@@ -71,7 +71,7 @@ def import_command(
         _look(config, dirs, as_json)
     else:
         spool = open_spool(config)
-        own = _manifests(config, spool) if delivered else lambda *_: None
+        own = _manifests(config, spool) if delivered else lambda *_: True
         _run(Import(spool, Pace(spool, *rate), lambda _: None, again, own), dirs, as_json)
 
 

@@ -52,7 +52,7 @@ class Import:
     pace: Pace
     hear: Callable[[Tally], None]
     again: bool = False
-    own: Own = lambda *_: None  # told of the records that sorter left beside what it delivered
+    own: Own = lambda *_: True  # told of the records that sorter left beside what it delivered
     run: str = field(default_factory=lambda: os.urandom(6).hex())
     tally: Tally = field(default_factory=Tally)
     first_failures: list[tuple[str, str]] = field(default_factory=list)

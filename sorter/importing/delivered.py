@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sorter.durable import Files
-from sorter.model import Delivered, Identity, build
+from sorter.model import DICOM, Delivered, Identity, Verdict, build
 from sorter.naming import NAME_LIMIT, safe_component
 from sorter.spool.recovered import Recovered, Recoveries
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _PRODUCT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _LARGEST = 64 << 20  # bytes of a manifest
+_WHOLE = (Verdict.LISTED, Verdict.COUNTED)
 
 
 @dataclass(slots=True)
@@ -34,18 +35,23 @@ class Manifests:
     recoveries: Recoveries
     found: int = 0
 
-    def __call__(self, folder: str, name: str) -> None:
-        """Keep what a manifest says, if it is one; nothing where it is not, or lies below no target's root."""
+    def __call__(self, folder: str, name: str) -> bool:
+        """Keep what a manifest says, if it is one; nothing where it is not, or lies below no target's root.
+
+        False where it says that the series was not known to be whole: to be found again does not make it so.
+        """
         where = self._where(folder)
         if where is None:
-            return
+            return True
         try:
             manifest = json.loads(self.files.read_file(os.path.join(folder, name), limit=_LARGEST))
             recovered = self._read(manifest, *where)
+            verdict = manifest.get("verdict")
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return
+            return True
         self.recoveries.keep(recovered)
         self.found += 1
+        return recovered.product != DICOM or verdict in _WHOLE
 
     def _where(self, folder: str) -> tuple[str, str] | None:
         """(target, folder below its root)."""

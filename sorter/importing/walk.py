@@ -35,8 +35,9 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 LeftOut = Callable[[str, str, bool], None]
 """Told the path and the reason of what is not taken, and whether it may hold images that should have been."""
 
-Own = Callable[[str, str], None]
-"""Told the folder and the name of what sorter itself wrote beside what it delivered, before what lies there is cut."""
+Own = Callable[[str, str], bool]
+"""Told the folder and the name of what sorter itself wrote beside what it delivered, before what lies there is cut.
+False where the files beside it are not known to be all that there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +101,11 @@ class Walk:
     """Everything below `root`, a folder or a single file. `known`: files passed over because `done` has them."""
 
     def __init__(
-        self, root: Path, files: Files, done: Container[bytes], left_out: LeftOut, own: Own = lambda *_: None
+        self, root: Path, files: Files, done: Container[bytes], left_out: LeftOut, own: Own = lambda *_: True
     ) -> None:
         self._root, self._files, self._done, self._left_out = Path(os.path.realpath(root)), files, done, left_out
         self._own = own
+        self._in_part: set[str] = set()  # folders whose files are not known to be all
         self._not_into: set[tuple[int, int]] = set()
         self.known = self.known_size = 0
 
@@ -198,7 +200,8 @@ class Walk:
         for name, info in entries:
             why = strange_kind(info.st_mode)
             if is_own(name):
-                self._own(folder, name)
+                if not self._own(folder, name):
+                    self._in_part.add(folder)
                 continue
             if why is not None:
                 self._left_out(os.path.join(folder, name), why, False)
@@ -212,7 +215,8 @@ class Walk:
         """All in one, or cut where there are too many: at names that some digest picks, so that a new file changes one
         portion and not all that follow it.
         """
-        whole = len(regular) <= MOST and sum(info.st_size for _, info in regular) <= LARGE
+        fits = len(regular) <= MOST and sum(info.st_size for _, info in regular) <= LARGE
+        whole = fits and folder not in self._in_part
         files: list[Found] = []
         size = 0
         for name, info in regular:
@@ -222,7 +226,7 @@ class Walk:
                 files, size = [], 0
             files.append(found)
             size += found.size
-            if len(files) == MOST or (not whole and _ends_a_portion(found.mark, len(files))):
+            if len(files) == MOST or (not fits and _ends_a_portion(found.mark, len(files))):
                 yield _portion(files, whole)
                 files, size = [], 0
         if files:

@@ -96,6 +96,23 @@ def test_a_lost_spool_comes_back_from_the_labs_folders(tmp_path: Path, monkeypat
     assert len(list((lab / "analysed").glob("*.dcm"))) == 5
 
 
+@pytest.mark.parametrize(
+    ("verdict", "whole"), [("listed", True), ("counted", True), ("quiet", False), ("incomplete", False)]
+)
+def test_to_be_found_again_makes_no_series_whole(tmp_path: Path, verdict: str, whole: bool) -> None:
+    lab, files = tmp_path / "memory", Files()
+    for name in ("one", "two"):
+        (lab / name).mkdir(parents=True)
+        (lab / name / "1.dcm").write_bytes(b"")
+    (lab / "one/.sorter-x.dicom.json").write_text(json.dumps({**GOOD, "verdict": verdict}))
+    believed = Manifests(files, {"memory": lab}, frozenset({"memory"}), Recoveries(tmp_path / "spool", files))
+    parcels = Walk(lab, files, frozenset(), lambda *_: None, believed).parcels()
+    assert {each.folder: parcel.whole for parcel in parcels for each in parcel.files} == {
+        str(lab / "one"): whole,
+        str(lab / "two"): True,
+    }
+
+
 KEY = "a" * 32
 GOOD: dict[str, Any] = {
     "key": KEY, "product": "dicom", "identity": {"lab": "memory", "subject": "P1"}, "revision": 1,
