@@ -77,7 +77,8 @@ def _files(where: Where, lab: str | None) -> list[tuple[str, OwnFile]]:
     except ConfigError:
         if where.path or where.root:
             raise
-        raise SorterError("of which lab? `cd` into the lab's folder first, or give -c FILE") from None
+        which = f"where lab {lab} has its folder only sorter's configuration says" if lab else "of which lab?"
+        raise SorterError(f"{which}: `cd` into the lab's folder, without --lab, or give -c FILE") from None
     if lab is not None and lab not in config.labs:
         raise SorterError(f"lab {lab} is not configured{did_you_mean(lab, config.labs)}")
     return [(name, OwnFile(config.lab_root(name), files)) for name in ([lab] if lab else config.labs)]

@@ -145,4 +145,5 @@ def _tell_of_late(source: Source, rules: Sequence[Rule], choice: Choice, lab: st
     _some([f"        {folder}/" for rule, found in fits for folder in places(rule, found)])
     product = next(iter(rules[0].products or ()), "")
     if product and not any(source.made(each, product) for _, found in fits for each in found):
-        console.print(f"But {product} was made of none of these: ask the admin whether your lab has a plugin for it.")
+        says = f"But {product} was made of none of these: ask the admin whether your lab has a plugin for it."
+        console.print(says, soft_wrap=True, markup=False)

@@ -117,11 +117,12 @@ _ELSEWHERE = "it has left the store, and its delivered copy is not where it was 
 
 
 class Store(Disk):
-    """A spool that one may read. `roots`: the folders of its targets by name, for what has left it."""
+    """A spool that one may read. `roots`: the folders of its targets by name, for what has left it. `who` asks, where
+    it is not the account that this process runs as."""
 
-    def __init__(self, spool: Spool, roots: Mapping[str, Path] = MappingProxyType({})) -> None:
+    def __init__(self, spool: Spool, roots: Mapping[str, Path] = MappingProxyType({}), who: str = "") -> None:
         super().__init__(spool.files)
-        self.spool, self.roots = spool, roots
+        self.spool, self.roots, self.who = spool, roots, who
 
     def units(self, called: str = "") -> Iterator[UnitSummary]:
         found = summaries(self.spool)
@@ -153,7 +154,7 @@ class Store(Disk):
             for copy in batch:
                 _, _, *rest = copy.source.relative_to(self.spool.store).parts
                 files.append(ExportedFile(os.path.basename(copy.name), copy.sha256, copy.size, "/".join(rest)))
-            ask(self.spool, Export(self._key(batch[0]), target, place, tuple(files), os.getuid(), now()))
+            ask(self.spool, Export(self._key(batch[0]), target, place, tuple(files), os.getuid(), now(), self.who))
 
     def _key(self, copy: Copy) -> str:
         return copy.source.relative_to(self.spool.store).parts[1]

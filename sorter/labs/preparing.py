@@ -50,13 +50,13 @@ def prepare(spool: Spool, lab: str, granted: Collection[str], name: str, data: b
 
 
 def _prepared(spool: Spool, lab: str, granted: Collection[str], request: Request) -> Prepared:
-    called = [each.text for each in request.subjects]
+    called, who = [each.text for each in request.subjects], f"a request file of lab {lab}"
     if request.claim:
-        claim(spool, unassigned(spool, called), lab, f"a request file of lab {lab}")
+        claim(spool, unassigned(spool, called), lab, who)
         return Prepared(says=[CLAIMED.format(what=", ".join(called[:MOST_SAID]), lab=lab)])
     if request.why:
         return _stories(spool, lab, called)
-    source, asked, target = Store(spool), request.asked, target_of(request.dest)
+    source, asked, target = Store(spool, who=who), request.asked, target_of(request.dest)
     if target is not None and target[0] not in granted:
         raise not_granted(target[0])
     own = [unit for unit in summaries(spool) if unit.lab == lab]

@@ -81,7 +81,7 @@ class Exporting:
             if there < len(result.files):
                 lost = len(result.files) - there
                 says += f" ({lost} have left the store, and do not lie any more where they were delivered)"
-            live.unit.tell(f"{says}, as {name_of(export.by)} had asked")
+            live.unit.tell(f"{says}, as {export.who or name_of(export.by)} had asked")
             self._forget(errand)
 
     def withdrawn(self, live: Live) -> None:

@@ -40,7 +40,8 @@ class ExportedFile:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Copies of files of one series in one folder of one target. `by`: the account that asked for them, at `at`."""
+    """Copies of files of one series in one folder of one target. `by`: the account that asked for them, at `at`; `who`
+    says it, where it was none."""
 
     key: str
     target: str
@@ -48,6 +49,7 @@ class Export:
     files: tuple[ExportedFile, ...]
     by: int
     at: str = ""
+    who: str = ""
 
     @property
     def product(self) -> str:

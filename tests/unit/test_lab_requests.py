@@ -527,6 +527,9 @@ def test_a_request_reaches_the_targets_that_the_lab_was_granted(sorter: RunningS
     assert said.startswith("done\n")
     assert f"{COUNT} images of 1 series are copied to target:archive/pilot" in said
     wait_until(lambda: len([each for each in tree(sorter.root / "archive/pilot") if each[0] != "."]) == COUNT, 60)
+    [unit] = [each for each in sorter.series() if each.lab == "memory"]
+    told = sorter.spool.unit_folder(unit.key) / "story.jsonl"
+    wait_until(lambda: "in pilot, as a request file of lab memory had asked" in told.read_text(), 60)
     for name, dest in (
         ("a-lab", "target:other"),
         ("no-target", "target:nowhere/x"),
