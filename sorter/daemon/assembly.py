@@ -260,7 +260,7 @@ class Parts:
 
 
 def check(config: Config) -> None:
-    """Say all faults of a configuration and its plugins now, rather than in a child's voice. SorterError: the first."""
+    """Say all faults of a configuration and its plugins, before anything is started. SorterError: the first."""
     plugins = load_plugins(config, Files())
     outlets_of(config, plugins)
     planner_of(config, plugins)
