@@ -73,10 +73,11 @@ def scans(corner: Corner, files: Files) -> list[dict[str, str]]:
     """The lab's series as its `scans.tsv` has them. SorterError: it cannot be read."""
     path = corner.root / CORNER / "scans.tsv"
     try:
-        titles, *rows = files.read_file(path, limit=_LONGEST_SCANS).decode(errors="replace").splitlines() or [""]
+        text = files.read_file(path, limit=_LONGEST_SCANS).decode(errors="replace")
     except OSError as error:
         raise SorterError(f"{path} cannot be read ({error.strerror}); are you a member of this lab?") from None
-    return [dict(zip(titles.split("\t"), row.split("\t"), strict=False)) for row in rows]
+    titles, *rows = (line.split("\t") for line in text.removesuffix("\n").split("\n"))
+    return [dict(zip(titles, row, strict=False)) for row in rows]
 
 
 def ask(
@@ -96,7 +97,10 @@ def ask(
     except OSError as error:
         says = f"{corner.requests}: a request cannot be left there ({error.strerror})"
         raise SorterError(f"{says}; are you a member of this lab, and did sorter deliver there already?") from None
-    answer = _answer(corner.requests / f"{name}{ANSWER}", files)
+    try:
+        answer = _answer(corner.requests / f"{name}{ANSWER}", files)
+    except KeyboardInterrupt:
+        raise SorterError(f"not waited for: it will be done all the same, unless you remove {path}") from None
     if answer is None:
         console.print(f"no answer yet; it will be in {corner.requests}/{name}{ANSWER}", soft_wrap=True, markup=False)
         return False
