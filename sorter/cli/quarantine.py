@@ -24,7 +24,8 @@ from sorter.model import UnitKind, unit_key
 from sorter.spool import Spool, Unit
 from sorter.spool.quarantine import Aside
 from sorter.take import directory
-from sorter.take.header import IsDirectory, examine, start
+from sorter.take.contents import IsDirectory, start
+from sorter.take.header import examine
 
 MOST_REASONS = 200
 """Kinds of reasons that are counted apart."""

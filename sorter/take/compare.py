@@ -13,7 +13,7 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag,
 from sorter.durable import Files
 from sorter.errors import Quarantine
 from sorter.take import elements, values
-from sorter.take.header import DEFLATED, codec_of, start
+from sorter.take.contents import DEFLATED, codec_of, start
 
 DEMOGRAPHIC: tuple[str, ...] = (
     # patient (PS3.3 C.7.1.1)

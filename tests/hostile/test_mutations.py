@@ -20,7 +20,8 @@ from hostile.shapes import FOLDERS, SHIPPED
 from sorter.durable import Files
 from sorter.errors import Quarantine
 from sorter.take import kinds
-from sorter.take.header import DEFLATED, Parsed, examine, file_meta
+from sorter.take.contents import DEFLATED
+from sorter.take.header import Parsed, examine, file_meta
 
 MOST_SECONDS = 1.0
 LARGEST = 200_000  # bytes of a file that is damaged: damage to a header is what matters
