@@ -14,7 +14,8 @@ from sorter.config import Config, Node
 from sorter.daemon.assembly import node_of
 from sorter.daemon.requests import request
 from sorter.errors import SorterError
-from sorter.scu import MOVE_DESTINATION_UNKNOWN, Moved, Peer, Series, fetch, instances
+from sorter.scu.association import Peer
+from sorter.scu.query import MOVE_DESTINATION_UNKNOWN, Moved, Series, fetch, instances
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.summaries import find_units, title_of
 

@@ -13,7 +13,7 @@ from rich.tree import Tree
 from sorter.cli.common import console
 from sorter.durable import Files
 from sorter.errors import SorterError
-from sorter.scu import send
+from sorter.scu.storage import send
 from sorter.spool import Spool
 from sorter.summaries import summaries
 from sorter.testing.synthetic import write_session

@@ -9,7 +9,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sorter.cli.common import console
-from sorter.scu import echo, send
+from sorter.scu.storage import echo, send
 
 called_option = click.option("--called", "-aec", default="SORTER", show_default=True, help="AE title of the receiver.")
 calling_option = click.option("--calling", "-aet", default="SORTER", show_default=True, help="Our own AE title.")

@@ -47,8 +47,9 @@ from sorter.pipeline.units import Units
 from sorter.pipeline.workshop import Workshop
 from sorter.plugins import Plugins
 from sorter.receive.space import NEAR, mark_of
-from sorter.scu import Peer as Called
-from sorter.scu import Series, instances, report_commitment
+from sorter.scu.association import Peer as Called
+from sorter.scu.commitment import report_commitment
+from sorter.scu.query import Series, instances
 from sorter.spool import Spool
 from sorter.spool.by_sop import BySop
 from sorter.spool.commitments import Commitment

@@ -9,19 +9,20 @@ import importlib.metadata
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from sorter import scu
 from sorter.config import Config
 from sorter.config.certificates import tls_profile
 from sorter.daemon.receive import settings_without_tls
 from sorter.deliver import backoff
 from sorter.pipeline import commitments, queries
 from sorter.protocol import upper_layer
-from sorter.protocol.commitment import MOST_BYTES, MOST_INSTANCES
+from sorter.protocol.commitment import MOST_BYTES, MOST_INSTANCES, SYNTAXES
 from sorter.protocol.dimse import Outcome
 from sorter.protocol.uids import NATIVE, STORAGE_COMMITMENT, VERIFICATION
 from sorter.receive import commitment, exchange, gate, lobby, negotiation, space
 from sorter.receive.settings import ReceiveSettings
-from sorter.scu import query
+from sorter.scu import committed, ear, query
+from sorter.scu.association import CONTEXTS, PATIENCE, USUAL
+from sorter.scu.storage import STATUSES
 from sorter.take.values import CHARACTER_SETS
 
 SERVICES = {VERIFICATION: "Verification SOP Class", STORAGE_COMMITMENT: "Storage Commitment Push Model SOP Class"}
@@ -67,15 +68,23 @@ def _overview(settings: ReceiveSettings) -> Iterator[str]:
     yield "## A.1 Overview"
     yield ""
     yield from prose(
-        "sorter receives images, keeps them unchanged, and delivers them to folders. It is no archive: it answers no "
-        "query (no C-FIND, C-MOVE, C-GET as SCP), no worklist or MPPS is served, nothing is shown or printed."
+        "sorter receives images, keeps them unchanged, and delivers them to folders and other nodes. It is no archive: "
+        "it answers no query (no C-FIND, C-MOVE, C-GET as SCP), no worklist or MPPS is served, nothing is shown or "
+        "printed."
     )
     yield ""
-    rows = [("Transfer", "Storage: every storage SOP class, see A.4.2.1.1", "no, but by `sorter send`", "yes")]
+    rows = [
+        (
+            "Transfer",
+            "Storage: every storage SOP class, see A.4.2.1.1",
+            "to targets of the kind `dicom`, and by `sorter send`",
+            "yes",
+        )
+    ]
     rows += [("Verification", SERVICES[VERIFICATION], "`sorter echo`", "yes")]
     rows += [("Query/Retrieve", "C-FIND, C-MOVE, see A.4.2.4", "of `query` in `[[senders]]`, and `sorter ask`", "no")]
     served = "yes" if settings.commitments else "not in this configuration"
-    rows += [("Workflow management", SERVICES[STORAGE_COMMITMENT], "no", served)]
+    rows += [("Workflow management", SERVICES[STORAGE_COMMITMENT], "of targets with a `commitment_port`", served)]
     yield from table(("service", "SOP classes", "user (SCU)", "provider (SCP)"), rows)
     yield "## A.3 Introduction"
     yield ""
@@ -94,7 +103,7 @@ def _networking(config: Config, settings: ReceiveSettings) -> Iterator[str]:
     yield from _receiver(settings)
     if settings.commitments:
         yield from _reporter(config)
-    yield from _sender()
+    yield from _sender(config)
     yield from _asker()
     yield from _interfaces(config, settings)
 
@@ -254,7 +263,7 @@ def _reporter(config: Config) -> Iterator[str]:
         "(PS3.7 D.3.3.4). An instance is committed when " + what[config.receive.commitment] + "."
     )
     yield ""
-    syntaxes = ", ".join(f"`{uid}`" for uid in scu.REPORT_SYNTAXES)
+    syntaxes = ", ".join(f"`{uid}`" for uid in SYNTAXES)
     yield from table(
         ("property", "value"),
         [
@@ -263,7 +272,7 @@ def _reporter(config: Config) -> Iterator[str]:
             ("Reports at once", f"{commitments.MOST_REPORTS}, one to each peer"),
             ("Tried again after, s", f"{backoff.FIRST:g}, doubling to {backoff.LONGEST:g}"),
             ("Given up after, s", f"{commitments.GIVE_UP:g}"),
-            ("Connection and association, s", scu.PATIENCE),
+            ("Connection and association, s", PATIENCE),
         ],
     )
     rows = [(f"{reason:04X}", standing.value) for standing, reason in commitments.REASONS.items()]
@@ -273,24 +282,44 @@ def _reporter(config: Config) -> Iterator[str]:
     yield from table(("Failure Reason (0008,1197)", "the instance is"), rows)
 
 
-def _sender() -> Iterator[str]:
-    from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
-
-    yield "### A.4.2.3 AE specification: `sorter echo` and `sorter send`"
+def _sender(config: Config) -> Iterator[str]:
+    asks = any("commitment_port" in each.settings for each in config.all_targets().values())
+    yield "### A.4.2.3 AE specification: targets of the kind `dicom`, `sorter echo` and `sorter send`"
     yield ""
     yield from prose(
         "As SCU of Verification, and of Storage for the SOP classes and in the transfer syntaxes of the files that "
         "are sent; nothing is converted. A warning (Bxxx) counts as sent. Statuses that are told in words:"
     )
     yield ""
-    yield from table(("status", "meaning"), [(f"{status:04X}", says) for status, says in scu.STATUSES.items()])
+    yield from table(("status", "meaning"), [(f"{status:04X}", says) for status, says in STATUSES.items()])
     rows: list[tuple[object, ...]] = [
-        ("Implementation class UID", f"`{PYNETDICOM_IMPLEMENTATION_UID}`"),
-        ("Implementation version name", PYNETDICOM_IMPLEMENTATION_VERSION),
-        ("Presentation contexts of one association", scu.CONTEXTS),
-        ("Associations at once", 1),
+        ("Implementation class UID", f"`{upper_layer.IMPLEMENTATION_CLASS_UID}`"),
+        ("Implementation version name", upper_layer.IMPLEMENTATION_VERSION_NAME),
+        ("Presentation contexts of one association", CONTEXTS),
+        ("Associations at once", "1 to each node"),
+        ("Until each answer, s", f"{USUAL.message:g}"),
     ]
     yield from table(("property", "value"), rows)
+    if asks:
+        yield from _asks_for_commitment()
+
+
+def _asks_for_commitment() -> Iterator[str]:
+    yield from prose(
+        "Of targets with a `commitment_port` also as SCU of the Storage Commitment Push Model: the N-ACTION goes over "
+        "the association that sent the images; the report may come over it, or over one that the node asks for at that "
+        "port, whether it proposes the SCP role or not."
+    )
+    yield ""
+    rows: list[tuple[object, ...]] = [
+        ("Transfer syntaxes proposed", ", ".join(f"`{uid}`" for uid in SYNTAXES)),
+        ("Instances that one N-ACTION asks for", committed.MOST_AT_ONCE),
+        ("Connections to the port at once", ear.MOST_CONNECTIONS),
+    ]
+    yield from table(("property", "value"), rows)
+    yield from table(
+        ("Failure Reason", "is told as"), [(f"{reason:04X}", says) for reason, says in committed.FAILURES.items()]
+    )
 
 
 def _asker() -> Iterator[str]:

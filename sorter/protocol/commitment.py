@@ -7,10 +7,14 @@ element, never recurses deeper than real lists are nested, and counts its steps.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from sorter.protocol.uids import BIG_ENDIAN, IMPLICIT, is_uid
+from sorter.protocol.elements import LONG, element, item
+from sorter.protocol.uids import BIG_ENDIAN, EXPLICIT, IMPLICIT, is_uid
+
+SYNTAXES = (EXPLICIT, IMPLICIT)
+"""What we propose to speak in, and write."""
 
 MOST_BYTES = 4 << 20
 """Of a data set: about 25,000 instances."""
@@ -23,7 +27,6 @@ _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 _DEEPEST = 8
 _MOST_STEPS = 20 * MOST_INSTANCES  # a list without lengths is walked three times
-_LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 
 
 class Reference(NamedTuple):
@@ -87,6 +90,29 @@ def _reference(elements: _Elements, data: bytes, start: int, end: int) -> Refere
     if not (is_uid(reference.sop_class) and is_uid(reference.sop_uid)):
         raise Unreadable("a referenced instance without SOP Class and Instance UID")
     return reference
+
+
+def encode(transfer: str, transaction: str, safe: Iterable[Reference], failed: Mapping[Reference, int]) -> bytes:
+    """A question (PS3.4 table J.3-1; nothing has `failed`), or a report (table J.3-2), in one of `SYNTAXES`."""
+    parts = [element(transfer, _TRANSACTION, b"UI", transaction.encode())]
+    if failed:
+        parts.append(_sequence(transfer, _FAILED, ((*each, reason) for each, reason in failed.items())))
+    kept = [(*each, None) for each in safe]
+    if kept:
+        parts.append(_sequence(transfer, _SEQUENCE, kept))
+    return b"".join(parts)
+
+
+def _sequence(transfer: str, tag: int, items: Iterable[tuple[str, str, int | None]]) -> bytes:
+    """Of SOP classes and instances, with the failure reason where there is one (PS3.3 C.14)."""
+    return element(transfer, tag, b"SQ", b"".join(_item(transfer, *each) for each in items))
+
+
+def _item(transfer: str, sop_class: str, sop_uid: str, reason: int | None) -> bytes:
+    body = element(transfer, _CLASS, b"UI", sop_class.encode()) + element(transfer, _SOP_UID, b"UI", sop_uid.encode())
+    if reason is not None:
+        body += element(transfer, _REASON, b"US", reason.to_bytes(2, "little"))
+    return item(body)
 
 
 class _Elements:
@@ -166,7 +192,7 @@ class _Elements:
         if group == 0xFFFE or not self._explicit:
             (length,) = self._word.unpack_from(self._data, at + 4)
             return group << 16 | element, at + 8, length
-        if vr not in _LONG:
+        if vr not in LONG:
             (length,) = self._short.unpack_from(self._data, at + 6)
             return group << 16 | element, at + 8, length
         if at + 12 > end:

@@ -1,4 +1,4 @@
-"""DIMSE command sets (PS3.7): the few requests we answer, decoded by hand; responses built as bytes."""
+"""DIMSE command sets (PS3.7): the few that we send or answer, by hand."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from dataclasses import dataclass
 
 from sorter.protocol.upper_layer import ProtocolError
 
-C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ, N_ACTION_RQ = 0x0001, 0x0030, 0x0FFF, 0x0130
+C_STORE_RQ, C_FIND_RQ, C_MOVE_RQ, C_ECHO_RQ, C_CANCEL_RQ = 0x0001, 0x0020, 0x0021, 0x0030, 0x0FFF
+N_EVENT_REPORT_RQ, N_ACTION_RQ = 0x0100, 0x0130
 RESPONSE = 0x8000
 NO_DATA_SET = 0x0101
 
 _GROUP_LENGTH, _CLASS_UID, _FIELD, _MESSAGE_ID, _RESPONDED_ID = 0x0000, 0x0002, 0x0100, 0x0110, 0x0120
 _DATA_SET_TYPE, _STATUS, _COMMENT, _INSTANCE_UID = 0x0800, 0x0900, 0x0902, 0x1000
 _REQUESTED_CLASS_UID, _REQUESTED_INSTANCE_UID = 0x0003, 0x1001  # of N-services; answered as the affected ones
-_ACTION_TYPE = 0x1008
+_PRIORITY, _EVENT_TYPE, _ACTION_TYPE = 0x0700, 0x1002, 0x1008
+_DESTINATION, _SUB_OPERATIONS = 0x0600, (0x1020, 0x1021, 0x1022, 0x1023)
+_LOW = 2  # priority
 
 _ELEMENT = struct.Struct("<HHI")
 _US = struct.Struct("<HHIH")
@@ -51,27 +54,59 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A decoded request. The UIDs are as sent, without padding, and may be anything: see `negotiation.is_uid`."""
+    """A request, or a response. What was decoded has the UIDs as sent, without padding: see `uids.is_uid`.
+
+    `message_id` is its own, of a response that of its request. `action` is the Action Type ID of an N-ACTION, the Event
+    Type ID of an N-EVENT-REPORT.
+    """
 
     field: int
     message_id: int
     class_uid: str
     instance_uid: str
     has_data_set: bool
-    action: int = 0  # Action Type ID of an N-ACTION
+    action: int = 0
+    status: int = 0  # of a response
+    destination: str = ""  # of a C-MOVE request: an AE title
+    sub_operations: tuple[int, ...] = ()  # of a response to it: remaining, completed, failed, with a warning
 
 
 def decode_command(data: bytes) -> Command:
-    """The command set (PS3.7 6.3, implicit VR little endian). ProtocolError where it has no answerable request."""
+    """The command set (PS3.7 6.3, implicit VR little endian). ProtocolError where it is neither an answerable request
+    nor a response."""
     elements = _elements(data)
+    field = _number(elements, _FIELD)
     return Command(
-        field=_number(elements, _FIELD),
-        message_id=_number(elements, _MESSAGE_ID),
+        field=field,
+        message_id=_number(elements, _RESPONDED_ID if field & RESPONSE else _MESSAGE_ID),
         class_uid=_text(elements.get(_CLASS_UID) or elements.get(_REQUESTED_CLASS_UID)),
         instance_uid=_text(elements.get(_INSTANCE_UID) or elements.get(_REQUESTED_INSTANCE_UID)),
         has_data_set=_number(elements, _DATA_SET_TYPE) != NO_DATA_SET,
-        action=int.from_bytes(elements.get(_ACTION_TYPE, b"")[:2], "little"),
+        action=int.from_bytes((elements.get(_ACTION_TYPE) or elements.get(_EVENT_TYPE, b""))[:2], "little"),
+        status=_number(elements, _STATUS) if field & RESPONSE else 0,
+        sub_operations=_sub_operations(elements) if field == C_MOVE_RQ | RESPONSE else (),
     )
+
+
+def encode_request(request: Command) -> bytes:
+    """A request's command set. Its UIDs are the requested ones of an N-ACTION, else the affected ones."""
+    asks = request.field == N_ACTION_RQ
+    elements = [
+        _uid_element(_REQUESTED_CLASS_UID if asks else _CLASS_UID, request.class_uid),
+        _US.pack(0, _FIELD, 2, request.field),
+        _US.pack(0, _MESSAGE_ID, 2, request.message_id),
+    ]
+    if request.destination:
+        elements.append(_value_element(_DESTINATION, request.destination[:16].encode("ascii", "replace"), b" "))
+    if request.field in (C_STORE_RQ, C_FIND_RQ, C_MOVE_RQ):
+        elements.append(_US.pack(0, _PRIORITY, 2, _LOW))
+    elements.append(_US.pack(0, _DATA_SET_TYPE, 2, 1 if request.has_data_set else NO_DATA_SET))
+    if request.instance_uid:
+        elements.append(_uid_element(_REQUESTED_INSTANCE_UID if asks else _INSTANCE_UID, request.instance_uid))
+    if request.action:
+        elements.append(_US.pack(0, _ACTION_TYPE if asks else _EVENT_TYPE, 2, request.action))
+    body = b"".join(elements)
+    return _GROUP_LENGTH_IS + _UL.pack(len(body)) + body
 
 
 def encode_response(command: Command, status: int, comment: str = "") -> bytes:
@@ -114,6 +149,10 @@ def _number(elements: dict[int, bytes], element: int) -> int:
         raise ProtocolError(f"a command set without (0000,{element:04X})")
     number: int = _NUMBER.unpack(value)[0]
     return number
+
+
+def _sub_operations(elements: dict[int, bytes]) -> tuple[int, ...]:
+    return tuple(int.from_bytes(elements.get(each, b"")[:2], "little") for each in _SUB_OPERATIONS)
 
 
 def _text(value: bytes | None) -> str:

@@ -1,4 +1,4 @@
-"""The DICOM upper layer (PS3.8) as far as an acceptor needs it: PDUs in, PDUs out.
+"""The DICOM upper layer (PS3.8), of whoever asks for an association and of whoever is asked: PDUs in, PDUs out.
 
 Written by hand where pynetdicom has codecs too: its decoder takes 10 ms for the 128 presentation contexts of a usual
 proposal, and answers junk with bare assertions and KeyErrors. The tests hold the two against each other.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
@@ -20,7 +20,7 @@ IMPLEMENTATION_VERSION_NAME = "SORTER"
 _ITEM = struct.Struct(">BxH")
 PDU = struct.Struct(">BxI")
 PDV = struct.Struct(">IBB")
-_REQUEST_HEAD = 68  # of an A-ASSOCIATE-RQ, after type and length, before its first item
+_REQUEST_HEAD = 68  # of an A-ASSOCIATE-RQ or -AC, after type and length, before its first item
 
 RELEASE_REQUEST = PDU.pack(RELEASE_RQ, 4) + bytes(4)
 RELEASE_REPLY = PDU.pack(RELEASE_RP, 4) + bytes(4)
@@ -83,6 +83,18 @@ CALLED_NOT_RECOGNIZED = (1, 1, 7)
 TEMPORARY_CONGESTION = (2, 3, 1)
 LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 
+REJECTED_BECAUSE = {
+    (1, 1): "No reason given",
+    (1, 2): "Application context name not supported",
+    (1, 3): "Calling AE title not recognised",
+    (1, 7): "Called AE title not recognised",
+    (2, 1): "No reason given",
+    (2, 2): "Protocol version not supported",
+    (3, 1): "Temporary congestion",
+    (3, 2): "Local limit exceeded",
+}
+"""By source and reason of an A-ASSOCIATE-RJ (PS3.8 table 9-21)."""
+
 ACCEPTED, ABSTRACT_NOT_SUPPORTED, TRANSFER_NOT_SUPPORTED = 0, 3, 4
 """Results of a presentation context (PS3.8 9.3.3.2)."""
 
@@ -106,11 +118,20 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Role:
+    """Which roles of a SOP class the requestor of an association takes (PS3.7 D.3.3.4); without it, that of an SCU."""
+
+    abstract: str
+    scu: bool
+    scp: bool
+
+
+@dataclass(frozen=True, slots=True)
 class UserItems:
     """The variable items of an A-ASSOCIATE-RQ. `max_length` is the longest P-DATA-TF the peer takes, 0 for any.
 
-    Role selection, asynchronous operations, extended negotiation and user identity are read over: without an answer
-    their defaults hold (PS3.7 D.3.3), which are what we do.
+    Role selection (see `decode_roles`), asynchronous operations, extended negotiation and user identity are read over:
+    without an answer their defaults hold (PS3.7 D.3.3), which are what we do.
     """
 
     application_context: str
@@ -161,22 +182,70 @@ def decode_items(items: bytes) -> UserItems:
     return UserItems(application, tuple(proposals.values()), max_length)
 
 
+def decode_roles(items: bytes) -> tuple[Role, ...]:
+    """The roles that the items of an A-ASSOCIATE-RQ propose; ProtocolError where they do not parse."""
+    return tuple(
+        _role(value) for kind, user in _items(items) if kind == 0x50 for inner, value in _items(user) if inner == 0x54
+    )
+
+
+def encode_request(
+    titles: tuple[str, str], proposals: Sequence[Proposal], max_pdu: int, roles: Sequence[Role] = ()
+) -> bytes:
+    """An A-ASSOCIATE-RQ (PS3.8 9.3.2). `titles`: called, and calling, AE title, of which 16 characters are sent."""
+    called, calling = (title.encode("ascii", "replace")[:16].ljust(16) for title in titles)
+    items = [_item(0x10, APPLICATION_CONTEXT.encode())]
+    for each in proposals:
+        syntaxes = b"".join(_item(0x40, transfer.encode()) for transfer in each.transfers)
+        items.append(_item(0x20, bytes((each.number, 0, 0, 0)) + _item(0x30, each.abstract.encode()) + syntaxes))
+    body = b"".join((b"\0\1\0\0", called, calling, bytes(32), *items, _user_information(max_pdu, roles)))
+    return PDU.pack(ASSOCIATE_RQ, len(body)) + body
+
+
+def decode_accept(body: bytes) -> tuple[dict[int, tuple[int, str]], int]:
+    """What an A-ASSOCIATE-AC (PS3.8 9.3.3) says, from what follows its length: by context number the result and the
+    transfer syntax; and the longest P-DATA-TF that the peer takes, 0 for any. ProtocolError where it does not parse."""
+    if len(body) < _REQUEST_HEAD:
+        raise ProtocolError("the answer to an association request is cut short")
+    results: dict[int, tuple[int, str]] = {}
+    max_length = 0
+    for kind, value in _items(body[_REQUEST_HEAD:]):
+        if kind == 0x21:
+            if len(value) < 4:
+                raise ProtocolError("the answer to a presentation context is cut short")
+            transfers = [_uid(sub) for inner, sub in _items(value[4:]) if inner == 0x40]
+            results[value[0]] = value[2], next(iter(transfers), "")
+        elif kind == 0x50:
+            max_length = _max_length(value)
+    return results, max_length
+
+
 def encode_accept(titles: bytes, answers: bytes) -> bytes:
     """An A-ASSOCIATE-AC (PS3.8 9.3.3) of the request's own `titles` and of `encode_answers`."""
     return PDU.pack(ASSOCIATE_AC, 4 + len(titles) + len(answers)) + b"\0\1\0\0" + titles + answers
 
 
-def encode_answers(results: dict[int, tuple[int, str]], max_pdu: int) -> bytes:
-    """The items of an A-ASSOCIATE-AC: by context number the result (PS3.8 9.3.3.2) and the transfer syntax."""
+def encode_answers(results: dict[int, tuple[int, str]], max_pdu: int, roles: Sequence[Role] = ()) -> bytes:
+    """The items of an A-ASSOCIATE-AC: by context number the result (PS3.8 9.3.3.2) and the transfer syntax; `roles`
+    that were proposed, and are accepted."""
     out = [_item(0x10, APPLICATION_CONTEXT.encode())]
     for number, (result, transfer) in results.items():
         out.append(_item(0x21, bytes((number, 0, result, 0)) + _item(0x40, transfer.encode())))
-    user = (
-        _item(0x51, max_pdu.to_bytes(4, "big"))
-        + _item(0x52, IMPLEMENTATION_CLASS_UID.encode())
-        + _item(0x55, IMPLEMENTATION_VERSION_NAME.encode())
+    return b"".join([*out, _user_information(max_pdu, roles)])
+
+
+def _user_information(max_pdu: int, roles: Sequence[Role]) -> bytes:
+    """The item 50H (PS3.8 annex D), its own items in the order of their numbers."""
+    selected = (
+        len(each.abstract).to_bytes(2, "big") + each.abstract.encode() + bytes((each.scu, each.scp)) for each in roles
     )
-    return b"".join([*out, _item(0x50, user)])
+    user = (
+        _item(0x51, max_pdu.to_bytes(4, "big")),
+        _item(0x52, IMPLEMENTATION_CLASS_UID.encode()),
+        *(_item(0x54, each) for each in selected),
+        _item(0x55, IMPLEMENTATION_VERSION_NAME.encode()),
+    )
+    return _item(0x50, b"".join(user))
 
 
 def encode_abort(reason: int | None = None) -> bytes:
@@ -189,11 +258,21 @@ def encode_data(context: int, command: bytes, max_length: int) -> bytes:
     """A command set as P-DATA-TF PDUs, none longer than `max_length` (0: any length)."""
     if len(command) + 6 <= max_length or not max_length:
         return PDU.pack(P_DATA, len(command) + 6) + PDV.pack(len(command) + 2, context, 3) + command
-    step, out = max(1, max_length - 6), []
-    for start in range(0, len(command), step):
-        piece = command[start : start + step]
-        control = 3 if start + step >= len(command) else 1
-        out.append(PDU.pack(P_DATA, len(piece) + 6) + PDV.pack(len(piece) + 2, context, control) + piece)
+    return _fragments(context, command, max_length, (1, 3))
+
+
+def encode_data_set(context: int, data: bytes, max_length: int, *, last: bool) -> bytes:
+    """Bytes of a data set, its last or not, as P-DATA-TF PDUs, none longer than `max_length` (0: any length)."""
+    return _fragments(context, data, max_length or len(data) + 6, (0, 2 if last else 0))
+
+
+def _fragments(context: int, data: bytes, max_length: int, controls: tuple[int, int]) -> bytes:
+    """`controls`: the message control header (PS3.8 E.2) of each fragment, and of the last."""
+    step, size, view, out = max(1, max_length - 6), len(data), memoryview(data), list[bytes | memoryview]()
+    for start in range(0, size, step) if size else (0,):
+        piece = view[start : start + step]
+        control = controls[start + step >= size]
+        out += (PDU.pack(P_DATA, len(piece) + 6), PDV.pack(len(piece) + 2, context, control), piece)
     return b"".join(out)
 
 
@@ -229,6 +308,13 @@ def _proposal(value: bytes) -> Proposal:
         elif kind == 0x40:
             transfers.append(_uid(sub))
     return Proposal(value[0], abstract, tuple(transfers))
+
+
+def _role(value: bytes) -> Role:
+    size = int.from_bytes(value[:2], "big")
+    if len(value) != size + 4:
+        raise ProtocolError("a role selection is not as long as its UID says")
+    return Role(_uid(value[2:-2]), scu=value[-2] == 1, scp=value[-1] == 1)
 
 
 def _max_length(user: bytes) -> int:

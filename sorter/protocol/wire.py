@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import ssl
 import struct
@@ -109,6 +110,35 @@ class Basin:
                 os.close(end)
 
 
+def whole_pdu(sock: socket.socket, most: int, deadline: float) -> tuple[int, bytes]:
+    """Type and body of one PDU, before there is a `Wire`. `deadline` is monotonic.
+
+    Lost where it does not come in time, ProtocolError where it announces more than `most` bytes.
+    """
+    head = _exactly(sock, PDU.size, deadline)
+    kind, length = PDU.unpack(head)
+    if length > most:
+        raise ProtocolError(f"a PDU of {length} bytes where {most} are many")
+    return kind, _exactly(sock, length, deadline)
+
+
+def _exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise Lost("it did not come in time")
+        try:
+            sock.settimeout(left)
+            more = sock.recv(size - len(data))
+        except OSError as error:
+            raise Lost(_failure(error)) from error
+        if not more:
+            raise Lost("the peer closed the connection")
+        data += more
+    return bytes(data)
+
+
 class Wire:
     """Both directions of one association. P-DATA-TF PDUs come out in pieces, whatever their length.
 
@@ -148,12 +178,30 @@ class Wire:
         try:
             if self._encrypted:
                 self._socket.settimeout(self._patience.stall)
-            self._socket.sendall(data)
+            sent = self._socket.send(data)
+            if sent < len(data):
+                self._send_rest(memoryview(data)[sent:])
             if self._encrypted:
                 self._socket.settimeout(self._tick)
         except OSError as error:
             raise Lost(f"the answer could not be sent: {error.strerror or error}") from error
         self._acknowledge_at_once()
+
+    def _send_rest(self, data: memoryview) -> None:
+        """In time, too, from a peer that takes a few bytes now and then."""
+        deadline = time.monotonic() + self._patience.stall
+        while data:
+            if time.monotonic() > deadline:
+                raise Lost(f"{len(data)} bytes were not taken in {self._patience.stall:g} s")
+            data = data[self._socket.send(data) :]
+
+    def has_come(self) -> bool:
+        """Whether there is something to be read: bytes of the peer, or that the connection has ended."""
+        if self._start < self._end:
+            return True
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(0))
 
     def piece(self, *, piped: bool = False) -> Piece:
         """The next bytes of a message, if `piped` perhaps through the pipe.

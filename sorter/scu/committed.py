@@ -10,20 +10,19 @@ nothing of which it was sent two contents under one UID: which of them it keeps,
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sorter.errors import SorterError, TryLater
-from sorter.protocol.commitment import MOST_BYTES, Reference, Report, Unreadable, parse_report
-from sorter.scu.association import PATIENCE, Guard, Limits, Peer, exchange
-from sorter.scu.commitment import COMMITMENT, COMMITMENT_INSTANCE, REPORT_SYNTAXES
+from sorter.protocol.commitment import SYNTAXES, Reference, Report, Unreadable, encode, parse_report
+from sorter.protocol.dimse import N_ACTION_RQ, Command, Status
+from sorter.protocol.uids import COMMITMENT_INSTANCE, STORAGE_COMMITMENT
+from sorter.scu.association import Association, Peer
 
-CONTEXT = (COMMITMENT, REPORT_SYNTAXES)
+CONTEXT = (STORAGE_COMMITMENT, SYNTAXES)
 
 MOST_AT_ONCE = 10_000
 """Instances of one question: about a megabyte."""
@@ -32,9 +31,7 @@ MOST_REMEMBERED = 200_000
 """Images; of more, the first are sent again."""
 
 _REQUEST_COMMITMENT = 1  # the one action type (PS3.4 J.3.2.1)
-_INVALID_ARGUMENT = 0x0115
-_LISTENING = Limits(message=30, seconds=300, octets=4 * MOST_BYTES)
-_MOST_CONNECTIONS = 16
+_BETWEEN_LOOKS = 0.05  # seconds between two looks at whether an association of ours brought an answer
 
 FAILURES = {
     0x0110: "it could not",
@@ -64,7 +61,7 @@ class Sent:
 
 
 class Ledger:
-    """What was sent, asked and answered, in this process. Answers come on pynetdicom's threads."""
+    """What was sent, asked and answered, in this process. Answers come on threads of the `Ear`, too."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -127,6 +124,15 @@ class Ledger:
                     each.asked = each.asked if each.failure is not None else None  # not named: asked again
             self._changed.notify_all()
 
+    def hear(self, data: bytes, transfer: str) -> int:
+        """An N-EVENT-REPORT (PS3.4 J.3.3); its status. What was never asked is taken, and means nothing."""
+        try:
+            report = parse_report(data, transfer)
+        except Unreadable:
+            return Status.INVALID_ARGUMENT
+        self.answer(report)
+        return Status.SUCCESS
+
     def wait(self, images: Sequence[Sent], seconds: float) -> bool:
         """Until all of these that were asked for are answered, but no longer than so; are they?"""
         with self._changed:
@@ -139,115 +145,31 @@ class Ledger:
         return max(asked, default=None)
 
 
-class Ear:
-    """Hears answers: on associations of ours (`handlers`), and on those that the node opens to a port of ours."""
-
-    def __init__(self, ledger: Ledger, peer: Peer, port: int) -> None:
-        self._ledger, self._peer, self._port = ledger, peer, port
-        self._server: Any = None
-        self._guards: dict[Any, Guard] = {}
-        self._lock = threading.Lock()
-
-    def handlers(self) -> list[Any]:
-        from pynetdicom import evt
-
-        return [(evt.EVT_N_EVENT_REPORT, self._heard)]
-
-    def listen(self) -> None:
-        """From now on, for as long as the process lives, at that address of this machine that the node sees."""
-        if self._server is not None:
-            return
-        from pynetdicom import AE, evt
-
-        entity = AE(ae_title=self._peer.calling)
-        entity.acse_timeout = PATIENCE
-        entity.maximum_associations = 4 * _MOST_CONNECTIONS  # those count too that were cut off, until it has noticed
-        # A node that reports is its SCP (PS3.7 D.3.3.4), whether it says so or not.
-        entity.add_supported_context(CONTEXT[0], list(CONTEXT[1]), scu_role=True, scp_role=True)
-        entity.add_supported_context("1.2.840.10008.1.1")  # C-ECHO: whoever enters us there will try it
-        handlers = [*self.handlers(), (evt.EVT_CONN_OPEN, self._opened), (evt.EVT_CONN_CLOSE, self._closed)]
-        try:
-            where = (_own_address(self._peer), self._port)
-            self._server = entity.start_server(where, block=False, evt_handlers=handlers)
-        except OSError as error:
-            raise TryLater(
-                f"port {self._port}, on which {self._peer} is to answer whether it keeps images, cannot be had"
-                f" ({error.strerror}); another program, or another target, has it"
-            ) from None
-
-    def close(self) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server = None
-
-    def _opened(self, event: Any) -> None:
-        guard = Guard(_LISTENING)
-        guard.opened(event)
-        with self._lock:
-            self._guards = {each: of for each, of in self._guards.items() if not of.cut}
-            if len(self._guards) >= _MOST_CONNECTIONS:
-                guard.end("is one too many")
-            self._guards[event.assoc] = guard
-
-    def _closed(self, event: Any) -> None:
-        with self._lock:
-            guard = self._guards.pop(event.assoc, None)
-        if guard is not None:
-            guard.disarm()
-
-    def _heard(self, event: Any) -> tuple[int, None]:
-        """An N-EVENT-REPORT (PS3.4 J.3.3); its status. What was never asked is taken, and means nothing."""
-        information = event.request.EventInformation
-        try:
-            report = parse_report(information.getvalue() if information else b"", event.context.transfer_syntax)
-        except Unreadable:
-            return _INVALID_ARGUMENT, None
-        self._ledger.answer(report)
-        return 0x0000, None
-
-
-def _own_address(peer: Peer) -> str:
-    """The address of this machine that leads to the node; nothing is sent to find out."""
-    family, kind, _, _, address = socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])
-
-
-def ask(association: Any, peer: Peer, ledger: Ledger, images: Sequence[Sent]) -> None:
+def ask(association: Association, peer: Peer, ledger: Ledger, images: Sequence[Sent]) -> None:
     """Ask for these (N-ACTION, PS3.4 J.3.2).
 
     SorterError where the association broke, TryLater where the node does not take the question.
     """
-    context = next(each for each in association.accepted_contexts if each.abstract_syntax == COMMITMENT)
+    context = next(each for each in association.contexts if each.abstract == STORAGE_COMMITMENT)
+    action = Command(N_ACTION_RQ, 0, STORAGE_COMMITMENT, COMMITMENT_INSTANCE, True, _REQUEST_COMMITMENT)
     for start in range(0, len(images), MOST_AT_ONCE):
         some = images[start : start + MOST_AT_ONCE]
-        answer = exchange(association, _question(context, ledger.question(some), some), context.context_id)
-        if answer is None or answer.Status != 0:
+        question = encode(context.transfer, ledger.question(some), [each.reference for each in some], {})
+        answer = association.request(context, action, [question])
+        if answer is None or answer.status != 0:
             ledger.unasked(some)
         if answer is None:
             raise SorterError(f"{peer} broke off when it was asked whether it keeps what it has")
-        if answer.Status != 0:
-            says = f"status 0x{int(answer.Status):04X}"
+        if answer.status != 0:
+            says = f"status 0x{answer.status:04X}"
             raise TryLater(f"{peer} does not take the question whether it keeps what it has: {says}")
 
 
-def _question(context: Any, transaction: str, images: Sequence[Sent]) -> Any:
-    """The N-ACTION's request (PS3.4 table J.3-1)."""
-    from io import BytesIO
-
-    from pydicom.dataset import Dataset
-    from pynetdicom.dimse_primitives import N_ACTION
-    from pynetdicom.dsutils import encode
-
-    asked, items = Dataset(), []
-    for each in images:
-        items.append(Dataset())
-        items[-1].ReferencedSOPClassUID, items[-1].ReferencedSOPInstanceUID = each.reference
-    asked.TransactionUID, asked.ReferencedSOPSequence = transaction, items
-    syntax = context.transfer_syntax[0]
-    request = N_ACTION()
-    request.MessageID, request.ActionTypeID = 1, _REQUEST_COMMITMENT
-    request.RequestedSOPClassUID, request.RequestedSOPInstanceUID = COMMITMENT, COMMITMENT_INSTANCE
-    request.ActionInformation = BytesIO(encode(asked, syntax.is_implicit_VR, syntax.is_little_endian) or b"")
-    return request
+def wait(association: Association, ledger: Ledger, images: Sequence[Sent], seconds: float) -> None:
+    """For the answers to what was asked of these, over this association or another; no longer than so."""
+    deadline = time.monotonic() + seconds
+    while True:
+        association.hear()
+        left = deadline - time.monotonic()
+        if ledger.wait(images, max(0.0, min(_BETWEEN_LOOKS, left))) or left <= 0:
+            return

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
 
 from sorter.errors import Quarantine, SorterError
-from sorter.protocol.uids import is_uid
-from sorter.scu.association import Limits, Peer, answer, associated
+from sorter.protocol.dimse import C_FIND_RQ, C_MOVE_RQ, Command
+from sorter.protocol.elements import element
+from sorter.protocol.uids import EXPLICIT, IMPLICIT, is_uid
+from sorter.scu.association import Association, Limits, Message, Peer, associated
 from sorter.take import elements
 
 MOST_NAMES = 100_000
@@ -28,9 +29,9 @@ RETRIEVE = Limits(message=900, seconds=86400, octets=64 << 20)
 
 STUDY_ROOT = {"find": "1.2.840.10008.5.1.4.1.2.2.1", "move": "1.2.840.10008.5.1.4.1.2.2.2"}
 PATIENT_ROOT = {"find": "1.2.840.10008.5.1.4.1.2.1.1", "move": "1.2.840.10008.5.1.4.1.2.1.2"}
-SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")  # explicit and implicit VR little endian
+SYNTAXES = (EXPLICIT, IMPLICIT)
 
-_STUDY, _SERIES, _SOP = 0x0020000D, 0x0020000E, 0x00080018
+_STUDY, _SERIES, _SOP, _LEVEL, _PATIENT_ID = 0x0020000D, 0x0020000E, 0x00080018, 0x00080052, 0x00100020
 _PENDING = (0xFF00, 0xFF01)
 MOVE_DESTINATION_UNKNOWN = 0xA801
 _WITH_FAILURES = 0xB000  # all sub-operations were done, and some failed (PS3.4 C.4.2.1.5)
@@ -84,12 +85,11 @@ def instances(peer: Peer, wanted: Iterable[Series], limits: Limits = QUERY) -> f
     return frozenset(found)
 
 
-def _names(association: Any, peer: Peer, series: Series) -> set[str]:
-    from pynetdicom.dimse_primitives import C_FIND
-
+def _names(association: Association, peer: Peer, series: Series) -> set[str]:
     found: set[str] = set()
     question = _Question("find", association, peer)
-    for count, (status, identifier) in enumerate(question.ask(C_FIND(), series, ("SOPInstanceUID", ""))):
+    for count, (_, answered, identifier) in enumerate(question.answers(C_FIND_RQ, series, [""])):
+        status = answered.status
         if status not in _PENDING:
             if status != 0:
                 raise SorterError(f"{peer} does not say what it has: {_said(status)}")
@@ -128,20 +128,15 @@ def _sum(before: Moved, now: Moved, asked: int) -> Moved:
     )
 
 
-def _move(association: Any, peer: Peer, to: str, series: Series, names: Sequence[str]) -> Iterator[Moved]:
-    from pynetdicom.dimse_primitives import C_MOVE
-
-    request = C_MOVE()
-    request.MoveDestination = to
-    key = ("SOPInstanceUID", list(names)) if names else None
-    for answered in _Question("move", association, peer).answers(request, series, key):
-        status = int(answered.Status)
-        pending = status in _PENDING
+def _move(association: Association, peer: Peer, to: str, series: Series, names: Sequence[str]) -> Iterator[Moved]:
+    for _, answered, _ in _Question("move", association, peer).answers(C_MOVE_RQ, series, names, to):
+        pending = answered.status in _PENDING
+        remaining, completed, failed, warned = answered.sub_operations
         yield Moved(
-            remaining=answered.NumberOfRemainingSuboperations or 0 if pending else 0,
-            completed=(answered.NumberOfCompletedSuboperations or 0) + (answered.NumberOfWarningSuboperations or 0),
-            failed=answered.NumberOfFailedSuboperations or 0,
-            status=0 if pending else status,
+            remaining=remaining if pending else 0,
+            completed=completed + warned,
+            failed=failed,
+            status=0 if pending else answered.status,
         )
         if not pending:
             return
@@ -159,52 +154,34 @@ def _said(status: int) -> str:
 class _Question:
     """One request over an association, in the information model that the peer has accepted."""
 
-    def __init__(self, service: str, association: Any, peer: Peer) -> None:
-        self._association = association
-        accepted = {each.abstract_syntax: each for each in association.accepted_contexts}
+    def __init__(self, service: str, association: Association, peer: Peer) -> None:
+        self._association, self._peer = association, peer
+        accepted = {each.abstract: each for each in association.contexts}
         self._by_study = STUDY_ROOT[service] in accepted
         self._context = accepted[(STUDY_ROOT if self._by_study else PATIENT_ROOT)[service]]
-        self._syntax = self._context.transfer_syntax[0]
-        self._peer = peer
 
-    def ask(self, request: Any, series: Series, key: tuple[str, Any]) -> Iterator[tuple[int, bytes]]:
-        """Status and identifier of each answer; ends early where the association breaks."""
-        for answered in self.answers(request, series, key):
-            yield int(answered.Status), answered.Identifier.getvalue() if answered.Identifier is not None else b""
+    def answers(self, field: int, series: Series, names: Sequence[str], to: str = "") -> Iterator[Message]:
+        """The answers, until the association breaks or no more come in time. `names`: the instances that are meant, ""
+        for whichever there are; without any, the series as a whole."""
+        request = Command(field, 0, self._context.abstract, "", True, destination=to)
+        yield from self._association.requests(self._context, request, [self._identifier(series, names)])
 
-    def answers(self, request: Any, series: Series, key: tuple[str, Any] | None) -> Iterator[Any]:
-        """The answers themselves, until the association breaks or no more come in time."""
-        request.MessageID, request.Priority = 1, 2
-        request.AffectedSOPClassUID = self._context.abstract_syntax
-        request.Identifier = BytesIO(self._identifier(series, key))
-        self._association.dimse.send_msg(request, self._context.context_id)
-        while (answered := answer(self._association)) is not None:
-            if type(answered) is not type(request):
-                return
-            yield answered
-
-    def _identifier(self, series: Series, key: tuple[str, Any] | None) -> bytes:
+    def _identifier(self, series: Series, names: Sequence[str]) -> bytes:
         """The unique keys down to the series, and at the IMAGE level its own (PS3.4 C.6.1.1, C.6.2.1)."""
-        from pydicom.dataset import Dataset
-        from pynetdicom.dsutils import encode
-
-        asked = Dataset()
-        asked.QueryRetrieveLevel = "IMAGE" if key else "SERIES"
+        keys = {_LEVEL: (b"CS", "IMAGE" if names else "SERIES")}
+        if names:
+            keys[_SOP] = b"UI", "\\".join(names)
         if not self._by_study:
             if not series.patient_id:
                 raise SorterError(f"{self._peer} offers Patient Root only, and the series has no PatientID")
-            asked.PatientID = series.patient_id
-        asked.StudyInstanceUID, asked.SeriesInstanceUID = series.study_uid, series.series_uid
-        if key:
-            setattr(asked, *key)
-        data = encode(asked, self._syntax.is_implicit_VR, self._syntax.is_little_endian)
-        if data is None:
-            raise SorterError("the question could not be written as DICOM; the UIDs of the series are not valid")
-        return data
+            keys[_PATIENT_ID] = b"LO", series.patient_id
+        keys[_STUDY], keys[_SERIES] = (b"UI", series.study_uid), (b"UI", series.series_uid)
+        written = ((tag, vr, value.encode(elements.LATIN, "replace")) for tag, (vr, value) in sorted(keys.items()))
+        return b"".join(element(self._context.transfer, *each) for each in written)
 
     def name_in(self, identifier: bytes, series: Series) -> set[str]:
         """The SOP Instance UID of an answer, if it is one, and of that series."""
-        codec = elements.IMPLICIT if self._syntax.is_implicit_VR else elements.EXPLICIT
+        codec = elements.IMPLICIT if self._context.transfer == IMPLICIT else elements.EXPLICIT
         stream = elements.Stream(BytesIO(identifier).read, len(identifier))
         try:
             walked = elements.walk(stream, codec, dict.fromkeys((_STUDY, _SERIES, _SOP), 128))

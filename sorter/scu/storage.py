@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sorter.durable import Files
-from sorter.errors import Quarantine, SorterError
-from sorter.scu.association import CONTEXTS, Peer, associated, exchange
-from sorter.take.header import Parsed, examine
+from sorter.errors import Quarantine, SorterError, TryLater
+from sorter.protocol.dimse import C_ECHO_RQ, C_STORE_RQ, Command, Status
+from sorter.protocol.uids import IMPLICIT, VERIFICATION
+from sorter.scu.association import CONTEXTS, Association, Peer, associated
+from sorter.take import contents, elements
+
+VERIFICATION_CONTEXT = (VERIFICATION, (IMPLICIT,))
 
 STATUSES = {
     0xA700: "the receiver has no room",
@@ -20,6 +23,10 @@ STATUSES = {
     0x0122: "the receiver does not take this SOP class",
     0x0117: "the receiver says that its SOP Instance UID is invalid",
 }
+
+
+_WANTED = dict.fromkeys(contents.UIDS.values(), elements.LONGEST)
+_STEP = 256 << 10  # bytes of a data set that are read and sent at a time
 
 
 @dataclass(slots=True)
@@ -31,14 +38,33 @@ class SendReport:
     unreadable: list[Path] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A file as C-STORE speaks of it: its data set begins at `offset`, and has these UIDs; `sha256` is of the file."""
+
+    sop_class: str
+    sop_uid: str
+    transfer_syntax: str
+    offset: int
+    size: int
+    sha256: str
+
+
+def look(files: Files, fd: int) -> Image:
+    """What is in the open file, read once to its end as whatever is taken in is read. Quarantine, OSError."""
+    found = contents.read(files, fd, _WANTED)
+    uids = found.uids()
+    return Image(
+        uids["SOPClassUID"], uids["SOPInstanceUID"], found.transfer_syntax,
+        found.meta.offset, found.size, found.sha256,
+    )  # fmt: skip
+
+
 def echo(host: str, port: int, *, called: str, calling: str) -> None:
     """Returns if the receiver answers a C-ECHO (PS3.4 A); else SorterError says why not."""
-    from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-
-    context = (str(Verification), ("1.2.840.10008.1.2",))
-    with associated(Peer(host, port, called, calling), [context]) as association:
-        status = association.send_c_echo()
-    if getattr(status, "Status", None) != 0:
+    with associated(Peer(host, port, called, calling), [VERIFICATION_CONTEXT]) as association:
+        answer = association.request(association.contexts[0], Command(C_ECHO_RQ, 0, VERIFICATION, "", False))
+    if answer is None or answer.status != 0:
         raise SorterError(f"{called} at {host}:{port} takes associations, but did not answer C-ECHO with success")
 
 
@@ -51,21 +77,21 @@ def send(
     """
     files, report = Files(), SendReport()
     peer = Peer(host, port, called, calling)
-    waiting: list[tuple[Path, Parsed]] = []
+    waiting: list[tuple[Path, Image]] = []
     contexts: set[tuple[str, str]] = set()
     for path in _walk(files, paths):
         try:
             with files.opened(path, os.O_RDONLY | os.O_NONBLOCK) as fd:
-                parsed = examine(files, fd)
+                image = look(files, fd)
         except (Quarantine, OSError):
             report.unreadable.append(path)
             continue
-        context = (parsed.sop_class, parsed.transfer_syntax)
+        context = (image.sop_class, image.transfer_syntax)
         if len(contexts | {context}) > CONTEXTS:
             _send_batch(files, waiting, peer, report, progress)
             waiting, contexts = [], set()
         contexts.add(context)
-        waiting.append((path, parsed))
+        waiting.append((path, image))
     if waiting:
         _send_batch(files, waiting, peer, report, progress)
     return report
@@ -85,15 +111,15 @@ def _walk(files: Files, paths: Iterable[Path]) -> Iterator[Path]:
 
 def _send_batch(
     files: Files,
-    batch: list[tuple[Path, Parsed]],
+    batch: list[tuple[Path, Image]],
     peer: Peer,
     report: SendReport,
     progress: Callable[[Path], None],
 ) -> None:
-    pairs = sorted({(parsed.sop_class, parsed.transfer_syntax) for _, parsed in batch})
+    pairs = sorted({(image.sop_class, image.transfer_syntax) for _, image in batch})
     with associated(peer, [(sop_class, (syntax,)) for sop_class, syntax in pairs]) as association:
-        for path, parsed in batch:
-            status = _store(association, files, path, parsed)
+        for path, image in batch:
+            status = _store(association, files, path, image)
             if is_stored(status):
                 report.sent += 1
             else:
@@ -106,34 +132,33 @@ def is_stored(status: int) -> bool:
     return status == 0 or status & 0xF000 == 0xB000
 
 
-def _store(association: Any, files: Files, path: Path, parsed: Parsed) -> int:
+def _store(association: Association, files: Files, path: Path, image: Image) -> int:
     """One C-STORE of a file; the status. SorterError if the association broke."""
-    status = store_data(association, parsed, files.read_file(path, limit=4 << 30)[parsed.dataset_offset :])
+    with files.opened(path, os.O_RDONLY | os.O_NONBLOCK) as fd:
+        status = store(association, image, data_set(files, fd, image))
     if status is None:
         raise SorterError(f"the receiver broke off while {path} was sent; send again, what it has changes nothing")
     return status
 
 
-def store_data(association: Any, parsed: Parsed, data: bytes) -> int | None:
+def data_set(files: Files, fd: int, image: Image) -> Iterator[bytes]:
+    """The data set's own bytes, and one more where it has an odd number. TryLater where they cannot be read."""
+    at = image.offset
+    while at < image.size:
+        try:
+            piece = files.pread(fd, min(_STEP, image.size - at), at)
+        except OSError as error:
+            raise TryLater(f"an image cannot be read: {error.strerror}") from error
+        if not piece:
+            raise TryLater("an image became shorter while it was sent")
+        at += len(piece)
+        yield piece if at < image.size or (at - image.offset) % 2 == 0 else piece + b"\0"
+
+
+def store(association: Association, image: Image, data: Iterable[bytes]) -> int | None:
     """One C-STORE (PS3.7 9.1.1) of a data set's own bytes; the status, None if the association broke."""
-    from io import BytesIO
-
-    from pynetdicom.dimse_primitives import C_STORE
-
-    context = next(
-        (
-            each
-            for each in association.accepted_contexts
-            if each.abstract_syntax == parsed.sop_class and each.transfer_syntax[0] == parsed.transfer_syntax
-        ),
-        None,
-    )
+    context = association.context(image.sop_class, image.transfer_syntax)
     if context is None:
-        return 0x0122
-    request = C_STORE()
-    request.MessageID = 1
-    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = parsed.sop_class, parsed.sop_uid
-    request.Priority = 2
-    request.DataSet = BytesIO(data + b"\0" * (len(data) % 2))
-    answer = exchange(association, request, context.context_id)
-    return None if answer is None else int(answer.Status)
+        return Status.CLASS_NOT_SUPPORTED
+    answer = association.request(context, Command(C_STORE_RQ, 0, image.sop_class, image.sop_uid, True), data)
+    return None if answer is None else answer.status

@@ -4,7 +4,8 @@ What the node answered success to is delivered, instance by instance: DICOM has 
 verifies later, and nothing is ever removed there. Where the node offers storage commitment (PS3.4 J), and we have a
 port for its answers, an image is delivered only when the node has committed itself to it. A job that comes twice sends
 its images twice, which a node takes as what it has already; what waits for the node's word is remembered as long as
-this process lives, and not sent twice. This module imports pynetdicom, and runs in the worker of its own target alone.
+this process lives, and not sent twice. It runs in the worker of its own target alone, which is to be small: nothing
+that is imported here needs pydicom or pynetdicom.
 """
 
 from __future__ import annotations
@@ -20,20 +21,19 @@ from sorter.durable import Files
 from sorter.errors import Away, Held, Never, Quarantine, SorterError, TryLater
 from sorter.model import DICOM, Delivered, Receipt
 from sorter.protocol.commitment import Reference
-from sorter.scu.association import CONTEXTS, Peer, associated
-from sorter.scu.commitment import COMMITMENT
-from sorter.scu.committed import CONTEXT, FAILURES, Ear, Ledger, Sent, ask
-from sorter.scu.storage import STATUSES, echo, is_stored, store_data
-from sorter.take.header import Parsed, examine
+from sorter.protocol.uids import STORAGE_COMMITMENT
+from sorter.scu.association import CONTEXTS, Association, Hear, Peer, associated
+from sorter.scu.committed import CONTEXT, FAILURES, Ledger, Sent, ask, wait
+from sorter.scu.ear import Ear
+from sorter.scu.storage import STATUSES, VERIFICATION_CONTEXT, Image, data_set, echo, is_stored, look, store
 
 _STEP = 1 << 20
-_LARGEST = 4 << 30  # bytes of one image
-_VERIFICATION = ("1.2.840.10008.1.1", ("1.2.840.10008.1.2",))  # proposed too, so that refused images have a sentence
 _NO_ROOM = 0xA700  # to 0xA7FF (PS3.4 table B.2-1)
 _COMMITMENT_WAIT = 600.0  # seconds
 _AT_HAND = 5.0  # seconds that a job waits for an answer; what comes later is found when it comes again
 _BETWEEN = 1200.0  # seconds, more than between two attempts of what waits
 _COMMITTED = "committed"
+_ANOTHER_DIGEST = "a file in the store has no longer the digest it came with; run `sorter verify --deep`"
 
 
 class DicomTarget:
@@ -48,7 +48,7 @@ class DicomTarget:
         self._peer = Peer(host, port, called, str(settings.get("calling") or "SORTER"))
         self._wait = float(settings.get("commitment_wait") or _COMMITMENT_WAIT)
         self._ledger, answers = Ledger(), settings.get("commitment_port")
-        self._ear = Ear(self._ledger, self._peer, int(answers)) if answers else None
+        self._ear = Ear(self._ledger.hear, self._peer, int(answers)) if answers else None
 
     @property
     def waits(self) -> bool:
@@ -64,7 +64,7 @@ class DicomTarget:
             echo(self._peer.host, self._peer.port, called=self._peer.called, calling=self._peer.calling)
             if self._ear is None:
                 return Checked()
-            with associated(self._peer, [_VERIFICATION, CONTEXT]) as association:
+            with associated(self._peer, [VERIFICATION_CONTEXT, CONTEXT]) as association:
                 offered = _offers_commitment(association)
         if not offered:
             return Checked(("it offers no storage commitment; a receipt says what it has answered success to",))
@@ -85,7 +85,7 @@ class DicomTarget:
             if self._ear is not None and new:
                 self._ear.listen()
         sent: dict[int, Sent] = {}
-        with _Sender(self._peer, self._ear) as sender:
+        with _Sender(self._peer, self._ledger.hear if self._ear else None) as sender:
             for index in new:
                 want = job.files[index]
                 known = None if index in unsent else self._ledger.find(want.sha256)
@@ -114,27 +114,31 @@ class DicomTarget:
 
     def _send(self, sender: _Sender, want: Wanted, fd: int) -> Sent:
         """Send one image, and remember that the node has it."""
-        content = self._content(fd, want)
-        try:
-            parsed = examine(self._files, fd)
-        except Quarantine as error:
-            raise Held(f"an image in the store cannot be sent: {error}") from None
+        image = self._image(fd, want)
         with self._reached():
-            status = sender.store(parsed, content[parsed.dataset_offset :])
+            status = sender.store(image, data_set(self._files, fd, image))
         if not is_stored(status):
             raise self._refused(status)
-        return self._ledger.add(Reference(parsed.sop_class, parsed.sop_uid), want.sha256)
+        return self._ledger.add(Reference(image.sop_class, image.sop_uid), want.sha256)
 
-    def _content(self, fd: int, want: Wanted) -> bytes:
-        """The file, with the digest it came with; Held when it has another."""
-        pieces, found, offset = [], hashlib.sha256(), 0
-        while offset < _LARGEST and (piece := self._files.pread(fd, _STEP, offset)):
-            pieces.append(piece)
+    def _image(self, fd: int, want: Wanted) -> Image:
+        """What the file is, which has the digest it came with; Held when it has another, or is no image."""
+        try:
+            image = look(self._files, fd)
+        except Quarantine as error:
+            if self._digest(fd) != want.sha256:
+                raise Held(_ANOTHER_DIGEST) from None
+            raise Held(f"an image in the store cannot be sent: {error}") from None
+        if image.sha256 != want.sha256:
+            raise Held(_ANOTHER_DIGEST)
+        return image
+
+    def _digest(self, fd: int) -> str:
+        found, offset = hashlib.sha256(), 0
+        while piece := self._files.pread(fd, _STEP, offset):
             found.update(piece)
             offset += len(piece)
-        if found.hexdigest() != want.sha256:
-            raise Held("a file in the store has no longer the digest it came with; run `sorter verify --deep`")
-        return b"".join(pieces)
+        return found.hexdigest()
 
     def _refused(self, status: int) -> SorterError:
         why = STATUSES.get(status, "the receiver gives no better reason")
@@ -195,14 +199,14 @@ def _missed(want: Wanted) -> Delivered:
 class _Sender:
     """The association of one put: opened with the first image, and anew where one needs what was not proposed yet.
 
-    `ear` hears what the node says of storage commitment; None where it is not asked for.
+    `hear` takes what the node says of storage commitment; None where it is not asked for.
     """
 
-    def __init__(self, peer: Peer, ear: Ear | None) -> None:
-        self._peer, self._ear = peer, ear
+    def __init__(self, peer: Peer, hear: Hear | None) -> None:
+        self._peer, self._hear = peer, hear
         self._pairs: set[tuple[str, str]] = set()
         self._open = contextlib.ExitStack()
-        self._association: Any = None
+        self._association: Association | None = None
         self.warned = 0
         self.offered = True  # as far as it was asked
 
@@ -214,39 +218,38 @@ class _Sender:
 
     def ask(self, images: Sequence[Sent], ledger: Ledger) -> bool:
         """Ask whether the node keeps these; False where it offers no storage commitment."""
-        if self._association is None:
-            self._associate(None)
-        self.offered = _offers_commitment(self._association)
+        association = self._association or self._associate(None)
+        self.offered = _offers_commitment(association)
         if self.offered:
-            ask(self._association, self._peer, ledger, images)
-            ledger.wait(images, _AT_HAND)
+            ask(association, self._peer, ledger, images)
+            wait(association, ledger, images, _AT_HAND)
         return self.offered
 
-    def store(self, parsed: Parsed, data: bytes) -> int:
+    def store(self, image: Image, data: Iterable[bytes]) -> int:
         """The node's status. SorterError where the association broke."""
-        pair = (parsed.sop_class, parsed.transfer_syntax)
-        if self._association is None or pair not in self._pairs:
-            self._associate(pair)
-        status = store_data(self._association, parsed, data)
+        pair = (image.sop_class, image.transfer_syntax)
+        association = self._association
+        if association is None or pair not in self._pairs:
+            association = self._associate(pair)
+        status = store(association, image, data)
         if status is None:
             raise SorterError(f"{self._peer} broke off while an image was sent")
         self.warned += status != 0 and is_stored(status)
         return status
 
-    def _associate(self, pair: tuple[str, str] | None) -> None:
+    def _associate(self, pair: tuple[str, str] | None) -> Association:
         self._open.close()
         if pair is not None:
             self._pairs = {pair} if len(self._pairs) >= CONTEXTS - 2 else {*self._pairs, pair}
-        contexts: list[Any] = [_VERIFICATION, *((sop, (syntax,)) for sop, syntax in sorted(self._pairs))]
-        handlers: list[Any] = []
-        if self._ear is not None:
-            contexts.append(CONTEXT)
-            handlers = self._ear.handlers()
-        self._association = self._open.enter_context(associated(self._peer, contexts, handlers=handlers))
+        also = [VERIFICATION_CONTEXT]  # so that images that are refused have a sentence
+        images = [(sop_class, (syntax,)) for sop_class, syntax in sorted(self._pairs)]
+        asked = [CONTEXT] if self._hear is not None else []
+        self._association = self._open.enter_context(associated(self._peer, [*also, *images, *asked], hear=self._hear))
+        return self._association
 
 
-def _offers_commitment(association: Any) -> bool:
-    return any(each.abstract_syntax == COMMITMENT for each in association.accepted_contexts)
+def _offers_commitment(association: Association) -> bool:
+    return any(each.abstract == STORAGE_COMMITMENT for each in association.contexts)
 
 
 def _note(files: Sequence[Delivered], sender: _Sender, twice: int) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from pynetdicom import AE
 from pynetdicom.association import Association
-
-from sorter.scu.association import pause_reactor
 
 
 class Sender(AE):
@@ -16,5 +15,30 @@ class Sender(AE):
     def associate(self, *arguments: Any, **more: Any) -> Association:
         association = super().associate(*arguments, **more)
         if association.is_established:
-            pause_reactor(association, "sorter")
+            pause_reactor(association)
         return association
+
+
+class _Checkpoint(threading.Event):
+    """What pynetdicom's reactor waits at in each round; says when it stands there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self.is_set():
+            self.reached.set()
+        return super().wait(timeout)
+
+
+def pause_reactor(association: Association) -> None:
+    """Stop the thread that would take our answers for requests, for as long as the association lives.
+
+    To clear its event is not enough: it may be past it, in a round that still takes a message.
+    """
+    checkpoint = _Checkpoint()
+    association._reactor_checkpoint = checkpoint
+    if not checkpoint.reached.wait(30):
+        association.abort()
+        raise RuntimeError("the association does not come to rest")

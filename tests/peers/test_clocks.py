@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sorter.scu import send
+from sorter.scu.storage import send
 from sorter.testing.running import RunningSorter
 from sorter.testing.waiting import wait_until
 

@@ -26,7 +26,6 @@ from pydicom.uid import generate_uid
 from pynetdicom.sop_class import MRImageStorage
 
 from conftest import Dcmtk
-from sorter import scu
 from sorter.testing.namespace import own_network
 from sorter.testing.running import RunningSorter
 from sorter.testing.waiting import wait_until
@@ -116,7 +115,7 @@ def pynetdicom(calling: str) -> Send:
         def note(_: object) -> None:
             answers.append(time.monotonic())
 
-        report = scu.send(files, "127.0.0.1", port, called="SORTER", calling=calling, progress=note)
+        report = send(files, "127.0.0.1", port, called="SORTER", calling=calling, progress=note)
         assert report.sent == len(files)
         return answers[-1]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from sorter.scu import send
+from sorter.scu.storage import send
 from sorter.spool import Unit
 from sorter.testing.running import RunningSorter
 from sorter.testing.waiting import wait_until

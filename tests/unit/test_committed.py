@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,15 +15,15 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_role, evt
-from pynetdicom.acse import ACSE
 from pynetdicom.sop_class import MRImageStorage, StorageCommitmentPushModel, Verification
 
 from sorter.deliver.lane import Lane, Patience
-from sorter.deliver.target import Done, Later
+from sorter.deliver.target import Done, Later, Result
 from sorter.errors import TryLater
 from sorter.protocol.commitment import Reference, Report, Unreadable, parse_report
 from sorter.protocol.uids import IMPLICIT
-from sorter.scu import committed, target
+from sorter.protocol.wire import Wire
+from sorter.scu import committed, ear, target
 from sorter.scu.committed import Ledger
 from sorter.scu.target import DicomTarget
 from sorter.testing.peer import Peer as Raw
@@ -185,20 +186,20 @@ def test_what_the_node_keeps_is_committed(keeper: Keeper, made: list[DicomTarget
 def test_a_report_is_answered_before_the_association_is_released(
     node: Keeper, made: list[DicomTarget], monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    """pynetdicom answers it on another thread, and cannot send once it has asked for the release."""
+    """After our release request nothing may be sent (PS3.8 9.2, state 7), and the node would report again for ever."""
     node.begin("same")
-    releasing, negotiate = threading.Event(), ACSE.negotiate_release
+    releasing, ask = threading.Event(), Wire.release
 
-    def release(acse: ACSE) -> None:
+    def release(wire: Wire, patience: float) -> None:
         releasing.set()
-        negotiate(acse)
+        ask(wire, patience)
 
     class Slow(Ledger):
         def answer(self, report: Report) -> None:
             super().answer(report)
             releasing.wait(0.5)
 
-    monkeypatch.setattr(ACSE, "negotiate_release", release)
+    monkeypatch.setattr(Wire, "release", release)
     monkeypatch.setattr(target, "Ledger", Slow)
     assert of(node, made).put(job(IMAGES), store).note == "committed"
     wait_until(lambda: node.answered == [0x0000])
@@ -342,6 +343,27 @@ def test_a_port_that_is_taken_means_later(keeper: Keeper, made: list[DicomTarget
     assert keeper.stored == []
 
 
+def test_the_worker_is_small(node: Keeper, store: Store) -> None:
+    """After images, the question whether they are kept, and its answer: all that such a worker ever does."""
+    node.begin("new")
+    answers: queue.Queue[Result] = queue.Queue()
+    lane = Lane(
+        "kept", "sorter.scu.target:DicomTarget", node.settings(),
+        lambda put, file: os.dup(store(put.files.index(file))), lambda _, result: answers.put(result), stay=True,
+    )  # fmt: skip
+    try:
+        lane.submit(job(IMAGES))
+        done = answers.get(timeout=60)
+        assert isinstance(done, Done)
+        assert done.note == "committed"
+        rollup = Path(f"/proc/{lane.pid}/smaps_rollup").read_text()
+        assert next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) <= 25 * 1024
+        maps = Path(f"/proc/{lane.pid}/maps").read_text()
+        assert not [each for each in ("pydantic", "numpy") if each in maps]
+    finally:
+        lane.stop(10)
+
+
 @pytest.mark.peers  # it waits for seconds
 def test_the_worker_stays_while_it_waits(silent: Keeper, store: Store) -> None:
     answers: list[Any] = []
@@ -370,18 +392,18 @@ def test_the_worker_stays_while_it_waits(silent: Keeper, store: Store) -> None:
 def test_the_port_takes_no_more_than_so_many_connections(
     silent: Keeper, made: list[DicomTarget], monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    monkeypatch.setattr(committed, "_MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(ear, "MOST_CONNECTIONS", 2)
     place = of(silent, made)
     place.check()
-    assert place._ear is not None
-    ear = place._ear
+    listens = place._ear
+    assert listens is not None
     with Raw(silent.port_of_sorter), Raw(silent.port_of_sorter) as second:
-        wait_until(lambda: len(ear._guards) == 2)  # each is opened on a thread of its own
+        wait_until(lambda: len(listens._connections) == 2)  # each is opened on a thread of its own
         with Raw(silent.port_of_sorter) as third:
             third.drain()  # it is closed at once
         second.socket.sendall(b"\1\0\xff\xff\xff\xff")  # a PDU of 4 GB is announced
         second.drain()
-    wait_until(lambda: not place._ear._guards if place._ear else False)
+    wait_until(lambda: not listens._connections)
     with pytest.raises(TryLater):
         place.put(job(IMAGES), store)
     silent.tell(silent.questions[0])

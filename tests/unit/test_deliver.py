@@ -244,16 +244,19 @@ def test_the_worker_asks_only_for_what_is_needed(lab: Lab) -> None:
     assert lab.opened == ["aaaa10", "aaaa11"]
 
 
-def test_the_worker_is_small_and_imports_little(lab: Lab) -> None:
+def test_the_worker_is_small(lab: Lab) -> None:
     lane = lab.lane(stay=True)
     lane.submit(lab.job(300))
     assert isinstance(lab.result()[1], Done)
     rollup = Path(f"/proc/{lane.pid}/smaps_rollup").read_text()
     pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
     assert pss <= 25 * 1024
-    maps = Path(f"/proc/{lane.pid}/maps").read_text()
-    assert "pydantic" not in maps
-    modules = "import sys, sorter.deliver.worker, sorter.builtin.path_target; print(*sys.modules)"
+    assert "pydantic" not in Path(f"/proc/{lane.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("target", ["sorter.builtin.path_target", "sorter.builtin.rclone_target", "sorter.scu.target"])
+def test_what_a_worker_imports(target: str) -> None:
+    modules = f"import sys, sorter.deliver.worker, {target}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", modules], capture_output=True, text=True, check=True).stdout.split()
     assert not {"pydantic", "pydantic_core", "pydicom", "pynetdicom", "numpy", "click", "rich"} & set(loaded)
 

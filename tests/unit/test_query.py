@@ -24,8 +24,9 @@ from pynetdicom.sop_class import (
 )
 
 from sorter.errors import SorterError
-from sorter.scu import Moved, Peer, Series, fetch, instances, query
-from sorter.scu.association import Limits
+from sorter.scu import query
+from sorter.scu.association import Limits, Peer
+from sorter.scu.query import Moved, Series, fetch, instances
 from sorter.testing.peer import item, pdu, pdv
 from sorter.testing.waiting import wait_until
 

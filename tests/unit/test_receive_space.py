@@ -26,11 +26,11 @@ from sorter.cli.look import status_command
 from sorter.durable import Files, PathLike
 from sorter.receive import Keep, Receiver, ReceiveSettings
 from sorter.receive.space import DAY, SLOWEST, SPACE, Gauge, Ledger, Room, Sample, forecast, mark_of, told, warning
-from sorter.scu.association import pause_reactor
 from sorter.spool import Spool
 from sorter.testing.peer import Peer, store
 from sorter.testing.synthetic import Plan, localizer
 from sorter.testing.waiting import wait_until
+from tests.peers.sender import pause_reactor
 
 GB, HOUR, NOW = 1_000_000_000, 3600.0, 1_800_000_000.0
 MARK = Room(10 * GB, 1000)
@@ -219,7 +219,7 @@ def associate(port: int) -> Association:
     scanner.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
     association = scanner.associate("127.0.0.1", port, ae_title="SORTER")
     if association.is_established:
-        pause_reactor(association, "sorter")  # which takes an answer that comes at once for a request
+        pause_reactor(association)  # which takes an answer that comes at once for a request
     return association
 
 
