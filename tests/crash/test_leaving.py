@@ -99,7 +99,7 @@ def owed(life: Life) -> None:
     """A late image cannot be delivered, as the mount is away; then the time is over, and it comes back."""
     life.disk.rename(f"{LAB}.sorter/id", f"{LAB}.sorter/away")
     life.receive(data_set(3))
-    life.turns(40)
+    life.turns(FULL_FOR + 40)  # it is taken in, also where the disk had no room for it at first
     life.disk.rename(f"{LAB}.sorter/away", f"{LAB}.sorter/id")
     days_pass(life)
 
