@@ -91,7 +91,10 @@ class Exporting:
         for errand, export in [each for each in self._owed.items() if each[0][0] == live.key]:
             files = tuple(Delivered(each.name, each.sha256, each.size, each.file) for each in export.files)
             said = "withdrawn before it had a receipt"
-            live.unit.write_exported(Receipt(live.key, errand[1], export.target, 0, export.folder, files, "", said))
+            revision = _revision(live)  # that it was sent with, or a later one: else it would be of a newer delivery
+            live.unit.write_exported(
+                Receipt(live.key, errand[1], export.target, revision, export.folder, files, "", said)
+            )
             self._forget(errand)
 
     def _forget(self, errand: Errand) -> None:
@@ -110,6 +113,10 @@ def _errand(export: Export) -> Errand:
     return (export.key, export.product, export.target)
 
 
+def _revision(live: Live) -> int:
+    return live.revision.revision if live.revision is not None else 0
+
+
 def _products(export: Export) -> set[str]:
     """What its files are of: images, or products in their folders of the store, as "products/nifti-1/out.nii.gz"."""
     parts = [each.file.split("/") for each in export.files]
@@ -123,7 +130,7 @@ def _gone(live: Live, export: Export) -> list[str]:
 
 
 def _put(live: Live, export: Export) -> Put:
-    revision = live.revision.revision if live.revision is not None else 0
+    revision = _revision(live)
     manifest = {
         "key": live.key,
         "kind": live.unit.kind.value,
