@@ -569,6 +569,7 @@ class PathTarget:
             above = visit.walk("/".join(parts[:-1]))
             if above is not None:
                 remove_tree(self._files, stage, above)
+                self._files.fsync_folder(above)  # else what was withdrawn may be there again after a power cut
 
     def _tell(self, visit: Visit, steps: Sequence[_Step]) -> None:
         aside = sum(step.action is Action.ASIDE for step in steps)

@@ -94,7 +94,7 @@ def withdraw(life: Life) -> None:
 def judge(cut: Cut, settings: Config) -> list[str]:
     """What is wrong after this power cut; nothing, if all is well."""
     life = begin(Memory.of(cut.image), settings)
-    life.turns(400, 20)
+    life.turns(80, 20)
     after = Cut(next(iter(life.disk.states(1, random.Random(SEED)))), cut.acknowledged, cut.dropped)
     sent = [each for each in cut.acknowledged if each not in (ASKED, WITHDRAWN)]
     there = {path.removeprefix(f"{ARCHIVE}/"): content for path, content in after.files.items()
