@@ -68,7 +68,7 @@ def verify_command(
     finally:
         comparing.stop()
     asked = sum(_repair(spool, finding) for finding in check.tally.findings) if repair else 0
-    _tell(check.tally, units, asked, as_json)
+    _tell(check, units, asked, as_json)
     if asked and not as_json:
         _say(f"{asked} files are delivered again {soon(spool)}; see `sorter status`, and verify again then.")
     elif not repair and not as_json and check.tally.can_be_mended:
@@ -85,6 +85,7 @@ class _Check:
     deep: bool
     target: str | None
     since: str  # YYYYMMDD, "" for always
+    at_target: set[str] = dataclasses.field(default_factory=set)  # keys of what was compared there
     tally: Tally = dataclasses.field(default_factory=Tally)
 
     def receipts(self, unit: Unit) -> Iterator[Receipt]:
@@ -118,6 +119,7 @@ def _run(check: _Check, units: Sequence[UnitSummary], comparing: Targets, *, qui
                 )
             for receipt, answer in comparing.compare(receipts):
                 check.tally.delivered += len(receipt.files)
+                check.at_target.add(receipt.key)
                 found = list(
                     verifying.at_target(receipt, answer, was_lost=bool(check.since), left=left.get(receipt.key, ()))
                 )
@@ -143,7 +145,8 @@ def _repair(spool: Spool, finding: Finding) -> int:
 # --- telling --------------------------------------------------------------------------------------------------------
 
 
-def _tell(tally: Tally, units: Sequence[UnitSummary], asked: int, as_json: bool) -> None:
+def _tell(check: _Check, units: Sequence[UnitSummary], asked: int, as_json: bool) -> None:
+    tally = check.tally
     if as_json:
         found = [{**dataclasses.asdict(each), "fault": each.standing.is_fault} for each in tally.findings]
         told = {"stored": tally.stored, "delivered": tally.delivered, "mending": asked, "findings": found}
@@ -161,7 +164,11 @@ def _tell(tally: Tally, units: Sequence[UnitSummary], asked: int, as_json: bool)
     for each in compared:
         counts[each.standing] += max(1, len(each.names))
     said = ", ".join(f"{count} {standing}" for standing, count in counts.items()) or "all as it should be"
-    _say(f"{tally.stored} images in the store and {tally.delivered} delivered files of {len(units)} series: {said}.")
+    delivered = f"{tally.delivered} delivered files of"
+    if check.target is None:
+        _say(f"{tally.stored} images in the store and {delivered} {len(units)} series: {said}.")
+    else:
+        _say(f"{delivered} {len(check.at_target)} series at {check.target}: {said}.")
 
 
 def _sentence(finding: Finding) -> str:

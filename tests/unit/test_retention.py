@@ -526,6 +526,8 @@ def test_verify_and_list_know_that_it_left(left: Site, monkeypatch: pytest.Monke
     done = left.command("verify", "--deep")
     assert done.exit_code == 0, done.output
     assert "0 images in the store and 4 delivered files of 1 series: all as it should be" in done.output
+    said = left.command("verify", "--target", "memory").output
+    assert "2 delivered files of 1 series at memory: all as it should be" in said
     next((left.root / "labs/memory").rglob("*1.dcm")).unlink()
     said = left.command("verify", "--deep").output
     assert "were removed by the lab (the store has no copy any more)" in said
