@@ -10,6 +10,7 @@ import pytest
 
 from sorter.config import Config, with_lab_root
 from sorter.config import load as load_config
+from sorter.plugins import Plugins
 from tests.crash import scenario
 from tests.crash.memory import Memory
 from tests.crash.scenario import CONFIG, ROOT, Life, begin, data_set, settings_of
@@ -26,8 +27,11 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 
 @pytest.fixture
-def relocated(tmp_path: Path, settings: Config) -> Config:
+def relocated(tmp_path: Path, settings: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
     """As `sorter relocate memory /nas/memory` leaves it."""
+    monkeypatch.setattr(
+        Plugins, "close", lambda _: None
+    )  # all lives share them: a reload would begin their process anew
     path = tmp_path / "relocated.toml"
     path.write_text(with_lab_root(CONFIG, "memory", NEW) or "")
     return load_config(path, Path(ROOT))
