@@ -230,6 +230,16 @@ def test_what_left_moves_to_the_lab_that_a_person_says(left: Site) -> None:
     assert left.stored == []
 
 
+def test_what_left_and_belongs_to_a_lab_that_wants_nothing_comes_back_and_stays(left: Site) -> None:
+    assert left.parts.take_lab_file("other", b"[deliver]\nproducts = []\n") == ()
+    before = left.delivered()
+    assert left.command("fix", "1.2.3.1", "--lab", "other").exit_code == 0
+    left.turns(120)
+    left.days(30)
+    assert left.delivered() == left.delivered("labs/archive") == left.delivered("labs/other") == {}
+    assert sorted(path.read_bytes() for path in left.spool.store.rglob("*.dcm")) == sorted(before.values())
+
+
 def test_no_lab_a_conflict_and_a_superseded_header_stay_and_are_told(site: Site) -> None:
     site.receive(data_set(1, subject="P3", study="1.2.9"))
     site.receive(data_set(1, pixels=b"\4\3\2\1"), data_set(2, description="T2"))
