@@ -73,7 +73,10 @@ def test_an_author_asks_one_plugin_by_itself(tmp_path: Path) -> None:
             "sorter_route (a series without any attribute): TypeError",
         ),
         ("def sorter_expect(series): return Expectation(count=series.NumberOfFrames - 1)", "(the series localizer)"),
-        ("def sorter_name(): return Name('{nothing', 'x')", "no name can be made of its answer"),
+        (
+            "def sorter_name(): return Name('{nothing', 'x')",
+            'of its Name, pattern "{nothing", position 1: this { is never',
+        ),
         ("def sorter_products(): return [Product('x', 'not.there:make')]", "product x names not.there:make, which"),
         ("def sorter_targets(): return [TargetKind('x', 'json:Nothing')]", "kind of target x names json:Nothing"),
         ("def sorter_group(instance): return instance.header['EchoTime']", "sorter_group (a series without any"),
