@@ -95,14 +95,13 @@ def warning(samples: Sequence[Sample], mark: Room) -> str:
     """What a person should know of at least one sample, in a sentence; empty while there is nothing to worry about."""
     free = samples[-1].free
     if free.bytes < mark.bytes or free.inodes < mark.inodes:
-        return (
-            f"{_amount(free)} free for the spool, {_amount(mark)} stay free: scanners are rejected until there is room"
-        )
+        room = f"{_free(free, mark)} free for the spool, {_kept(mark)} stay free"
+        return f"{room}: scanners are rejected until there is room"
     left = forecast(samples, mark)
     if left is None or left >= DAY:
         return ""
     when = f"{left / 3600:.0f} hours" if left >= 5400 else f"{left / 60:.0f} minutes"
-    return f"{_amount(free)} free for the spool: at the rate of the last hours scanners will be rejected in {when}"
+    return f"{_free(free, mark)} free for the spool: at the rate of the last hours scanners will be rejected in {when}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +113,10 @@ class Outlook:
     seconds: float | None
 
     def __str__(self) -> str:
+        room = f"{_free(self.free, self.mark)} free, of which {_kept(self.mark)} stay free"
         if self.seconds is None:
-            return f"{_amount(self.free)} free, of which {_amount(self.mark)} stay free"
+            return room
         days = f"{self.seconds / DAY:.0f} days" if self.seconds >= 2 * DAY else f"{self.seconds / 3600:.0f} hours"
-        room = f"{_amount(self.free)} free, of which {_amount(self.mark)} stay free"
         return f"{room}; as fast as it fills at present, that will do for {days}"
 
 
@@ -131,9 +130,18 @@ def outlook(received: Path, files: Files, keep: Keep, now: float) -> Outlook | N
     return Outlook(free, mark, forecast([*_read(received, files, now), Sample(now, free)], mark))
 
 
-def _amount(room: Room) -> str:
-    inodes = f" and {room.inodes:,} inodes" if room.inodes else ""
-    return f"{room.bytes / 1e9:.1f} GB{inodes}"
+def _free(free: Room, mark: Room) -> str:
+    """What is free, in words; also that no inode is, where some are to stay free."""
+    return _amount(free.bytes, free.inodes if free.inodes or mark.inodes else None)
+
+
+def _kept(mark: Room) -> str:
+    return _amount(mark.bytes, mark.inodes or None)
+
+
+def _amount(size: int, inodes: int | None) -> str:
+    said = "" if inodes is None else f" and {inodes:,} inodes"
+    return f"{size / 1e9:.{1 if size >= 1e9 else 3}f} GB{said}"
 
 
 def _pause(free: Room, mark: Room) -> float:
@@ -160,7 +168,9 @@ class Gauge:
         free, mark = room_of(space), mark_of(space, self._keep)
         short = free.bytes < mark.bytes or free.inodes < mark.inodes
         if short != self.short:
-            log.error("%s free; %s", _amount(free), "no association begins" if short else "associations begin again")
+            log.error(
+                "%s free; %s", _free(free, mark), "no association begins" if short else "associations begin again"
+            )
         self.short = short
         self.pause = _pause(free, mark)
         self.out = free.bytes < mark.bytes // LAST or free.inodes < mark.inodes // LAST

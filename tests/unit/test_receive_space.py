@@ -25,7 +25,20 @@ from pynetdicom.sop_class import MRImageStorage
 from sorter.cli.look import status_command
 from sorter.durable import Files, PathLike
 from sorter.receive import Keep, Receiver, ReceiveSettings
-from sorter.receive.space import DAY, SLOWEST, SPACE, Gauge, Ledger, Room, Sample, forecast, mark_of, told, warning
+from sorter.receive.space import (
+    DAY,
+    SLOWEST,
+    SPACE,
+    Gauge,
+    Ledger,
+    Outlook,
+    Room,
+    Sample,
+    forecast,
+    mark_of,
+    told,
+    warning,
+)
 from sorter.spool import Spool
 from sorter.testing.peer import Peer, store
 from sorter.testing.synthetic import Plan, localizer
@@ -167,6 +180,14 @@ def test_a_day_ahead_it_is_said_once_and_remembered_over_restarts(
     assert told(tmp_path, disk, keep, NOW + 3 * DAY) == ""  # a receiver that long stood still says nothing of today
     disk.free = 9 * GB
     assert "scanners are rejected until there is room" in told(tmp_path, disk, keep, NOW + 3 * DAY)
+
+
+def test_that_no_inode_is_left_is_said_where_some_are_to_stay_free() -> None:
+    none_left, uncounted = Room(5_000_000_000, 0), Room(20_000_000, 0)
+    assert warning([Sample(NOW, none_left)], Room(10_000_000, 100)).startswith(
+        "5.0 GB and 0 inodes free for the spool, 0.010 GB and 100 inodes stay free: scanners are rejected"
+    )
+    assert str(Outlook(none_left, uncounted, None)) == "5.0 GB free, of which 0.020 GB stay free"
 
 
 def test_the_samples_are_of_one_day(tmp_path: Path) -> None:
