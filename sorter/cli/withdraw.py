@@ -73,6 +73,7 @@ class _Part:
     stored: int
     receipts: tuple[Receipt, ...]
     exports: tuple[Exported, ...]
+    held: str  # why, "" if it is not
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _part(spool: Spool, summary: UnitSummary) -> _Part:
     unit = Unit.load(spool, summary.key)
     stored = sum(spool.files.exists(unit.images / each) for each in unit.instances)
     receipts = tuple(receipt for receipt in unit.receipts().values() if receipt.files)
-    return _Part(summary, stored, receipts, tuple(exported(unit)))
+    return _Part(summary, stored, receipts, tuple(exported(unit)), unit.held)
 
 
 # --- telling --------------------------------------------------------------------------------------------------------
@@ -123,6 +124,8 @@ def _show(plan: _Plan, what: str, as_json: bool) -> None:
 def _lines(part: _Part) -> Iterator[str]:
     unit = part.summary
     yield f"{unit.key[:8]}  {unit.subject or 'no subject'} {unit.study_date} {unit.number} {unit.description}".rstrip()
+    if part.held:
+        yield f"    held ({part.held}); a withdrawal removes it all the same"
     yield f"    {part.stored} images in the store"
     for receipt in part.receipts:
         yield f"    {len(receipt.files)} files of {receipt.product} at {receipt.target}, in {receipt.folder}"
@@ -135,7 +138,7 @@ def _as_json(part: _Part) -> dict[str, object]:
     exports = [{"dest": each.dest, "at": each.at, "counts": list(each.counts)} for each in part.exports]
     places = [{"product": each.product, "target": each.target, "folder": each.folder, "files": len(each.files)}
               for each in part.receipts]  # fmt: skip
-    return {"key": part.summary.key, "stored": part.stored, "delivered": places, "exports": exports}
+    return {"key": part.summary.key, "stored": part.stored, "delivered": places, "exports": exports, "held": part.held}
 
 
 def _tell(plan: _Plan, left: Sequence[str], when: str, *, as_json: bool) -> None:
