@@ -591,10 +591,11 @@ def test_scratch_that_cannot_be_removed_keeps_no_outcome_from_the_others(
     makers: Path, start: Callable[..., LocalEngine], tmp_path: Path
 ) -> None:
     class Failing(Files):
-        broken = True
+        broken, refused = True, 0
 
         def rmdir(self, path: Any, *, at: int | None = None) -> None:
             if self.broken and f"{'1' * 32}-" in str(path):
+                self.refused += 1
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             super().rmdir(path, at=at)
 
@@ -618,6 +619,7 @@ def test_scratch_that_cannot_be_removed_keeps_no_outcome_from_the_others(
         return found
 
     assert all("ValueError" in why for why in order().values())
+    wait_until(lambda: files.refused, 20, "the first scratch to be swept in vain")
     left = wait_until(lambda: found if len(found := os.listdir(tmp_path / "scratch")) == 1 else None, 20, "the other's")
     assert left[0].endswith(f"-{'1' * 32}-1-text")
     files.broken = False

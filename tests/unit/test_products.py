@@ -44,6 +44,7 @@ from sorter.spool.bundles import Bundle
 from sorter.spool.veils import Veils
 from sorter.summaries import summaries
 from sorter.testing.plugins import made_up
+from sorter.testing.waiting import wait_until
 from tests.crash.scenario import Life, Near, data_set
 
 Makers: TypeAlias = Mapping[str, Callable[[Work, Path], "str | None"]]
@@ -224,7 +225,12 @@ def root() -> Iterator[Path]:
     """In memory where there is such a folder: a test that loses no power needs no disk."""
     root = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     yield root
-    shutil.rmtree(root)
+
+    def removed() -> bool:
+        shutil.rmtree(root, ignore_errors=True)  # the sweeper, a thread beside, may still be at it
+        return not root.exists()
+
+    wait_until(removed, 20, "the folder to be removed")
 
 
 # --- of a series ----------------------------------------------------------------------------------------------------
