@@ -205,6 +205,7 @@ def judged(settings: Config, story: Story, of_a_moment: int) -> int:
     found = cuts(settings, story, of_a_moment).values()
     wrong = Counter(each for cut in found for each in set(judge(cut, settings)))
     assert not wrong
+    print(f"{story.__name__}: {len(found):,} distinct states")
     return len(found)
 
 

@@ -29,9 +29,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 @pytest.fixture
 def relocated(tmp_path: Path, settings: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
     """As `sorter relocate memory /nas/memory` leaves it."""
-    monkeypatch.setattr(
-        Plugins, "close", lambda _: None
-    )  # all lives share them: a reload would begin their process anew
+    monkeypatch.setattr(Plugins, "close", lambda _: None)  # all lives share their process: a reload would begin it anew
     path = tmp_path / "relocated.toml"
     path.write_text(with_lab_root(CONFIG, "memory", NEW) or "")
     return load_config(path, Path(ROOT))
@@ -91,6 +89,7 @@ def states(settings: Config, relocated: Config) -> list[Cut]:
 @pytest.mark.timeout(600)
 def test_no_power_cut_delivers_twice_or_never(settings: Config, relocated: Config) -> None:
     found = states(settings, relocated)
+    print(f"{len(found):,} distinct states")
     assert Counter(each for cut in found for each in judge(cut, settings, relocated)) == Counter()
     assert len(found) >= 1500
 
