@@ -20,11 +20,18 @@ class Sender(AE):
 
 
 class _Checkpoint(threading.Event):
-    """What pynetdicom's reactor waits at in each round; says when it stands there."""
+    """What pynetdicom's reactor waits at in each round; says when it stands there, and holds it until the end.
 
-    def __init__(self) -> None:
+    Each request lets it go afterwards, and the next one stops it anew: in between it may take an answer.
+    """
+
+    def __init__(self, association: Association) -> None:
         super().__init__()
-        self.reached = threading.Event()
+        self.reached, self._association = threading.Event(), association
+
+    def set(self) -> None:
+        if self._association._sent_release or self._association._sent_abort or self._association._kill:
+            super().set()
 
     def wait(self, timeout: float | None = None) -> bool:
         if not self.is_set():
@@ -37,7 +44,7 @@ def pause_reactor(association: Association) -> None:
 
     To clear its event is not enough: it may be past it, in a round that still takes a message.
     """
-    checkpoint = _Checkpoint()
+    checkpoint = _Checkpoint(association)
     association._reactor_checkpoint = checkpoint
     if not checkpoint.reached.wait(30):
         association.abort()
