@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -142,17 +143,26 @@ def _store(association: Association, files: Files, path: Path, image: Image) -> 
 
 
 def data_set(files: Files, fd: int, image: Image) -> Iterator[bytes]:
-    """The data set's own bytes, and one more where it has an odd number. TryLater where they cannot be read."""
-    at = image.offset
+    """The data set's own bytes, and one more where it has an odd number.
+
+    TryLater where they cannot be read, or are not those that were looked at: the last of them does not come then, so
+    the receiver has no whole image.
+    """
+    at, found = 0, hashlib.sha256()
     while at < image.size:
+        begun, end = at, image.size if at >= image.offset else image.offset
         try:
-            piece = files.pread(fd, min(_STEP, image.size - at), at)
+            piece = files.pread(fd, min(_STEP, end - at), at)
         except OSError as error:
             raise TryLater(f"an image cannot be read: {error.strerror}") from error
         if not piece:
             raise TryLater("an image became shorter while it was sent")
+        found.update(piece)
         at += len(piece)
-        yield piece if at < image.size or (at - image.offset) % 2 == 0 else piece + b"\0"
+        if at == image.size and found.hexdigest() != image.sha256:
+            raise TryLater("an image changed while it was sent")
+        if begun >= image.offset:
+            yield piece if at < image.size or (at - image.offset) % 2 == 0 else piece + b"\0"
 
 
 def store(association: Association, image: Image, data: Iterable[bytes]) -> int | None:

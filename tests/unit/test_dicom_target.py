@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[attr-defined]
 
+from sorter.durable import Files
 from sorter.errors import Away, Held, TryLater
 from sorter.scu.target import DicomTarget
 from sorter.testing.targets import IMAGES, KEY, Store, job, receipt
@@ -57,6 +59,27 @@ def test_images_go_byte_for_byte_over_one_association(node: Node, store: Store) 
     assert node.associations == 1
     assert done.folder == f"NODE at 127.0.0.1:{node.port}"
     assert all(each.name.startswith("2.25.") for each in done.files)  # their SOP Instance UIDs
+
+
+class Flips(Files):
+    """Reads a file rightly once; the end of it, read again, has another byte, as of a failing disk."""
+
+    def __init__(self) -> None:
+        self.ends = 0
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        data = super().pread(fd, size, offset)
+        if not data or offset + len(data) < os.fstat(fd).st_size:
+            return data
+        self.ends += 1
+        return data if self.ends == 1 else data[:-1] + bytes([data[-1] ^ 1])
+
+
+def test_what_is_read_otherwise_when_it_is_sent_arrives_nowhere(node: Node, store: Store) -> None:
+    settings = {"host": "127.0.0.1", "port": node.port, "ae_title": "NODE"}
+    with pytest.raises(TryLater, match="an image changed while it was sent"):
+        DicomTarget(settings, Flips()).put(job(IMAGES), store)
+    assert node.came == []
 
 
 def test_a_warning_is_stored_and_said(node: Node, store: Store) -> None:
