@@ -311,13 +311,14 @@ def sop_uid(data: bytes) -> str:
 def settings_of(folder: Path, patch: pytest.MonkeyPatch, text: str = "") -> Config:
     """What is the same for all lives, read once; deliveries without a process, and no products.
 
-    A delivery proves each file while it writes the next, as it does with 64 of them.
+    A delivery proves each file while it writes the next, as it does with 64 of them. Plugins are asked in this process:
+    one of their own writes nothing to the disk that is cut, and each answer would be waited for.
     """
     path = folder / "sorter.toml"
     path.write_text(text or CONFIG)
     config = load(path, Path(ROOT))
-    plugins = assembly.load_plugins(config, Memory())
-    patch.setattr(assembly, "load_plugins", lambda *_: plugins)
+    plugins = assembly.load_plugins(config, Memory(), apart=False)
+    patch.setattr(assembly, "load_plugins", lambda *_, **__: plugins)
     patch.setattr(assembly, "LocalEngine", Idle)
     patch.setattr(outlets, "Lane", Near)
     patch.setattr(_path_stage, "_MOST_FILES", 1)

@@ -42,11 +42,13 @@ def check(scores: list[Score], seed: int) -> None:
     assert 0.40 - chance <= timer <= 0.65 + chance, f"seed {seed}: too kind, or too cruel, to a timer: {timer}"
 
 
-@pytest.mark.parametrize("part", range(3))
-def test_a_hundred_random_scripts(part: int) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # forty seconds where nothing else runs
+def test_three_hundred_random_scripts() -> None:
+    """Fewer would say little of one in a hundred: about one in a thousand is called quiet too early."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    check(many(100, seed, 1), seed)
+    check(many(300, seed, 1), seed)
 
 
 @pytest.mark.soak
