@@ -28,7 +28,7 @@ from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.expected import fits
 from sorter.exports import Source
-from sorter.exports.source import WORDS, lines
+from sorter.exports.source import WORDS, lines, standing, unmade
 from sorter.matching import day_of
 from sorter.model import UnitKind, build, plain
 from sorter.pipeline.outages import Outage, outages
@@ -301,9 +301,13 @@ def _print_targets(status: dict[str, Any]) -> None:
 
 
 def _print_counts(status: dict[str, Any], units: list[UnitSummary]) -> None:
+    failing = sum(1 for unit in units if unit.kind is UnitKind.SERIES and unmade(unit))
     for state, words in WORDS.items():
-        if status["series"][state]:
-            console.print(f"{status['series'][state]:6} series {words}")
+        count = status["series"][state] - (failing if state == "owed" else 0)
+        if count:
+            console.print(f"{count:6} series {words}")
+    if failing:
+        console.print(f"{failing:6} series delivered but for a product that fails")
     if not units:
         console.print("     0 series so far")
 
@@ -313,7 +317,7 @@ def _print_waiting(units: list[UnitSummary]) -> None:
     waiting = [unit for unit in units if unit.state not in OVER]
     for unit in waiting[:MOST_SHOWN]:
         known = f" {_bar(unit.images, unit.expected)}" if unit.state == "open" and unit.expected else ""
-        said = f"{unit.key[:8]}  {title_of(unit)}: {WORDS[unit.state]}{known}; {unit.why}"
+        said = f"{unit.key[:8]}  {title_of(unit)}: {standing(unit)}{known}; {unit.why}"
         console.print(said, soft_wrap=True, markup=False)
         for each in unit.deliveries:
             if each.state in ("owed", "failed") and each.why not in ("", unit.why):

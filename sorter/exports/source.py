@@ -218,9 +218,23 @@ WORDS = {
 """How a series stands."""
 
 
+def unmade(unit: UnitSummary) -> tuple[str, ...]:
+    """Products that fail, where nothing else of the series is owed: it is delivered but for these."""
+    states = {each.state for each in unit.deliveries}
+    if unit.state != "owed" or not states <= {"delivered", "nothing", "failed"}:
+        return ()
+    return tuple(dict.fromkeys(each.product for each in unit.deliveries if each.state == "failed"))
+
+
+def standing(unit: UnitSummary) -> str:
+    """How it stands, for people."""
+    failing = unmade(unit)
+    return f"delivered but for {', '.join(failing)}" if failing else WORDS[unit.state]
+
+
 def lines(unit: UnitSummary, told: Told) -> Iterator[str]:
     """Where it is, and why, for people."""
-    yield f"{title_of(unit)} ({unit.key[:8]}): {WORDS[unit.state]}"
+    yield f"{title_of(unit)} ({unit.key[:8]}): {standing(unit)}"
     yield from (f"    {sentence}" for sentence in told.says)
     failed = [event for event in told.story if "could not be made" in event["says"]]
     for event in told.story[-MOST_EVENTS:]:

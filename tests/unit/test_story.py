@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,21 @@ def test_what_failed_often_shows_its_last_log_alone() -> None:
         f"P1 ({KEY[:8]}): being delivered", "2026-01-02 10:11:12  nifti could not be made: x",
         "2026-01-02 10:11:12  nifti could not be made: x", "first", "last", "2026-01-02 10:11:13  released",
     ]  # fmt: skip
+
+
+def test_a_series_whose_images_are_there_is_not_on_its_way_for_a_product_that_fails(unit: Unit) -> None:
+    take(unit, 1, Source("GE750", "SORTER", "10.1.2.3", association="a1"))
+    images = DeliveryState("dicom", "memory", "delivered", folder="P1/x")
+    nifti = DeliveryState("nifti", "memory", "failed", "nifti could not be made: x")
+    stands = summary(state="owed", why=nifti.why, images=1, evidence=unit.evidence_size(), deliveries=(images, nifti))
+    unit.write_summary(stands)
+    shown = CliRunner().invoke(sorter, ["status", "--root", str(unit.spool.root.parent)]).output
+    assert "1 series delivered but for a product that fails" in shown
+    assert "being delivered" not in shown
+    assert "delivered but for nifti; nifti could not be made: x" in shown
+    backup = DeliveryState("dicom", "backup", "owed", "the mount is away")
+    unit.write_summary(replace(stands, deliveries=(images, nifti, backup)))
+    assert (
+        "1 series being delivered"
+        in CliRunner().invoke(sorter, ["status", "--root", str(unit.spool.root.parent)]).output
+    )
