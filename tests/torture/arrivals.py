@@ -116,3 +116,23 @@ def _answers(port: int) -> bool:
 
 
 WAYS: tuple[Way, ...] = (fast_mkdir, nested_mkdir, moved, linked, copied, rsynced, uploaded)
+
+
+def flat(place: Path, images: Sequence[Image], apart: Path) -> None:
+    """All of them in the incoming folder itself."""
+    write(place, images)
+
+
+def one_folder(place: Path, images: Sequence[Image], apart: Path) -> None:
+    """All of them in one folder, moved in whole."""
+    write(apart / "all", images)
+    os.rename(apart / "all", place / "all")
+
+
+def a_folder_each(place: Path, images: Sequence[Image], apart: Path) -> None:
+    for number, image in enumerate(images):
+        write(place / f"each-{number}", [image])
+
+
+SHAPES: tuple[Way, ...] = (flat, one_folder, a_folder_each)
+"""What nobody would do, and somebody does."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from torture.arrivals import WAYS, Image, Way, fast_mkdir, uploaded, write
+from torture.arrivals import SHAPES, WAYS, Image, Way, fast_mkdir, uploaded, write
 
 from sorter.model import UnitKind, unit_key
 from sorter.spool import Spool
@@ -129,10 +129,9 @@ def check(sorter: RunningSorter, sent: Sequence[Image], begun: float) -> float:
     return took
 
 
-def bring(sorter: RunningSorter, count: int, tmp_path: Path) -> list[Image]:
+def bring(sorter: RunningSorter, count: int, chosen: Sequence[Way]) -> list[Image]:
     """The same number by each way, one way after another."""
     sent: list[Image] = []
-    chosen = ways()
     for seed, way in enumerate(chosen, 1):
         some, apart = images(count // len(chosen), seed), sorter.root / "apart" / way.__name__
         apart.mkdir(parents=True)
@@ -141,22 +140,22 @@ def bring(sorter: RunningSorter, count: int, tmp_path: Path) -> list[Image]:
     return sent
 
 
-def run(tmp_path: Path, count: int) -> tuple[float, list[float]]:
-    """(seconds from the last file until all were in the store, the waits of single images)."""
+def run(tmp_path: Path, count: int, chosen: Sequence[Way]) -> tuple[float, list[float]]:
+    """(seconds from the last file until all were in the store, the waits of single images, in order)."""
     with RunningSorter(tmp_path / "site", quiet=300, config=NOWHERE) as sorter:
         with Probe(sorter) as probe:
-            sent = bring(sorter, count, tmp_path)
+            sent = bring(sorter, count, chosen)
             last = time.monotonic()
             stored = Stored(sorter.spool)
             wait_until(lambda: stored() >= len(sent) + len(probe.waits), 1200, "everything in the store")
         took = check(sorter, sent, last)
         for folder, folders, files in os.walk(sorter.spool.root):
             assert len(folders) + len(files) <= 10_000, folder
-    return took, probe.waits
+    return took, sorted(probe.waits)
 
 
 def test_a_few_thousand_in_every_way(tmp_path: Path) -> None:
-    took, waits = run(tmp_path, 3500)
+    took, waits = run(tmp_path, 3500, ways())
     print(f"all found {took:.1f} s after the last; a single image took {max(waits):.1f} s at most, of {len(waits)}")
     assert took <= FOUND_WITHIN
     assert waits
@@ -166,15 +165,27 @@ def test_a_few_thousand_in_every_way(tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_a_hundred_thousand_in_every_way(tmp_path: Path) -> None:
     begun = time.monotonic()
-    took, waits = run(tmp_path, 100_000)
-    ordered = sorted(waits)
-    print(
-        f"watchdog {_watchdog()}: 100,000 files, {time.monotonic() - begun:.0f} s in all; the last was in the store "
-        f"{took:.1f} s after it came; of {len(waits)} single images meanwhile the median took "
-        f"{ordered[len(ordered) // 2]:.1f} s, the slowest {ordered[-1]:.1f} s"
-    )
+    took, waits = run(tmp_path, 100_000, ways())
+    _say(f"watchdog {_watchdog()}: 100,000 files", begun, took, waits)
     assert took <= FOUND_WITHIN
-    assert ordered[-1] <= ALONE_WITHIN
+    assert waits[-1] <= ALONE_WITHIN
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda each: each.__name__)
+def test_a_hundred_thousand_in_a_shape_that_nobody_would_choose(tmp_path: Path, shape: Way) -> None:
+    begun = time.monotonic()
+    took, waits = run(tmp_path, 100_000, [shape])
+    _say(f"{shape.__name__}: 100,000 files", begun, took, waits)
+    assert waits[-1] <= ALONE_WITHIN
+
+
+def _say(what: str, begun: float, took: float, waits: Sequence[float]) -> None:
+    print(
+        f"{what}, {time.monotonic() - begun:.0f} s in all; the last was in the store {took:.1f} s after it came; of "
+        f"{len(waits)} single images meanwhile the median took {waits[len(waits) // 2]:.1f} s, the slowest "
+        f"{waits[-1]:.1f} s"
+    )
 
 
 def _watchdog() -> str:
