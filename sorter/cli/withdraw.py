@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import click
 
@@ -77,8 +77,17 @@ class _Part:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class _Made:
+    """What was delivered of a whole study or subject that one of the series is of: it is made anew without it."""
+
+    receipt: Receipt
+    shared: tuple[str, ...]  # files joined with those of others: the lab's own, in no receipt
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Plan:
     parts: tuple[_Part, ...]
+    made: tuple[_Made, ...]
     studies: list[str]
     code: str
 
@@ -96,7 +105,9 @@ def _plan(spool: Spool, units: Sequence[UnitSummary]) -> _Plan:
     others = {unit.study_uid for unit in summaries(spool) if unit.key not in chosen and unit.kind is UnitKind.SERIES}
     studies = sorted({unit.study_uid for unit in units} - others)
     facts = [(part.summary.key, part.summary.evidence, part.stored, len(part.receipts)) for part in parts]
-    return _Plan(parts, studies, hashlib.sha256(repr((facts, studies)).encode()).hexdigest()[:8])
+    return _Plan(
+        parts, tuple(_made(spool, chosen)), studies, hashlib.sha256(repr((facts, studies)).encode()).hexdigest()[:8]
+    )
 
 
 def _part(spool: Spool, summary: UnitSummary) -> _Part:
@@ -106,17 +117,31 @@ def _part(spool: Spool, summary: UnitSummary) -> _Part:
     return _Part(summary, stored, receipts, tuple(exported(unit)), unit.held)
 
 
+def _made(spool: Spool, chosen: Set[str]) -> Iterator[_Made]:
+    for summary in summaries(spool):
+        if summary.kind is UnitKind.SERIES:
+            continue
+        unit = Unit.load(spool, summary.key)
+        for receipt in unit.receipts().values() if not chosen.isdisjoint(unit.joined) else ():
+            product = unit.product(receipt.product, receipt.revision)
+            yield _Made(receipt, tuple(product.merge) if product is not None else ())
+
+
 # --- telling --------------------------------------------------------------------------------------------------------
 
 
 def _show(plan: _Plan, what: str, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"code": plan.code, "series": [_as_json(part) for part in plan.parts]}, indent=1))
+        made = [{**_place(each.receipt), "shared": list(each.shared)} for each in plan.made]
+        parts = [_as_json(part) for part in plan.parts]
+        click.echo(json.dumps({"code": plan.code, "series": parts, "of_several": made}, indent=1))
         return
     for part in plan.parts:
         for text in _lines(part):
             _say(text)
-    whole = f"{len(plan.studies)} whole studies" if plan.studies else "no whole study"
+    for each in plan.made:
+        _say(_made_line(each))
+    whole = _count(len(plan.studies), "whole study", "whole studies") if plan.studies else "no whole study"
     _say(f"{len(plan.parts)} series, {whole}. Nothing was removed. To do it, for good:")
     _say(f"    sorter withdraw {what} --confirm {plan.code}")
 
@@ -126,19 +151,39 @@ def _lines(part: _Part) -> Iterator[str]:
     yield f"{unit.key[:8]}  {unit.subject or 'no subject'} {unit.study_date} {unit.number} {unit.description}".rstrip()
     if part.held:
         yield f"    held ({part.held}); a withdrawal removes it all the same"
-    yield f"    {part.stored} images in the store"
+    yield f"    {_count(part.stored, 'image', 'images')} in the store"
     for receipt in part.receipts:
-        yield f"    {len(receipt.files)} files of {receipt.product} at {receipt.target}, in {receipt.folder}"
+        yield f"    {_placed(receipt)}"
     for each in part.exports:
         same, changed, gone = each.counts
         yield f"    {same} copies in {each.dest}, of {each.at}; {changed} that somebody changed stay, {gone} are gone"
 
 
+def _made_line(made: _Made) -> str:
+    said = f"{_placed(made.receipt)}, made of several series: it is made anew of those that stay, or taken back"
+    if made.shared:
+        said += f"; {', '.join(made.shared)} there stay: what they say of the subject is for the lab to remove"
+    return said
+
+
+def _placed(receipt: Receipt) -> str:
+    return (
+        f"{_count(len(receipt.files), 'file', 'files')} of {receipt.product} at {receipt.target}, in {receipt.folder}"
+    )
+
+
+def _count(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"
+
+
 def _as_json(part: _Part) -> dict[str, object]:
     exports = [{"dest": each.dest, "at": each.at, "counts": list(each.counts)} for each in part.exports]
-    places = [{"product": each.product, "target": each.target, "folder": each.folder, "files": len(each.files)}
-              for each in part.receipts]  # fmt: skip
+    places = [_place(each) for each in part.receipts]
     return {"key": part.summary.key, "stored": part.stored, "delivered": places, "exports": exports, "held": part.held}
+
+
+def _place(receipt: Receipt) -> dict[str, object]:
+    return {"product": receipt.product, "target": receipt.target, "folder": receipt.folder, "files": len(receipt.files)}
 
 
 def _tell(plan: _Plan, left: Sequence[str], when: str, *, as_json: bool) -> None:

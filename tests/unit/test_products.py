@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from click.testing import CliRunner
 
 from sorter.builtin.path_target import PathTarget, mark
+from sorter.cli.main import sorter
 from sorter.config import load
 from sorter.daemon import assembly
 from sorter.daemon.assembly import assemble
@@ -667,6 +669,9 @@ def test_what_parts_of_a_dataset_have_in_common_is_in_no_receipt_and_not_taken_b
     site.receive(data_set(2))
     site.turns(200)
     assert list(site.delivered().values()) == ["1\n2\n", "mine", "2"]
+    said = CliRunner().invoke(sorter, ["withdraw", "P1", "-c", str(root / "sorter.toml")]).output
+    assert f"1 file of book at memory, in {place}, made of several series" in said
+    assert "README, .ignore there stay: what they say of the subject is for the lab to remove" in said
     site.parts.pipeline.withdraw([unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")], [], "consent", "a person")
     site.turns(60)
     assert list(site.delivered()) == names[:2]

@@ -71,8 +71,8 @@ def test_the_first_run_only_says_what_would_go(site: Site) -> None:
     assert done.exit_code == 0
     assert done.output.count("held (a study's question); a withdrawal removes it all the same") == 1
     assert "2 images in the store" in done.output
-    assert "1 files of dicom at memory, in P1/20260102_1011/002_T1" in done.output
-    assert "2 series, 1 whole studies. Nothing was removed" in done.output
+    assert "1 file of dicom at memory, in P1/20260102_1011/002_T1" in done.output
+    assert "2 series, 1 whole study. Nothing was removed" in done.output
     site.turns(20)
     after = {path: path.read_bytes() for path in site.root.rglob("*") if path.is_file()}
     assert before.items() <= after.items()
