@@ -288,6 +288,8 @@ PEERS = {  # package: a command that it brings
     "sshfs": "sshfs",
     "python3-fusepy": "",  # for Debian's own Python, which runs the share of tests/peers/fuse_share.py
     "acl": "setfacl",
+    "fish": "fish",
+    "zsh": "zsh",
     "e2fsprogs": "mkfs.ext4",
     "npm": "npm",
 }
