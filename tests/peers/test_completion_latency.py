@@ -30,6 +30,7 @@ from sorter.testing.namespace import own_network
 from sorter.testing.running import RunningSorter
 from sorter.testing.waiting import wait_until
 from tests.peers.orthanc import Orthanc
+from tests.peers.sender import Sender
 from tests.peers.test_commitment import Scanner, a_scanner
 
 pytestmark = [pytest.mark.peers, pytest.mark.sample, pytest.mark.dcmtk, pytest.mark.slow]
@@ -107,17 +108,19 @@ def storescu(dcmtk: Dcmtk, calling: str, *, each_alone: bool = False) -> Send:
 
 
 def pynetdicom(calling: str) -> Send:
-    """As `sorter send` uses it."""
+    """One association of the library."""
 
     def send(files: Sequence[Path], port: int) -> float:
-        answers: list[float] = []
-
-        def note(_: object) -> None:
-            answers.append(time.monotonic())
-
-        report = send(files, "127.0.0.1", port, called="SORTER", calling=calling, progress=note)
-        assert report.sent == len(files)
-        return answers[-1]
+        sender = Sender(ae_title=calling)
+        images = [pydicom.dcmread(each) for each in files]
+        for sop_class, syntax in {(each.SOPClassUID, each.file_meta.TransferSyntaxUID) for each in images}:
+            sender.add_requested_context(sop_class, syntax)
+        association = sender.associate("127.0.0.1", port, ae_title="SORTER")
+        assert association.is_established
+        answers = [(association.send_c_store(each).Status, time.monotonic()) for each in images]
+        association.release()
+        assert {status for status, _ in answers} == {0}
+        return answers[-1][1]
 
     return send
 
