@@ -315,7 +315,7 @@ def test_growth_respects_the_lab(server: Server, place: Target, store: Store) ->
     found = place.verify(receipt(again, 2))
     assert (len(found.same), found.missing) == (len(store.images) - 1, ())
     removed = place.remove(receipt(again, 2))
-    assert removed.left == ()
+    assert removed.left == (first.name,)  # whoever withdraws the series has to know of it
     assert {path.name for path in server.behind.rglob("*.dcm")} == {first.name}
 
 
