@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import json
 import os
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,37 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     said = [f"{need}: {_ran[need]} ran, {_not_run[need]} skipped" for need in NEEDS if _ran[need] or _not_run[need]]
     if said:
         terminalreporter.write_line("tests that need " + "; ".join(said))
+    config, folder = terminalreporter.config, os.environ.get("SORTER_RESULTS")
+    tier, whole = config.option.markexpr, config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if folder and tier in TIERS and whole and not config.option.keyword:
+        Path(folder, f"tier-{tier}.md").write_text("\n".join(_page(tier, terminalreporter.stats)) + "\n")
+
+
+TIERS = ("peers", "soak")
+"""A whole run of one of these writes a page of itself into the folder SORTER_RESULTS."""
+
+
+def _page(tier: str, stats: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    counts: dict[str, Counter[str]] = {}
+    seconds = Counter[str]()
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in stats.get(outcome, ()):
+            counts.setdefault(report.nodeid.partition("::")[0], Counter())[outcome] += 1
+    for report in (each for reports in stats.values() for each in reports if hasattr(each, "duration")):
+        seconds[report.nodeid.partition("::")[0]] += report.duration
+    commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout  # noqa: S607
+    yield f"# The tier *{tier}*, whole"
+    yield ""
+    yield f"{datetime.date.today()}, commit {commit.strip() or 'unknown'}, {os.cpu_count()} processors."
+    yield f"Made by `python3 packaging/run.py {tier}` as {'root' if os.geteuid() == 0 else 'no root'}."
+    yield ""
+    yield "| file | passed | failed | skipped | s |"
+    yield "|---|--:|--:|--:|--:|"
+    for file, count in sorted(counts.items()):
+        failed = count["failed"] + count["error"]
+        yield f"| {file} | {count['passed']} | {failed} | {count['skipped']} | {seconds[file]:.0f} |"
+    for outcome in ("failed", "error", "skipped"):
+        yield from (f"\n{outcome}: `{report.nodeid}`" for report in stats.get(outcome, ()))
 
 
 # --- fixtures -------------------------------------------------------------------------------------------------------
