@@ -49,7 +49,7 @@ class Scanner:
         """Was all of a batch of new images acknowledged?"""
         paths = [self._image() for _ in range(BATCH)]
         begun = time.monotonic()
-        done = self.dcmtk.run("storescu", "-aec", "SORTER", "127.0.0.1", port, *paths)
+        done = self.dcmtk.run("storescu", "-v", "-aec", "SORTER", "127.0.0.1", port, *paths)
         self.seconds.append((time.monotonic() - begun) / BATCH)
         self.said = done.stdout + done.stderr
         if done.returncode == 0:
