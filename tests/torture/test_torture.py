@@ -150,7 +150,8 @@ def run(tmp_path: Path, count: int, chosen: Sequence[Way]) -> tuple[float, list[
             wait_until(lambda: stored() >= len(sent) + len(probe.waits), 1200, "everything in the store")
         took = check(sorter, sent, last)
         for folder, folders, files in os.walk(sorter.spool.root):
-            assert len(folders) + len(files) <= 10_000, folder
+            if Path(folder) != sorter.spool.incoming:  # what lies there is how people left it
+                assert len(folders) + len(files) <= 10_000, folder
     return took, sorted(probe.waits)
 
 
