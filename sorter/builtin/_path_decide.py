@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from sorter.builtin._path_folders import Look
 from sorter.deliver.target import Wanted
@@ -57,6 +57,19 @@ def without(action: Action, seen: Look | None) -> Action:
     return action if action is Action.FINE else Action.REMOVED if seen is None else Action.KEPT
 
 
+def endangered(
+    alone: Collection[str], before: Iterable[Delivered], outcome: Mapping[str, Action], fold: Callable[[str], str]
+) -> Iterator[Delivered]:
+    """Of the files that a receipt names, and that lie nowhere else (`alone`): those that a put would replace or remove.
+
+    `outcome` is what it does, by the folded names that it is about.
+    """
+    for each in before:
+        action = outcome.get(fold(each.beside or each.name))
+        if each.name in alone and each.state != "removed" and action in (None, Action.OVER):
+            yield each
+
+
 def remains(files: Iterable[Delivered], present: Iterable[str]) -> list[str]:
     """Of the names in a folder, those that hold what the lab made of a delivered file, or what was moved aside."""
     edited, names = {each.name for each in files if each.state == "kept"}, {each.name for each in files}
@@ -83,29 +96,46 @@ def suffixes(key: str) -> tuple[str, str, str]:
     return ("", f"_{key[:6]}", f"_{key[:12]}")
 
 
-def distinct(files: Sequence[Wanted], before: Mapping[str, Delivered], fold: Callable[[str], str]) -> list[str]:
+def called(
+    files: Sequence[Wanted], before: Mapping[str, Delivered], key: str, fold: Callable[[str], str], suffix: str = ""
+) -> list[str]:
     """A name for each file, no two of them one to the target: where two are, the newcomer gets a short hash.
 
-    `before` is what the receipt says, by the file it was made from.
+    `before` is what the receipt says, by the file it was made from. What is there keeps its name, if that was made of
+    the one that it shall have; what has left the store keeps whatever name it has, since nobody could write it anew.
+    What takes the place of another file gets its name; `suffix` is for all else.
     """
-    names = [""] * len(files)
-    seen: set[str] = set()
-    order = sorted(range(len(files)), key=lambda index: files[index].file not in before)
-    for index in order:
+    names, seen = [""] * len(files), set[str]()
+    there = {fold(each.name): each.name for each in before.values()}
+
+    def rank(index: int) -> tuple[bool, bool]:
         file = files[index]
-        short = hashlib.sha256(file.file.encode(errors="surrogatepass")).hexdigest()[:6]
-        other = with_suffix(file.name, f"_{short}")
+        return not (file.gone and file.file in before), file.file not in before
+
+    for index in sorted(range(len(files)), key=rank):
+        file = files[index]
         had = before.get(file.file)
-        was_other = had is not None and had.name != file.name and had.name.startswith(os.path.splitext(other)[0])
-        name = other if was_other or fold(file.name) in seen else file.name
+        short = hashlib.sha256(file.file.encode(errors="surrogatepass")).hexdigest()[:6]
+        other, forms = with_suffix(file.name, f"_{short}"), [with_suffix(file.name, each) for each in suffixes(key)]
+        if had is not None and (
+            file.gone or had.name in (*forms, *(with_suffix(other, each) for each in suffixes(key)))
+        ):
+            name = had.name
+        else:
+            found = (there[fold(form)] for form in forms if fold(form) in there)
+            name = next(found, with_suffix(file.name, suffix))
+        if fold(name) in seen:
+            name = with_suffix(other, suffix)
         seen.add(fold(name))
         names[index] = name
     return names
 
 
-def in_force(names: Sequence[str], before: Collection[str], key: str) -> str:
-    """The suffix this unit's files got here before, "" for none."""
+def in_force(files: Sequence[Wanted], before: Collection[str], key: str) -> str:
+    """The suffix that all of this unit's files got here before, "" for none. `before` are names that there are."""
+    if any(file.name in before for file in files):
+        return ""
     for suffix in suffixes(key)[1:]:
-        if any(with_suffix(name, suffix) in before for name in names):
+        if any(with_suffix(file.name, suffix) in before for file in files):
             return suffix
     return ""

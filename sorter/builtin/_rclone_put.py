@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from sorter.builtin._path_decide import (
     DAMAGED,
     Action,
+    called,
     decide,
-    distinct,
+    endangered,
     in_force,
     mended,
     suffixes,
@@ -30,7 +31,7 @@ from sorter.builtin._rclone_folder import Folder, read_manifest
 from sorter.builtin._rclone_stage import Item, Stage
 from sorter.deliver.target import Done, Put, Source, Wanted
 from sorter.durable import Files
-from sorter.errors import Held
+from sorter.errors import Held, TryLater
 from sorter.model import DICOM, Delivered
 
 
@@ -149,12 +150,11 @@ class Delivery:
 
     def _steps(self) -> list[_Step]:
         job, receipt = self._job, self._previous
-        names = distinct(job.files, {each.file: each for each in receipt}, self._folder.fold)
-        force = in_force(names, {each.name for each in receipt} or set(self._known), job.key)
+        before = {each.file: each for each in receipt}
+        force = in_force(job.files, {each.name for each in receipt} or set(self._known), job.key)
         for suffix in (force,) if force or receipt else suffixes(job.key):
-            steps = [
-                self._step(Item(index, job.files[index]), with_suffix(name, suffix)) for index, name in enumerate(names)
-            ]
+            names = called(job.files, before, job.key, self._folder.fold, suffix)
+            steps = [self._step(Item(index, job.files[index]), name) for index, name in enumerate(names)]
             if not any(step.action is Action.CLASH for step in steps):
                 break
         if receipt:  # only the newcomers get another name: what is there keeps the one it has
@@ -163,7 +163,17 @@ class Delivery:
             raise Held(f"{job.key[:8]}: every name for its files is somebody else's there; change the naming pattern")
         for step in steps:
             self._name_beside(step)
+        self._spare(steps)
         return steps
+
+    def _spare(self, steps: Sequence[_Step]) -> None:
+        """TryLater where the only copy of an image would go: it was not here when it was asked for."""
+        fold = self._folder.fold
+        outcome = {fold(name): step.action for step in steps for name in (step.name, step.beside) if name}
+        for each in endangered(self._job.alone, self._previous, outcome, fold):
+            seen = self._folder.look(each.beside or each.name, each.size, read=True)
+            if seen is not None and seen.sha256 == each.sha256:
+                raise TryLater(f"{self._remote.name}: what this replaces lies nowhere else, and is fetched first")
 
     def _step(self, item: Item, name: str) -> _Step:
         folder, wanted, folded = self._folder, item.wanted, self._folder.fold(name)

@@ -32,8 +32,9 @@ from sorter.builtin._path_copies import copy_for_lab
 from sorter.builtin._path_decide import (
     DAMAGED,
     Action,
+    called,
     decide,
-    distinct,
+    endangered,
     in_force,
     mended,
     remains,
@@ -75,7 +76,7 @@ from sorter.deliver.target import (
     Wanted,
 )
 from sorter.durable import PART, Files
-from sorter.errors import Held
+from sorter.errors import Held, TryLater
 from sorter.model import DICOM, Delivered, Receipt
 
 _MANIFEST = ".json"
@@ -392,7 +393,7 @@ class PathTarget:
         if not job.files:
             return Done(place.folder, (), "; ".join(visit.notes))
         above = visit.make("/".join(parts[:-1]))
-        names = distinct(job.files, {}, self._fold(visit))
+        names = called(job.files, {}, job.key, self._fold(visit))
         files = tuple(_as_new(name, want) for name, want in zip(names, job.files, strict=True))
         here = [Item(index, name, job.files[index]) for index, name in enumerate(names) if not job.files[index].gone]
         if len(here) < len(files):
@@ -417,6 +418,7 @@ class PathTarget:
         steps = self._steps(visit, place, job)
         for step in steps:
             self._name_beside(fd, step, job)
+        self._spare(visit, place, job, steps)
         files = tuple(step.delivered() for step in steps)
         self._clear_above(visit, place.folder, _stage_name(job.key, job.product))
         stage = Stage(visit, fd, _stage_name(job.key, job.product), self._threads)
@@ -447,13 +449,11 @@ class PathTarget:
         assert place.fd is not None
         receipt = place.before.files if place.before else ()
         history = self._history(visit, place, job)
-        names = distinct(job.files, {each.file: each for each in receipt}, history.fold)
-        force = in_force(names, {each.name for each in receipt} or set(history.known), job.key)
+        before = {each.file: each for each in receipt}
+        force = in_force(job.files, {each.name for each in receipt} or set(history.known), job.key)
         for suffix in (force,) if force or receipt or job.exact else suffixes(job.key):
-            steps = [
-                self._step(place.fd, index, job.files[index], with_suffix(name, suffix), history)
-                for index, name in enumerate(names)
-            ]
+            names = called(job.files, before, job.key, history.fold, suffix)
+            steps = [self._step(place.fd, index, job.files[index], name, history) for index, name in enumerate(names)]
             if not any(step.action is Action.CLASH for step in steps):
                 return steps
         if job.exact:
@@ -516,6 +516,17 @@ class PathTarget:
                 step.seen = None
                 return
         raise Held(f"{job.key[:8]}: every name beside an edited file is taken; tidy its folder, then `sorter retry`")
+
+    def _spare(self, visit: Visit, place: _Place, job: Put, steps: Sequence[_Step]) -> None:
+        """TryLater where the only copy of an image would go: it was not here when it was asked for."""
+        if place.before is None or place.fd is None or not job.alone:
+            return
+        fold = self._fold(visit)
+        outcome = {fold(name): step.action for step in steps for name in (step.name, step.beside) if name}
+        for each in endangered(job.alone, place.before.files, outcome, fold):
+            seen = look(self._files, each.beside or each.name, place.fd)
+            if seen is not None and seen.sha256 == each.sha256:
+                raise TryLater(f"{visit.root}: what this replaces lies nowhere else, and is fetched first")
 
     def _move(self, stage: Stage, fd: int, step: _Step) -> None:
         if step.action is Action.ASIDE:

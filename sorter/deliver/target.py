@@ -52,6 +52,8 @@ class Put:
     although each brings its images; folders of made products may always be shared. `mend` are names of `previous`
     that a person, having verified, wants as they were: what is gone there comes back, what is damaged is moved aside.
     `exact`: its names are those of a standard; where one is somebody else's it is Held, instead of renamed.
+    `alone` are names of `previous` of which the store has no copy any more: where this put would replace or remove one
+    that is there as it was delivered, it is TryLater instead, and comes again once that was fetched.
     """
 
     id: str
@@ -65,6 +67,7 @@ class Put:
     shared: bool = False
     mend: tuple[str, ...] = ()
     exact: bool = False
+    alone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from sorter.model import DICOM, Delivery, Receipt, plain
 from sorter.pipeline.making import Making, Waits
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import Planner
-from sorter.pipeline.recall import Recall, lacking
+from sorter.pipeline.recall import Recall, alone, lacking
 from sorter.pipeline.retiring import replaced, take_back
 from sorter.pipeline.units import Live
 from sorter.pipeline.workshop import Workshop
@@ -104,6 +104,7 @@ class Delivering:
                 manifest=_manifest(live, shown=self.may_leave(live, DICOM)),
                 mend=live.unit.mending.get((delivery.product, delivery.target), ()),
                 exact=any(each.merge for each in files),
+                alone=alone(live, _before(live, delivery)) if delivery.product == DICOM else (),
             ),
         )
         if waits:
@@ -115,6 +116,7 @@ class Delivering:
         """What came of sending."""
         if not isinstance(result, Done):
             self.not_yet(live, put.product, target, result.why)
+            self.recall.look_again(live.key)  # before the next attempt: the lab may have put it back
             return
         receipt = Receipt(
             live.key, put.product, target, put.revision, result.folder, result.files, wall_clock(), result.note,

@@ -12,7 +12,7 @@ import functools
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -109,6 +109,10 @@ class Recall:
         """A person says that what was wrong is mended."""
         self._without.clear()
 
+    def look_again(self, key: str) -> None:
+        """What of this unit was not there may be by now."""
+        self._without = {each for each in self._without if each[0] != key}
+
     # --- what came of it ----------------------------------------------------------------------------------------
 
     def answers(self) -> Iterator[tuple[str, Callable[[Unit], str]]]:
@@ -169,20 +173,40 @@ def absent(live: Live) -> list[str]:
 def lacking(live: Live, delivery: Delivery) -> list[str]:
     """Images that have to be in the store before this delivery of images is made.
 
-    Those that it has to write: all of a new place, and what a person wants mended. And those that it would replace: a
-    copy that was superseded after it had left lies nowhere else.
+    Those that it has to write: all of a new place, what gets another name where it is, and what a person wants mended.
+    And those that it would replace: a copy that was superseded after it had left lies nowhere else.
     """
     unit, where = live.unit, (delivery.product, delivery.target)
     if not unit.left:
         return []
     before = live.receipts.get(where)
     is_new = before is None or before.revision < delivery.since
-    mending = unit.mending.get(where, ())
+    there = before.files if before is not None else ()
+    mending = {each.file for each in there if each.name in unit.mending.get(where, ())}
+    names = _names_at(unit, before)
     return [
         file
         for file in unit.left
-        if not unit.instances[file].deliverable or is_new or delivery.names.get(file) in mending
+        if not unit.instances[file].deliverable
+        or is_new
+        or file in mending
+        or names.get(file) != delivery.names.get(file)
     ]
+
+
+def _names_at(unit: Unit, receipt: Receipt | None) -> Mapping[str, str]:
+    """By file, the names that the plan of this delivery had for them; what they got there may differ."""
+    if receipt is None:
+        return {}
+    plans = unit.plans_between(receipt.revision, receipt.revision + 1)
+    found = (each for plan in plans for each in plan.deliveries)
+    where = (receipt.product, receipt.target)
+    return next((each.names for each in found if (each.product, each.target) == where), {})
+
+
+def alone(live: Live, receipt: Receipt | None) -> tuple[str, ...]:
+    """What a target calls those files of a receipt of images that the store has no copy of."""
+    return tuple(each.name for each in receipt.files if each.file in live.unit.left) if receipt is not None else ()
 
 
 def only_there(live: Live, receipt: Receipt) -> list[str]:

@@ -283,6 +283,28 @@ class TargetSuite:
         assert late.asked == list(range(len(IMAGES), len(IMAGES) + len(LATE)))
         assert [each.state for each in done.files] == ["removed"] * len(IMAGES) + ["written"] * len(LATE)
 
+    def test_what_has_left_the_store_keeps_its_name(self, place: Place, target: Target, store: Store) -> None:
+        first = target.put(job(IMAGES), store)
+        named = job(IMAGES, revision=2, previous=receipt(first))
+        gone = tuple(replace(each, name=f"other-{each.name}", gone=True) for each in named.files)
+        done = target.put(replace(named, files=gone), store)
+        assert [place.count(image) for image in IMAGES] == [1] * len(IMAGES)
+        assert {each.state for each in done.files} == {"written"}
+
+    def test_the_only_copy_is_neither_replaced_nor_removed(self, place: Place, target: Target, store: Store) -> None:
+        """Only for kinds that give back: what left the store because of others lies there."""
+        if not isinstance(target, Giving):
+            return
+        held = receipt(target.put(job(IMAGES), store))
+        newer = (LATE[0], *IMAGES[1:])
+        corrected = (replace(job(newer).files[0], file="00/newer.dcm"), *job(newer).files[1:])
+        for first in (0, 1):  # another image is to have its name, or none
+            grown = job(newer, revision=2, previous=held)
+            grown = replace(grown, files=corrected[first:], alone=(held.files[0].name,))
+            with pytest.raises(TryLater):
+                target.put(grown, Store(store._folder, newer[first:]))
+            assert [place.count(image) for image in IMAGES] == [1] * len(IMAGES)
+
     def test_remove_takes_what_equals_its_receipt_or_says_that_it_left_it(
         self, place: Place, target: Target, store: Store
     ) -> None:

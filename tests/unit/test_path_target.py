@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from sorter.builtin._path_decide import distinct
+from sorter.builtin._path_decide import called
 from sorter.builtin.path_target import PathTarget, mark
 from sorter.deliver.target import Done, Put, Wanted
 from sorter.durable import NFS, Files
@@ -609,6 +609,27 @@ def test_only_the_newcomer_of_a_growth_gives_way(world: World) -> None:
     files = {"004_T1.nii.gz": b"first", "004_T1.json": b"{}first", "004_T1.bval": b"ours"}
     grown = world.put(files, product="nifti", folder="S1/nifti", revision=2, previous=receipt(first, product="nifti"))
     assert [each.name for each in grown.files] == ["004_T1.nii.gz", "004_T1.json", "004_T1_aaaaaa.bval"]
+
+
+def test_after_a_newcomer_gave_way_all_others_keep_their_names(world: World) -> None:
+    """What the lab removed stays removed, what it edited stays, and nothing comes again under another name."""
+    first = nifti(world, KEY, b"first")
+    folder = world.root / "S1" / "nifti"
+    (folder / "004_T1.bval").write_bytes(b"the lab's")
+    files = {"004_T1.nii.gz": b"first", "004_T1.json": b"{}first", "004_T1.bval": b"ours"}
+    grown = world.put(files, product="nifti", folder="S1/nifti", revision=2, previous=receipt(first, product="nifti"))
+    (folder / "004_T1.json").unlink()
+    (folder / "004_T1.nii.gz").write_bytes(b"edited")
+    files["004_T1.bvec"] = b"more"
+    done = world.put(files, product="nifti", folder="S1/nifti", revision=3, previous=receipt(grown, product="nifti"))
+    assert [each.state for each in done.files] == ["kept", "removed", "written", "written"]
+    assert world.tree() == {
+        "S1/nifti/004_T1.nii.gz": b"edited",
+        "S1/nifti/004_T1.nii.gz.new-rev3": b"first",
+        "S1/nifti/004_T1.bval": b"the lab's",
+        "S1/nifti/004_T1_aaaaaa.bval": b"ours",
+        "S1/nifti/004_T1.bvec": b"more",
+    }
 
 
 def test_images_never_join_another_units_folder(world: World) -> None:
@@ -1279,8 +1300,8 @@ def test_a_link_swapped_in_between_two_looks(world: World, tmp_path: Path) -> No
 
 def test_a_name_once_given_is_kept_although_the_other_one_is_free_now() -> None:
     lower, upper = Wanted("a.dcm", "00", 1, "src/1"), Wanted("A.dcm", "11", 1, "src/2")
-    names = distinct([lower, upper], {}, str.casefold)
+    names = called([lower, upper], {}, KEY, str.casefold)
     before = {"src/2": Delivered(names[1], "11", 1, "src/2")}
     assert names[0] == "a.dcm"
-    assert distinct([upper], before, str.casefold) == [names[1]]
-    assert distinct([lower, upper], before, str.casefold) == names
+    assert called([upper], before, KEY, str.casefold) == [names[1]]
+    assert called([lower, upper], before, KEY, str.casefold) == names

@@ -23,7 +23,7 @@ from sorter.daemon import assembly
 from sorter.daemon.assembly import assemble
 from sorter.daemon.requests import request
 from sorter.daemon.sort import mark_defaults
-from sorter.deliver.target import Refused
+from sorter.deliver.target import Fetched, Refused
 from sorter.durable import Files
 from sorter.model import Receipt, UnitKind, unit_key
 from sorter.pipeline import outlets
@@ -444,6 +444,86 @@ def test_a_new_place_gets_all_from_where_it_was_delivered(left: Site) -> None:
     for root in BOTH:
         assert len(left.delivered(root)) == len(left.delivered(f"{root}/moved")) == 2
         assert left.delivered(root)["000-0001-000002.dcm"] == before["000-0001-000002.dcm"]
+    assert before["000-0001-000001.dcm"] in [path.read_bytes() for path in left.spool.store.rglob("*.dcm")]
+
+
+def named_anew(site: Site) -> None:
+    """Another rule names files now, in the same folder, and a person has the rules asked again."""
+    (site.root / "sorter.toml").write_text(f"{CONFIG}\n[plugins.naming]\nfile = 'x{{InstanceNumber:03d}}.dcm'\n")
+    site.parts.reload(load(site.root / "sorter.toml"), Files())
+    site.parts.pipeline.deciding.decide([KEY], [], decision(None, None, "a person"))
+
+
+def test_a_new_name_in_the_same_folder_is_given_to_what_has_left(left: Site) -> None:
+    before = left.delivered()
+    named_anew(left)
+    left.turns(100)
+    for root in BOTH:
+        assert list(left.delivered(root)) == ["x001.dcm", "x002.dcm"]
+        assert sorted(left.delivered(root).values()) == sorted(before.values())
+    left.days(5)
+    assert left.stored == []
+
+
+def test_what_cannot_be_fetched_keeps_the_name_that_it_has(left: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = left.delivered()
+    monkeypatch.setattr(Near, "fetch", lambda _, receipt, names, opens, tell: tell(Fetched(receipt.folder, (), names)))
+    named_anew(left)
+    left.receive(data_set(3))
+    left.turns(100)
+    for root in BOTH:
+        assert left.delivered(root).items() > before.items()
+        assert list(left.delivered(root))[-1] == "x003.dcm"
+
+
+def taken(site: Site, number: int) -> str:
+    """A lab has a file of its own with the name that a late image would get; the one that it gets instead."""
+    for root in BOTH:
+        folder = next((site.root / root).rglob("*1.dcm")).parent
+        (folder / f"000-0001-00000{number}.dcm").write_bytes(b"the lab's own")
+    site.receive(data_set(number))
+    site.turns(80)
+    return f"000-0001-00000{number}_{KEY[:6]}.dcm"
+
+
+def test_what_has_left_keeps_its_name_where_a_newcomer_gave_way(left: Site) -> None:
+    before = left.delivered()
+    other = taken(left, 3)
+    left.receive(data_set(4))
+    left.turns(80)
+    for root in BOTH:
+        assert left.delivered(root).items() > before.items()
+        assert other in left.delivered(root)
+    assert len(left.stored) == 2  # and nothing had to be brought back
+
+
+def test_what_gave_way_and_left_is_mended_by_the_name_it_has(left: Site) -> None:
+    name = taken(left, 3)
+    left.days(5)
+    assert left.stored == []
+    next((left.root / "labs/memory").rglob(name)).unlink()
+    request(left.spool, "mend", {"do": "mend", "key": KEY, "product": "dicom", "target": "memory", "names": [name]})
+    left.turns(100)
+    assert name in left.delivered()
+
+
+def test_what_was_out_of_sight_is_not_replaced_once_it_is_back(left: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the only copy of a header that is corrected, and was not there when it was asked for."""
+    before = left.delivered()
+    shutil.rmtree(left.root / "labs/archive/P1")
+    path = next((left.root / "labs/memory").rglob("*1.dcm"))
+    path.rename(left.root / "outside.dcm")
+    waiting: list[Callable[[], None]] = []
+    submit = Near.submit
+    monkeypatch.setattr(Near, "submit", lambda self, put: waiting.append(lambda: submit(self, put)))
+    left.receive(data_set(1, subject="P2"))
+    left.turns(40)
+    (left.root / "outside.dcm").rename(path)
+    monkeypatch.setattr(Near, "submit", submit)
+    for put in waiting:  # the target had other things to do
+        put()
+    left.turns(100)
+    assert b"P2" in left.delivered()["000-0001-000001.dcm"]
     assert before["000-0001-000001.dcm"] in [path.read_bytes() for path in left.spool.store.rglob("*.dcm")]
 
 
