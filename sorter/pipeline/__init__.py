@@ -35,7 +35,7 @@ from sorter.pipeline.planning import NOTHING, NoPlan, Planner, view
 from sorter.pipeline.queries import Answer, Case, Queries
 from sorter.pipeline.recall import Recall
 from sorter.pipeline.retention import Retention
-from sorter.pipeline.retiring import Retiring
+from sorter.pipeline.retiring import Retiring, leave_behind, look_back
 from sorter.pipeline.settling import Settling
 from sorter.pipeline.studies import Studies
 from sorter.pipeline.telling import Telling
@@ -446,7 +446,8 @@ class Pipeline:
             return
         self.bundles.coming(live, live.plan, answer)
         live.unit.write_plan(answer)
-        live.plan, live.no_plan = answer, None
+        leave_behind(live, answer)
+        live.no_plan = None
         self._waiting.discard(live.key)
         if live.unit.bundle is None:
             self.reasking.planned(live)
@@ -462,9 +463,10 @@ class Pipeline:
         """It is somebody else's, or somebody else, by now, and is wanted nowhere: nor does it stay where it lay."""
         assert live.revision is not None
         if (now.lab, now.subject) != (before.identity.lab, before.identity.subject) and before.all_targets:
-            live.plan = Plan(live.key, live.revision.revision, wall_clock(), now, ())
-            self.bundles.coming(live, before, live.plan)
-            live.unit.write_plan(live.plan)
+            empty = Plan(live.key, live.revision.revision, wall_clock(), now, ())
+            self.bundles.coming(live, before, empty)
+            live.unit.write_plan(empty)
+            leave_behind(live, empty)
             self.reasking.planned(live)
         if live.nowhere:
             self.retiring.retire(live)
@@ -655,6 +657,7 @@ class Pipeline:
 
     def resume(self, live: Live) -> None:
         """Go on where the last life, or the last rule, left it."""
+        look_back(live)
         if live.unit.withdrawn:
             self.deciding.take_up(live)
             self.withdrawing.go_on(live)

@@ -17,7 +17,7 @@ from sorter.pipeline.making import Making, Waits
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import Planner
 from sorter.pipeline.recall import Recall, alone, lacking
-from sorter.pipeline.retiring import replaced, take_back
+from sorter.pipeline.retiring import left_behind, take_back
 from sorter.pipeline.units import Live
 from sorter.pipeline.workshop import Workshop
 from sorter.spool.layout import now as wall_clock
@@ -128,7 +128,7 @@ class Delivering:
     def _receive(self, live: Live, receipt: Receipt) -> None:
         """Only now it is delivered."""
         where = (receipt.product, receipt.target)
-        for earlier in replaced(live, where):
+        for earlier in left_behind(live, where):
             live.unit.retire(earlier)
             live.retiring.append(earlier)
         live.unit.write_receipt(receipt)

@@ -27,12 +27,13 @@ class Retiring:
         if live.unit.held or live.unit.withdrawn:
             return
         owed = {product for product, _ in live.owed}
-        planned = {(each.product, each.target) for each in live.plan.deliveries} if live.plan else set()
-        for where in [where for where in live.receipts if live.plan and where not in planned and where[0] not in owed]:
-            receipt = replace(live.receipts.pop(where), moved=moved(None))
-            live.unit.retire(receipt)
-            live.unit.withdraw_receipt(receipt)
-            live.retiring.append(receipt)
+        for where in [where for where in unplanned(live) if where[0] not in owed]:
+            for earlier in left_behind(live, where):
+                live.unit.retire(earlier)
+                live.retiring.append(earlier)
+            live.behind.discard(where)
+            if (receipt := live.receipts.pop(where, None)) is not None:
+                live.unit.withdraw_receipt(receipt)
         for receipt in list(live.retiring):
             now_there = live.receipts.get((receipt.product, receipt.target))
             if receipt.product in owed or (now_there is not None and now_there.revision <= receipt.revision):
@@ -44,6 +45,9 @@ class Retiring:
 
     def removed(self, live: Live, receipt: Receipt, result: Removed) -> None:
         """The target has removed what it could."""
+        if not receipt.verified and not result.removed and not result.left:
+            self._over(live, receipt)  # planned once, and never delivered
+            return
         said = f"{len(result.removed)} files that were delivered to {receipt.target} before a correction"
         said += f" were removed there{f'; {result.note}' if result.note else ''}"
         kept = next((len(each.files) for each in live.retiring if is_same_delivery(each, receipt)), 0)
@@ -51,36 +55,67 @@ class Retiring:
             said += f"; {kept - len(receipt.files)} stay in {result.folder}: the store has them no more"
         self._over(live, receipt, said)
 
-    def _over(self, live: Live, receipt: Receipt, says: str) -> None:
-        live.unit.tell(says)
+    def _over(self, live: Live, receipt: Receipt, says: str = "") -> None:
+        if says:
+            live.unit.tell(says)
+            self.happened("retired", live, product=receipt.product, target=receipt.target)
         live.unit.retired(receipt)
         live.retiring = [each for each in live.retiring if not is_same_delivery(each, receipt)]
         live.troubles.pop((receipt.product, receipt.target), None)
-        self.happened("retired", live, product=receipt.product, target=receipt.target)
 
 
-def replaced(live: Live, where: tuple[str, str]) -> list[Receipt]:
-    """What corrections that gave it another place here leave at the old ones, a receipt for each.
+def leave_behind(live: Live, plan: Plan) -> None:
+    """This is the plan from now on: what the one before put elsewhere is to be taken away."""
+    live.behind |= {(each.product, each.target) for each in live.plan.deliveries} if live.plan else set()
+    live.plan = plan
+
+
+def look_back(live: Live) -> None:
+    """Where did earlier plans put something that the plan of now does not name?"""
+    if live.plan is not None:
+        earlier = live.unit.plans_between(1, live.plan.revision)
+        live.behind |= {(each.product, each.target) for plan in earlier for each in plan.deliveries}
+
+
+def unplanned(live: Live) -> list[tuple[str, str]]:
+    """Each (product, target) where something was delivered, or may have been, and that the plan does not name."""
+    if live.plan is None:
+        return []
+    planned = {(each.product, each.target) for each in live.plan.deliveries}
+    return [where for where in dict.fromkeys((*live.receipts, *sorted(live.behind))) if where not in planned]
+
+
+def left_behind(live: Live, where: tuple[str, str]) -> list[Receipt]:
+    """What corrections that gave it another place, here or elsewhere, leave at the old ones: a receipt for each.
 
     The last receipt tells of one of them. Of images the plans since then count too: a disk that fails, or the next
     correction, may come between a delivery and its receipt.
     """
     now_there, before = _delivery(live.plan, where), live.receipts.get(where)
-    if now_there is None or (before is not None and before.revision >= now_there.since):
+    if live.plan is None or (now_there and before is not None and before.revision >= now_there.since):
         return []
     places: dict[str, Receipt] = {}
-    for plan in live.unit.plans_between(before.revision if before is not None else 1, now_there.since):
+    if before is not None and now_there is None:  # whatever its plan says
+        places[before.folder] = replace(before, moved=moved(None))
+    end = now_there.since if now_there else live.plan.revision
+    for plan in live.unit.plans_between(before.revision if before is not None else 1, end):
         was = _delivery(plan, where)
-        if was is None or was.folder == now_there.folder:
+        if was is None or (now_there and was.folder == now_there.folder):
             continue
         there = places.get(was.folder)
         if before is not None and plan.revision == before.revision:
             there = before
+            places.pop(before.folder, None)
         files = dict.fromkeys((*(there.files if there else ()), *_images_of(live.unit, was)))
         folder, verified = (there.folder, there.verified) if there else (was.folder, "")  # asked again: the same
         places[was.folder] = Receipt(live.key, *where, plan.revision, folder, tuple(files), verified,
-                                     moved=moved(now_there.folder))  # fmt: skip
-    return [receipt for receipt in places.values() if receipt.files]
+                                     moved=moved(now_there.folder if now_there else None))  # fmt: skip
+    return [each for each in places.values() if each.files and (each.verified or not _is_known(live, each))]
+
+
+def _is_known(live: Live, receipt: Receipt) -> bool:
+    """Is it being removed, or was it? Without a receipt the plans alone say what there was, and say so for ever."""
+    return live.unit.was_retired(receipt) or any(is_same_delivery(receipt, each) for each in live.retiring)
 
 
 def take_back(live: Live, where: tuple[str, str]) -> None:

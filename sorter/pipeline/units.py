@@ -34,6 +34,7 @@ class Live:
     first: str = ""  # when the first revision was made
     asking: bool = False  # its sender is still to be asked what it has
     retiring: list[Receipt] = field(default_factory=list)  # deliveries that a correction has replaced
+    behind: set[tuple[str, str]] = field(default_factory=set)  # (product, target) of earlier plans, until looked at
     troubles: dict[tuple[str, str], str] = field(default_factory=dict)  # (product, target) -> why it is not there yet
     unmade: set[tuple[str, str]] = field(default_factory=set)  # (product, target): what of that could not be made
     making: dict[str, str] = field(default_factory=dict)  # product -> how it stands where it is made

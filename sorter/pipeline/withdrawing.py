@@ -14,6 +14,7 @@ from sorter.model import DICOM, Delivered, Delivery, Receipt
 from sorter.pipeline.exporting import Exporting
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.recall import is_same_delivery
+from sorter.pipeline.retiring import left_behind, look_back, unplanned
 from sorter.pipeline.units import Live
 from sorter.pipeline.workshop import Workshop
 from sorter.spool import Spool
@@ -41,6 +42,7 @@ class Withdrawing:
             self.workshop.cancel(live)
             live.unit.tell(f"withdrawn: {live.unit.withdrawn}")
             self.happened("withdrawn", live, images=str(len(live.unit.instances)))
+            look_back(live)
         self.go_on(live)
 
     def go_on(self, live: Live) -> None:
@@ -85,7 +87,13 @@ class Withdrawing:
             assert live.plan is not None
             if receipt is None or receipt.revision < live.plan.revision:
                 yield from self._as_if(live, delivery)
-        yield from (receipt for receipt in live.receipts.values() if receipt.files)
+        planned = [(each.product, each.target) for each in live.plan.deliveries] if live.plan else []
+        earlier = [each for where in (*planned, *unplanned(live)) for each in left_behind(live, where)]
+        yield from earlier
+        known = {(each.product, each.target, each.folder) for each in earlier}
+        for receipt in live.receipts.values():
+            if receipt.files and (receipt.product, receipt.target, receipt.folder) not in known:
+                yield receipt
 
     def _as_if(self, live: Live, delivery: Delivery) -> Iterator[Receipt]:
         """The receipt that a delivery would have, unless it is taken back already."""

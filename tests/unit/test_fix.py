@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,69 @@ def test_one_series_goes_to_another_lab(site: Site) -> None:
     site.receive(data_set(1, series=3))
     site.turns(80)
     assert tree(site)[2] == "memory/P1/20260102_1011/003_T1/000-0003-000001.dcm"  # of its study nothing was said
+
+
+def cut(site: Site, receipts: Mapping[Path, bytes]) -> Site:
+    """The next life after a power cut that took the receipts later than these; the share is away at first."""
+    for path in site.spool.store.rglob("receipts/*.json"):
+        path.write_bytes(receipts[path]) if path in receipts else path.unlink()
+    for cache in site.spool.store.rglob("series.json"):
+        cache.unlink()
+    (site.root / "labs/memory/.sorter/id").rename(site.root / "labs/memory/.sorter/away")
+    return started(site.root)
+
+
+def back(site: Site) -> None:
+    (site.root / "labs/memory/.sorter/away").rename(site.root / "labs/memory/.sorter/id")
+    site.turns(700)
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_what_goes_to_another_lab_leaves_the_old_one_though_its_receipt_was_lost(site: Site, grown: bool) -> None:
+    receipts = {path: path.read_bytes() for path in site.spool.store.rglob("receipts/*.json")} if grown else {}
+    site.receive(data_set(3))
+    site.turns(80)
+    life = cut(site, receipts)
+    assert life.command("fix", "1.2.3.1", "--lab", "vision").exit_code == 0
+    life.turns(200)
+    back(life)
+    late = "vision/P1/20260102_1011/001_T1/000-0001-000003.dcm"
+    assert tree(life) == sorted([of("memory/P1")[2], *of("vision/P1")[:2], late])
+    assert Unit.load(life.spool, FIRST).retiring() == []
+    again = started(site.root)
+    again.turns(80)
+    assert tree(again) == tree(life)
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+def test_a_withdrawal_finds_what_a_lost_receipt_was_of(site: Site, delivered: bool) -> None:
+    life = cut(site, {})
+    if not delivered:
+        (site.root / "labs/vision/.sorter/id").unlink()
+    life.command("fix", "1.2.3", "--lab", "vision")
+    life.turns(80)
+    code = life.said("withdraw", "1.2.3")["code"]
+    assert life.command("withdraw", "1.2.3", "--confirm", code).exit_code == 0
+    life.turns(80)
+    assert len(tree(life)) == 3
+    assert len(life.stored()) == 3  # as long as a target is away
+    if not delivered:
+        (site.root / "labs/vision/.sorter/id").write_text("1\n")
+    back(life)
+    assert (tree(life), life.stored()) == ([], [])
+    assert "memory: 2 files of dicom were removed" in life.command("why", FIRST).output
+
+
+def test_what_was_planned_and_never_delivered_is_no_news(site: Site) -> None:
+    (site.root / "labs/memory/.sorter/id").rename(site.root / "labs/memory/.sorter/away")
+    site.receive(data_set(1, series=3))
+    site.turns(80)
+    site.command("fix", "1.2.3.3", "--lab", "vision")
+    site.turns(80)
+    back(site)
+    third = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.3")
+    assert Unit.load(site.spool, third).retiring() == []
+    assert not any("before a correction" in each["says"] for each in Unit.load(site.spool, third).story())
 
 
 def test_what_its_new_lab_does_not_want_leaves_the_old_one_all_the_same(site: Site) -> None:
