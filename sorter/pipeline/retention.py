@@ -60,9 +60,10 @@ class _Case:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a target compares now, since which day."""
+    """What a target compares now, since which day: the case, and its receipt at hand."""
 
     case: _Case
+    receipt: Receipt
     lane: Lane
     day: int
 
@@ -89,7 +90,7 @@ class Retention:
     _now: float = 0.0
     _cases: dict[str, _Case] = field(default_factory=dict)
     _asked: dict[str, _Asked] = field(default_factory=dict)  # by target
-    _answers: deque[tuple[Receipt, Answer]] = field(default_factory=deque)
+    _answers: deque[tuple[_Asked, Answer]] = field(default_factory=deque)
     _stays: Counter[str] = field(default_factory=Counter)  # images whose time is over, by what keeps them
 
     def __post_init__(self) -> None:
@@ -154,8 +155,9 @@ class Retention:
 
     def _ask(self) -> None:
         for target, asked in list(self._asked.items()):
-            if self.outlets.lane(target) is not asked.lane:  # another configuration: no answer comes
+            if self.outlets.lane(target) is not asked.lane:  # another configuration: all of it is asked there
                 del self._asked[target]
+                asked.case.rest = None
         busy = {asked.case.key for asked in self._asked.values()}
         for case in [case for case in self._cases.values() if not case.waits and case.key not in busy]:
             if case.rest is not None and not case.rest:
@@ -179,8 +181,8 @@ class Retention:
                 case.rest = deque()
                 self.apart(case.key, lambda live: _pick(live.unit, case, receipt))
             if part := [case.rest.popleft() for _ in range(min(PART, len(case.rest)))]:
-                self._asked[receipt.target] = _Asked(case, lane, self.days.count)
-                lane.verify(replace(receipt, files=tuple(part)), functools.partial(self._hear, receipt), only=True)
+                asked = self._asked[receipt.target] = _Asked(case, receipt, lane, self.days.count)
+                lane.verify(replace(receipt, files=tuple(part)), functools.partial(self._hear, asked), only=True)
 
     def _put_off(self, case: _Case, receipt: Receipt) -> None:
         """A target that is busy for long, or hangs, keeps no other's images in the store."""
@@ -188,17 +190,20 @@ class Retention:
             case.rest, case.why = deque(), f"{receipt.target} has had other things to do"
             self._again = self._now + LATER
 
-    def _hear(self, receipt: Receipt, answer: Answer) -> None:
+    def _hear(self, asked: _Asked, answer: Answer) -> None:
         """Called in a lane's thread."""
-        self._answers.append((receipt, answer))
+        self._answers.append((asked, answer))
         self.outlets.wake()
 
-    def _compared(self, receipt: Receipt, answer: Answer) -> None:
-        asked = self._asked.get(receipt.target)
-        if asked is None or not asked.case.receipts or asked.case.receipts[0] != receipt or self.keep is None:
+    def _compared(self, asked: _Asked, answer: Answer) -> None:
+        """An answer to what is not asked any more, or from where the target was before it was configured anew, proves
+        nothing."""
+        case, receipt = asked.case, asked.receipt
+        if self._asked.get(receipt.target) is not asked or self.outlets.lane(receipt.target) is not asked.lane:
             return
-        case = asked.case
         del self._asked[receipt.target]
+        if not case.receipts or case.receipts[0] != receipt or self.keep is None:
+            return
         if not isinstance(answer, Verified):
             case.rest, case.why = deque(), answer.why
             return

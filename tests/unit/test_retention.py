@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from sorter.builtin.path_target import mark
 from sorter.cli.main import sorter
 from sorter.config import load
 from sorter.daemon import assembly
@@ -26,7 +27,7 @@ from sorter.daemon.sort import mark_defaults
 from sorter.deliver.target import Fetched, Refused
 from sorter.durable import Files
 from sorter.model import Receipt, UnitKind, unit_key
-from sorter.pipeline import outlets
+from sorter.pipeline import outlets, retention
 from sorter.pipeline.commitments import Standing, _View
 from sorter.pipeline.deciding import decision
 from sorter.protocol.commitment import Reference
@@ -346,6 +347,42 @@ def test_what_is_sent_again_while_a_target_compares_stays(site: Site, monkeypatc
     waiting.pop(0)()
     site.turns(20)
     assert len(site.stored) == 2
+
+
+def test_what_another_share_answers_proves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its root is configured anew while it compares: the answer of the old one comes, and the new one has nothing."""
+    waiting: list[Callable[[], None]] = []
+
+    def later(self: Near, receipt: Receipt, tell: Callable[[Any], None], **_: Any) -> None:
+        waiting.append(lambda: tell(self.target.verify(receipt)))
+
+    monkeypatch.setattr(Near, "verify", later)
+    monkeypatch.setattr(retention, "PART", 1)
+    shutil.rmtree(site.root / "labs/archive/P1")
+    site.days(5)
+    first = waiting.pop(0)
+    mark_at(site.root / "elsewhere")
+    (site.root / "sorter.toml").write_text(CONFIG.replace("[labs.memory]", "[labs.memory]\nroot = 'elsewhere'"))
+    site.parts.reload(load(site.root / "sorter.toml"), Files())
+    site.turns(20)
+    first()
+    site.turns(20)
+    assert len(waiting) == 1
+    while waiting:
+        waiting.pop(0)()
+        site.turns(20)
+    assert len(site.stored) == 2
+    (site.root / "labs/memory/P1").rename(site.root / "elsewhere/P1")
+    site.days(1)
+    while waiting:
+        waiting.pop(0)()
+        site.turns(20)
+    assert site.stored == []
+
+
+def mark_at(root: Path) -> None:
+    root.mkdir()
+    mark(root, Files())
 
 
 def vars_of(receipt: Receipt) -> dict[str, Any]:
