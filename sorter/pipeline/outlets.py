@@ -58,8 +58,8 @@ class Outlets:
     def __init__(self, spool: Spool, wake: Callable[[], None], tell_after: float = 900.0) -> None:
         self._spool, self._wake = spool, wake
         self._lanes: dict[str, tuple[Outlet, Lane]] = {}
-        self._answers: deque[tuple[str, Put, Result]] = deque()
-        self._removals: deque[tuple[Receipt, Removed | Later | Refused]] = deque()
+        self._answers: deque[tuple[str, Lane, Put, Result]] = deque()
+        self._removals: deque[tuple[Lane, Receipt, Removed | Later | Refused]] = deque()
         self._checks: deque[tuple[str, Checked | Later | Refused]] = deque()
         self._away: deque[tuple[str, str]] = deque()  # found by a look at a lab's folder, and why
         self._removing: set[tuple[Errand, int]] = set()
@@ -95,11 +95,17 @@ class Outlets:
 
     def _lane(self, name: str, outlet: Outlet) -> Lane:
         def report(put: Put, result: Result) -> None:
-            self._answers.append((name, put, result))
+            self._answers.append((name, lane, put, result))
             self._wake()
 
         workers = workers_of(name, outlet.account, self._spool.workers, self._spool.files)
-        return Lane(name, outlet.code, outlet.settings, self._open, report, stay=outlet.stay, workers=workers)
+        lane = Lane(name, outlet.code, outlet.settings, self._open, report, stay=outlet.stay, workers=workers)
+        return lane
+
+    def _is_of_now(self, target: str, lane: Lane) -> bool:
+        """Is this where the target is now? What was done before it was configured anew is owed still, perhaps
+        elsewhere."""
+        return target in self._lanes and self._lanes[target][1] is lane
 
     def _open(self, put: Put, wanted: Wanted) -> int:
         """Called in a lane's thread: a read-only descriptor of one file."""
@@ -150,11 +156,12 @@ class Outlets:
             return True
 
         def tell(result: Removed | Later | Refused) -> None:
-            self._removals.append((receipt, result))
+            self._removals.append((lane, receipt, result))
             self._wake()
 
+        lane = self._lanes[receipt.target][1]
         self._removing.add((errand, receipt.revision))
-        self._lanes[receipt.target][1].remove(receipt, tell)
+        lane.remove(receipt, tell)
         return True
 
     def look_at_lab(
@@ -203,7 +210,9 @@ class Outlets:
         One at a time, as `answers`.
         """
         for _ in range(len(self._removals)):
-            receipt, result = self._removals.popleft()
+            lane, receipt, result = self._removals.popleft()
+            if not self._is_of_now(receipt.target, lane):
+                continue
             errand = (receipt.key, receipt.product, receipt.target)
             self._removing.discard((errand, receipt.revision))
             if not isinstance(result, Removed):
@@ -217,7 +226,9 @@ class Outlets:
         must not send it once more.
         """
         for _ in range(len(self._answers)):
-            target, put, result = self._answers.popleft()
+            target, lane, put, result = self._answers.popleft()
+            if not self._is_of_now(target, lane):
+                continue
             errand = (put.key, put.product, target)
             if self._under_way.get(errand) == put.revision:
                 del self._under_way[errand]

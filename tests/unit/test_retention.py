@@ -380,6 +380,26 @@ def test_what_another_share_answers_proves_nothing(site: Site, monkeypatch: pyte
     assert site.stored == []
 
 
+def test_what_another_share_got_is_delivered_to_the_one_of_now(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delivery was on its way to the old root; its answer comes when the target has another."""
+    waiting: list[Callable[[], None]] = []
+    submit = Near.submit
+    monkeypatch.setattr(Near, "submit", lambda self, put: waiting.append(lambda: submit(self, put)))
+    site.receive(data_set(3))
+    site.turns(60)
+    mark_at(site.root / "elsewhere")
+    (site.root / "sorter.toml").write_text(CONFIG.replace("[labs.memory]", "[labs.memory]\nroot = 'elsewhere'"))
+    site.parts.reload(load(site.root / "sorter.toml"), Files())
+    waiting.pop(0)()
+    site.turns(20)
+    assert (len(site.delivered()), site.unit().receipts()["dicom", "memory"].revision) == (3, 1)
+    monkeypatch.setattr(Near, "submit", submit)
+    for put in waiting:
+        put()
+    site.turns(20)
+    assert (len(site.delivered("elsewhere")), site.unit().receipts()["dicom", "memory"].revision) == (3, 2)
+
+
 def mark_at(root: Path) -> None:
     root.mkdir()
     mark(root, Files())
