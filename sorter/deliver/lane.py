@@ -65,6 +65,7 @@ class _Task:
     good: type
     tell: Callable[[Any], None]
     put: Put | None = None
+    receipt: Receipt | None = None  # of what is to be removed
     files: tuple[Wanted, ...] = ()
     open: Callable[[Wanted], int] | None = None
     opens: Callable[[], list[int]] = list  # descriptors that go with the frame, which the lane closes
@@ -102,7 +103,7 @@ class Lane:
     def submit(self, put: Put) -> None:
         """Deliver `put`. One of the same unit and product that still waits is replaced, unless it is newer."""
         frame, opener = {"do": "put", "job": plain(put)}, functools.partial(self._open_input, put)
-        task = _Task(frame, Done, lambda result: self._report(put, result), put, put.files, opener)
+        task = _Task(frame, Done, lambda result: self._report(put, result), put, files=put.files, open=opener)
         place = ("put", put.key, put.product)
         with self._changed:
             waiting = self._waiting.get(place)
@@ -113,7 +114,7 @@ class Lane:
     def remove(self, receipt: Receipt, tell: Callable[[Removed | Later | Refused], None]) -> None:
         """Remove from the target what still equals `receipt`."""
         place = ("remove", receipt.key, receipt.product, str(receipt.revision))
-        self._add(place, _Task({"do": "remove", "job": plain(receipt)}, Removed, tell))
+        self._add(place, _Task({"do": "remove", "job": plain(receipt)}, Removed, tell, receipt=receipt))
 
     def verify(
         self, receipt: Receipt, tell: Callable[[Verified | Later | Refused], None], *, deep: bool = True,
@@ -158,6 +159,14 @@ class Lane:
             for place, _ in found:
                 del self._waiting[place]
         return [put for _, put in found]
+
+    def withhold(self, key: str) -> tuple[list[Put], list[Receipt]]:
+        """Of this unit what waits: to be delivered, and to be removed. Neither is done now."""
+        with self._changed:
+            found = [place for place in self._waiting if place[:2] in (("put", key), ("remove", key))]
+            tasks = [self._waiting.pop(place) for place in found]
+        receipts = [task.receipt for task in tasks if task.receipt is not None]
+        return [task.put for task in tasks if task.put is not None], receipts
 
     def waiting(self) -> int:
         with self._changed:

@@ -726,6 +726,8 @@ class Pipeline:
         if live.unit.held != why and not live.unit.withdrawn:
             self.bundles.coming(live, live.plan)
             live.unit.hold(why)
+            if why:
+                self.outlets.withhold(key)
             live.unit.tell(f"held: {why}" if why else "released: what waited goes on")
             self.telling.happened("held" if why else "released", live)
             self.exporting.look_again()
@@ -738,6 +740,7 @@ class Pipeline:
         for key in keys:
             live = self.live(key)
             self.bundles.coming(live, live.plan)
+            self.outlets.withhold(key)
             self.withdrawing.begin(live, why)
             self._sum_up(live)
 

@@ -164,6 +164,14 @@ class Outlets:
         lane.remove(receipt, tell)
         return True
 
+    def withhold(self, key: str) -> None:
+        """Nothing of this unit that still waits for its target's worker is delivered or removed now."""
+        for name, (_, lane) in self._lanes.items():
+            puts, receipts = lane.withhold(key)
+            for put in puts:
+                self._under_way.pop((key, put.product, name), None)
+            self._removing -= {((key, each.product, name), each.revision) for each in receipts}
+
     def look_at_lab(
         self, lab: str, job: LabLook, opened: Callable[[Wanted], int], tell: Callable[[LabSeen | Later | Refused], None]
     ) -> bool:

@@ -195,6 +195,9 @@ class Near:
     def take_back(self) -> list[Put]:
         return []
 
+    def withhold(self, _: str) -> tuple[list[Put], list[Receipt]]:
+        return [], []
+
     def stop(self, timeout: float) -> None:
         pass
 

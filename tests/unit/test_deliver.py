@@ -367,6 +367,29 @@ def test_a_newer_revision_takes_the_place_of_one_that_waits(lab: Lab) -> None:
     assert lab.results.empty()
 
 
+def test_what_waits_of_one_unit_is_withheld_and_nothing_else(lab: Lab) -> None:
+    lane = lab.lane()
+    entered, go = threading.Event(), threading.Event()
+
+    def wait(put: Put, wanted: Wanted) -> None:
+        entered.set()
+        assert go.wait(SOON)
+
+    lab.opening = wait
+    lane.submit(lab.job(1))
+    assert entered.wait(SOON)
+    other, mine = lab.job(1, key="bbbb" * 8), lab.job(2, revision=2)
+    old = Receipt(mine.key, "dicom", "lab", 1, "elsewhere", (), "")
+    lane.submit(mine)
+    lane.submit(other)
+    lane.remove(old, lambda _: pytest.fail("it was removed"))
+    assert lane.withhold(mine.key) == ([mine], [old])
+    assert lane.waiting() == 1
+    go.set()
+    assert [lab.result()[0].id for _ in range(2)] == [lab.job(1).id, other.id]  # what was begun is finished
+    assert lab.results.empty()
+
+
 def test_verify_remove_and_check(lab: Lab) -> None:
     lane = lab.lane()
     lane.submit(lab.job(3))

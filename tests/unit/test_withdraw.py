@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,8 +15,9 @@ from sorter.daemon import assembly
 from sorter.daemon.assembly import assemble
 from sorter.daemon.requests import request
 from sorter.daemon.sort import mark_defaults
+from sorter.deliver.target import Put
 from sorter.durable import Files
-from sorter.model import UnitKind, unit_key
+from sorter.model import Receipt, UnitKind, unit_key
 from sorter.pipeline import outlets
 from sorter.spool import Spool, Unit, leaving
 from tests.crash.scenario import CONFIG, Idle, Life, Near, data_set
@@ -43,6 +44,21 @@ class Site(Life):
     def stored(self) -> list[Path]:
         return sorted(self.spool.store.rglob("*.dcm"))
 
+    def again(self) -> Site:
+        """The next life on this spool."""
+        return begun(self.root)
+
+
+def begun(root: Path) -> Site:
+    config = load(root / "sorter.toml", root)
+    spool = Spool(config.spool, Files())
+    spool.create()
+    parts = assemble(config, spool, lambda: None)
+    mark_defaults(config, spool.files)
+    made = Site(spool.files, parts)  # type: ignore[arg-type]
+    made.root = root
+    return made
+
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
@@ -50,13 +66,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(assembly, "LocalEngine", Idle)
     monkeypatch.setattr(outlets, "Lane", Near)
     (tmp_path / "sorter.toml").write_text(CONFIG)
-    config = load(tmp_path / "sorter.toml", tmp_path)
-    spool = Spool(config.spool, Files())
-    spool.create()
-    parts = assemble(config, spool, lambda: None)
-    mark_defaults(config, spool.files)
-    made = Site(spool.files, parts)  # type: ignore[arg-type]
-    made.root = tmp_path
+    made = begun(tmp_path)
     made.receive(data_set(1), data_set(2), data_set(1, series=2))
     made.turns(80)
     assert (len(made.delivered()), len(made.stored())) == (3, 3)
@@ -76,6 +86,60 @@ def test_the_first_run_only_says_what_would_go(site: Site) -> None:
     site.turns(20)
     after = {path: path.read_bytes() for path in site.root.rglob("*") if path.is_file()}
     assert before.items() <= after.items()
+
+
+class Queueing(Near):
+    """A lane that has other things to do at first."""
+
+    waiting_puts: ClassVar[list[tuple[Near, Put]]] = []
+
+    def submit(self, put: Put) -> None:
+        Queueing.waiting_puts.append((self, put))
+
+    def withhold(self, key: str) -> tuple[list[Put], list[Receipt]]:
+        mine = [put for lane, put in Queueing.waiting_puts if lane is self and put.key == key]
+        Queueing.waiting_puts = [each for each in Queueing.waiting_puts if each[1] not in mine]
+        return mine, []
+
+    @staticmethod
+    def go_on() -> None:
+        while Queueing.waiting_puts:
+            lane, put = Queueing.waiting_puts.pop(0)
+            Near.submit(lane, put)
+
+
+def test_what_waits_for_its_target_is_frozen_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlets, "Lane", Queueing)
+    life = site.again()
+    life.receive(data_set(3), data_set(2, series=2))
+    life.turns(80)
+    assert len(Queueing.waiting_puts) == 2
+    life.command("hold", FIRST, "--why", "a question")
+    life.turns(20)
+    Queueing.go_on()
+    life.turns(20)
+    assert [path.name for path in life.delivered()] == [
+        "000-0001-000001.dcm", "000-0001-000002.dcm", "000-0002-000001.dcm", "000-0002-000002.dcm",
+    ]  # fmt: skip
+    life.command("hold", FIRST, "--release")
+    life.turns(20)
+    Queueing.go_on()
+    life.turns(20)
+    assert len(life.delivered()) == 5
+
+
+def test_what_is_withdrawn_is_not_delivered_before_it_is_taken_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlets, "Lane", Queueing)
+    life = site.again()
+    life.receive(data_set(3))
+    life.turns(80)
+    life.parts.pipeline.withdraw([FIRST], [], "consent", "admin")
+    assert Queueing.waiting_puts == []
+    life.turns(80)
+    assert [path.name for path in life.delivered()] == ["000-0002-000001.dcm"]
+    assert len(life.stored()) == 1
 
 
 def test_a_wrong_code_and_one_of_yesterday_do_nothing(site: Site) -> None:
