@@ -23,7 +23,6 @@ from sorter.config import Config, load
 from sorter.deliver.target import Verified
 from sorter.durable import Files
 from sorter.errors import SorterError
-from sorter.model import Receipt
 from sorter.pipeline import recall, retention
 from sorter.spool import Unit, leaving
 from sorter.spool.days import DAY
@@ -302,8 +301,9 @@ def not_verified_again(patch: pytest.MonkeyPatch) -> None:
     """The receipt is believed, whatever the target answers."""
     compared = retention.Retention._compared
 
-    def eager(self: retention.Retention, receipt: Receipt, answer: object) -> None:
-        compared(self, receipt, Verified(receipt.folder, tuple(each.name for each in receipt.files)))
+    def eager(self: retention.Retention, asked: retention._Asked, answer: object) -> None:
+        receipt = asked.receipt
+        compared(self, asked, Verified(receipt.folder, tuple(each.name for each in receipt.files)))
 
     patch.setattr(retention.Retention, "_compared", eager)
 
