@@ -2,8 +2,8 @@
 
 A walk is a row of happenings, drawn by a seed: images come late, again, corrected, with other pixels; a lab removes,
 edits and moves what it has, and puts it back; targets go away, are left out, come back as they were last week; days
-pass; sorter is started anew. After each the judge looks for every data set that was ever answered with success. It may
-be missing only if somebody else than sorter destroyed its last copy.
+pass; sorter is started anew. After each the judge looks for every data set that was ever answered with success, and for
+all that a lab made. It may be missing only if somebody else than sorter destroyed its last copy.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sorter.daemon.requests import request
 from sorter.durable import Files
 from sorter.model import DICOM
 from sorter.pipeline import outlets
+from sorter.pipeline.deciding import decision
 from tests.crash.scenario import Idle, Near, as_file, data_set
 from tests.unit.test_retention import CONFIG, KEY, begun
 
@@ -38,6 +39,7 @@ class Walk:
         (root / "sorter.toml").write_text(CONFIG)
         self.site, self.root = begun(root), root
         self.sent: dict[bytes, None] = {}
+        self.works: dict[bytes, None] = {}
         self.destroyed: set[bytes] = set()
         self.rotted: set[bytes] = set()  # by the disk, once
         self.told: list[str] = []
@@ -83,6 +85,12 @@ class Walk:
         act()
         self.destroyed |= before - self.there()
 
+    def new(self) -> bytes:
+        """What a lab makes of a file."""
+        work = f"the lab's own work, {len(self.works)}".encode()
+        self.works[work] = None
+        return work
+
     def removed(self) -> None:
         for path in self.files():
             if self.dice.random() < 0.4:
@@ -91,7 +99,7 @@ class Walk:
     def edited(self) -> None:
         for path in self.files():
             if self.dice.random() < 0.3:
-                self.beside(lambda path=path: path.write_bytes(b"the lab's own work"))
+                self.beside(lambda path=path: path.write_bytes(self.new()))
 
     def moved(self) -> None:
         """Within the lab's folder, or out of it, for a while."""
@@ -100,6 +108,25 @@ class Walk:
             where = self.dice.choice([self.root / "labs/memory", self.root / "outside"])
             where.mkdir(exist_ok=True)
             folder.rename(where / f"moved{len(self.told)}-{number}")
+
+    def copied(self) -> None:
+        """With all that is hidden in it."""
+        for number, folder in enumerate(sorted({path.parent for path in self.files()})):
+            shutil.copytree(folder, folder.parent / f"copy{len(self.told)}-{number}", dirs_exist_ok=True)
+
+    def in_the_way(self) -> None:
+        """Files of the lab's own, under names that late images may want."""
+        for folder in sorted({path.parent for path in self.files()}):
+            for number in NUMBERS:
+                path = folder / self.dice.choice([f"000-0001-00000{number}.dcm", f"x00{number}.dcm"])
+                if not path.exists():
+                    path.write_bytes(self.new())
+
+    def tidied(self) -> None:
+        """What is hidden is removed."""
+        for path in sorted(self.root.glob("labs/*/*/**/.sorter-*")):
+            if path.is_file():
+                path.unlink()
 
     def back(self) -> None:
         for folder in sorted((self.root / "outside").glob("moved*")):
@@ -147,6 +174,10 @@ class Walk:
                 request(self.site.spool, f"mend-{target}",
                         {"do": "mend", "key": KEY, "product": product, "target": target, "names": names})  # fmt: skip
 
+    def decided(self) -> None:
+        said = self.dice.choice([(None, None), ("other", None), ("memory", None), (None, "S7"), ("other", "S8")])
+        self.site.parts.pipeline.deciding.decide([KEY], [], decision(*said, "a person"))
+
     def retried(self) -> None:
         self.site.parts.pipeline.ask_again()
 
@@ -161,27 +192,32 @@ class Walk:
             CONFIG.replace('targets = ["archive"]\n', ""),
             CONFIG.replace('[labs.archive]\nproducts = ["dicom"]\n', "").replace('targets = ["archive"]\n', ""),
             CONFIG.replace("keep = 3", "keep = 1"),
+            f"{CONFIG}\n[plugins.naming]\nfile = 'x{{InstanceNumber:03d}}.dcm'\n",
+            f"{CONFIG}\n[plugins.naming]\nfile = '{{subject}}-{{InstanceNumber:03d}}.dcm'\n",
         ])  # fmt: skip
         (self.root / "sorter.toml").write_text(text)
         self.site.parts.reload(load(self.root / "sorter.toml"), Files())
 
     HAPPENINGS = (
         late, again, again, conflict, another_header, corrected, corrected, removed, edited, moved, back, away, here,
-        backed_up, restored, rotten, days, days, days, held, mended, retried, restarted, configured,
+        backed_up, restored, rotten, days, days, days, held, mended, retried, restarted, configured, configured,
+        copied, in_the_way, tidied, decided, decided,
     )  # fmt: skip
 
     # --- judgement ----------------------------------------------------------------------------------------------
 
     def there(self) -> set[bytes]:
-        """The data sets of which there is a copy anywhere but in a backup."""
+        """The data sets, and what the labs made, of which there is a copy anywhere but in a backup."""
         places = [self.site.spool.root, self.root / "labs", self.root / "outside"]
         contents = [path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()]
-        return {data for data in self.sent if any(each.endswith(data) for each in contents)}
+        return {data for data in (*self.sent, *self.works) if any(each.endswith(data) for each in contents)}
 
     def wrong(self) -> Iterator[str]:
         lost = set(self.sent) - self.destroyed - self.rotted - self.there()
         if lost:
             yield f"sorter took the last copy of {len(lost)} images"
+        if set(self.works) - self.destroyed - self.there():
+            yield "sorter took what a lab had made"
         unit = self.site.unit()
         for file in unit.left:
             if unit.tombstone(file) is None:
@@ -191,7 +227,7 @@ class Walk:
     def step(self) -> None:
         happening = self.dice.choice(self.HAPPENINGS)
         self.told.append(happening.__name__)
-        if happening in (Walk.restored, Walk.rotten, Walk.edited, Walk.moved):
+        if happening in (Walk.restored, Walk.rotten, Walk.edited, Walk.moved, Walk.copied):
             self.beside(lambda: happening(self))
         else:
             happening(self)
