@@ -62,6 +62,12 @@ def relocate_command(config: Config, lab: str, newroot: Path, deep: bool) -> Non
             _write(config, changed, lab, new)
         _take_up(spool)
     console.print(f"{found}. From now on sorter delivers to {new}.", soft_wrap=True, markup=False)
+    if found.other:
+        console.print(
+            f"{found.other} of them lie in {old} as they were delivered (first {found.first_other}), and in {new} with "
+            f"other content: look whether they were edited there, or badly copied, before you remove {old}.",
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
 
 
 def _with_root(config: Config, lab: str, root: Path) -> Config:
@@ -126,6 +132,17 @@ class _Found:
     others: Counter[str] = field(default_factory=Counter)
     lacking: int = 0  # not there, although at the old place
     first: str = ""
+    other: int = 0  # there and other than delivered, although at the old place as they were
+    first_other: str = ""
+
+    def note(self, receipt: Receipt, here: Verified, before: Verified) -> None:
+        """What of a delivery is not at the new place as it was delivered, and lies at the old one."""
+        lacking = sorted(set(here.missing) - set(before.missing))
+        other = sorted({*here.changed, *here.damaged, *here.outdated}.intersection(before.same))
+        self.lacking += len(lacking)
+        self.other += len(other)
+        self.first = self.first or (f"{receipt.folder}/{lacking[0]}" if lacking else "")
+        self.first_other = self.first_other or (f"{receipt.folder}/{other[0]}" if other else "")
 
     def __str__(self) -> str:
         others = "".join(f", {count} {what}" for what, count in self.others.items() if count)
@@ -138,7 +155,7 @@ def _compared(spool: Spool, config: Config, lab: str, roots: tuple[Path, Path], 
     outlet = outlets_of(config, load_plugins(config, Files()))[lab]
     here = Targets({lab: Outlet(outlet.code, {**outlet.settings, "root": str(new)})}, deep=deep)
     before = Targets({lab: Outlet(outlet.code, {**outlet.settings, "root": str(old)})}, deep=False)
-    found, gone = _Found(), dict[tuple[str, str], tuple[Receipt, set[str]]]()
+    found, doubtful = _Found(), dict[tuple[str, str], tuple[Receipt, Verified]]()
     try:
         for receipt, answer in here.compare(_receipts(spool, lab)):
             if not isinstance(answer, Verified):
@@ -148,15 +165,12 @@ def _compared(spool: Spool, config: Config, lab: str, roots: tuple[Path, Path], 
             found.others["were removed by the lab"] += len(answer.missing)
             found.others["were edited by the lab"] += len(answer.changed)
             found.others["are damaged"] += len(answer.damaged) + len(answer.outdated)
-            if answer.missing:
-                gone[receipt.key, receipt.product] = receipt, set(answer.missing)
+            if not answer.whole:
+                doubtful[receipt.key, receipt.product] = receipt, answer
         if old != new:
-            for receipt, answer in before.compare([receipt for receipt, _ in gone.values()]):
+            for receipt, answer in before.compare([receipt for receipt, _ in doubtful.values()]):
                 if isinstance(answer, Verified):
-                    _, missing = gone[receipt.key, receipt.product]
-                    lacking = sorted(missing - set(answer.missing))
-                    found.lacking += len(lacking)
-                    found.first = found.first or (f"{receipt.folder}/{lacking[0]}" if lacking else "")
+                    found.note(receipt, doubtful[receipt.key, receipt.product][1], answer)
     finally:
         here.stop()
         before.stop()

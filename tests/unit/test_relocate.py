@@ -91,6 +91,20 @@ def test_a_tree_that_was_copied_must_be_whole(site: Site, tmp_path: Path) -> Non
     assert len(images(old)) == 3
 
 
+def test_what_was_badly_copied_is_told_before_the_old_place_is_removed(site: Site, tmp_path: Path) -> None:
+    """It looks as if the lab had edited it; where the images have left the store, the old copy may be the only one."""
+    old, new = site.root / "labs/memory", tmp_path / "new"
+    shutil.copytree(old, new)
+    site.delivered()[1].write_bytes(b"edited before the copy")
+    cut, edited = (new / name for name in images(new)[:2])
+    cut.write_bytes(cut.read_bytes()[:100])
+    edited.write_bytes(b"edited before the copy")
+    done = site.command("relocate", "memory", str(new))
+    assert done.exit_code == 0, done.output
+    assert "1 of them lie in" in done.output
+    assert f"(first {cut.relative_to(new)})" in done.output
+
+
 def test_what_is_not_the_lab_s_tree(site: Site, tmp_path: Path) -> None:
     (empty := tmp_path / "empty").mkdir()
     assert "has no .sorter/id" in str(site.command("relocate", "memory", str(empty)).exception)
