@@ -140,6 +140,8 @@ def revive(unit: Unit, now: float) -> Live:
     live.senders = {sender: None for source in sources if (sender := source.sender)}
     summary = unit.summary()
     live.counts = summary.counts if summary else ()
+    if summary is not None and summary.state == "withdrawn":
+        live.gone = bool(unit.withdrawn) and summary.evidence == unit.evidence_size()
     if live.revision is not None:
         live.first = unit.revision(1).made if live.revision.revision > 1 else live.revision.made
         live.state, _ = step(live.state, Published(live.revision.revision, live.revision.verdict), now)

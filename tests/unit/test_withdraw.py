@@ -142,6 +142,19 @@ def test_what_is_withdrawn_is_not_delivered_before_it_is_taken_back(
     assert len(life.stored()) == 1
 
 
+def test_what_is_withdrawn_stays_so_in_status(site: Site) -> None:
+    """Also where somebody looks at it again, as those who learn of its sender do."""
+    site.parts.pipeline.withdraw([FIRST], [], "consent", "admin")
+    site.turns(3000, 30)
+    site.parts.pipeline.ask_again()
+    site.parts.pipeline.again(FIRST)
+    unit = Unit.load(site.spool, FIRST)
+    summary = unit.summary()
+    assert summary is not None
+    assert summary.state == "withdrawn"
+    assert sum("its images left the store" in each["says"] for each in unit.story()) == 1
+
+
 def test_a_wrong_code_and_one_of_yesterday_do_nothing(site: Site) -> None:
     code = site.said("withdraw", "P1")["code"]
     assert site.command("withdraw", "P1", "--confirm", "00000000").exit_code == 1
