@@ -59,6 +59,12 @@ def files_in(manifest: Mapping[str, Any]) -> tuple[Delivered, ...]:
         return ()
 
 
+def elsewhere(known: Sequence[Delivered], listed: Sequence[Delivered]) -> list[Delivered]:
+    """Of what a manifest lists, the files that a receipt knows, where they lie under names that it does not know."""
+    names, digests = {each.beside or each.name for each in known}, {each.sha256 for each in known}
+    return [each for each in listed if (each.beside or each.name) not in names and each.sha256 in digests]
+
+
 def replaced_in(manifest: Mapping[str, Any]) -> frozenset[str]:
     """Names that an unfinished attempt was about to give to other files: what is away there, it may have taken away."""
     listed = manifest.get("replacing")

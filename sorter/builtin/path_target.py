@@ -58,7 +58,15 @@ from sorter.builtin._path_folders import (
     unchanged,
 )
 from sorter.builtin._path_lab import Corner
-from sorter.builtin._path_manifest import digests_in, files_in, is_as_before, manifest_text, seconds_of, standing_of
+from sorter.builtin._path_manifest import (
+    digests_in,
+    elsewhere,
+    files_in,
+    is_as_before,
+    manifest_text,
+    seconds_of,
+    standing_of,
+)
 from sorter.builtin._path_stage import Item, Stage
 from sorter.builtin._path_sums import remove_sums, write_sums
 from sorter.deliver.target import (
@@ -301,11 +309,9 @@ class PathTarget:
 
     def _under_other_names(self, fd: int, receipt: Receipt) -> list[Delivered]:
         """What our manifest says of the receipt's own files: a receipt lost in a crash may not know their names."""
-        names, digests = {each.name for each in receipt.files}, {each.sha256 for each in receipt.files}
-        manifest = self._manifest(fd, receipt.key, receipt.product)
         if self._is_newer(fd, receipt):
             return []
-        return [each for each in files_in(manifest) if each.name not in names and each.sha256 in digests]
+        return elsewhere(receipt.files, files_in(self._manifest(fd, receipt.key, receipt.product)))
 
     def _is_newer(self, fd: int, receipt: Receipt) -> bool:
         """Does the folder hold a later revision? Then it is the successor's, found where this one's is gone."""

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from sorter.builtin._path_decide import suffixes, with_suffix
 from sorter.builtin._path_folders import MARKER, components, file_name
-from sorter.builtin._path_manifest import digests_in, files_in, is_as_before, seconds_of, standing_of
+from sorter.builtin._path_manifest import digests_in, elsewhere, files_in, is_as_before, seconds_of, standing_of
 from sorter.builtin._path_sums import sums_name
 from sorter.builtin._rclone import Failed, Remote, spoken
 from sorter.builtin._rclone_folder import Folder
@@ -88,9 +88,7 @@ class RcloneTarget:
             manifest = folder.manifest(receipt.key, receipt.product)
             if not folder.there or _revision(manifest) > receipt.revision:
                 return Removed(receipt.folder, note="its folder is not there any more")
-            names, digests = {each.name for each in receipt.files}, {each.sha256 for each in receipt.files}
-            others = [each for each in files_in(manifest) if each.name not in names and each.sha256 in digests]
-            removed, left = folder.delete([*receipt.files, *others])
+            removed, left = folder.delete([*receipt.files, *elsewhere(receipt.files, files_in(manifest))])
             if receipt.moved and (left or _has_more(folder, receipt)):
                 self._say_moved(folder, receipt)
             self._remove_manifest(folder, receipt)

@@ -13,6 +13,7 @@ import stat
 import struct
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -609,6 +610,18 @@ def test_only_the_newcomer_of_a_growth_gives_way(world: World) -> None:
     files = {"004_T1.nii.gz": b"first", "004_T1.json": b"{}first", "004_T1.bval": b"ours"}
     grown = world.put(files, product="nifti", folder="S1/nifti", revision=2, previous=receipt(first, product="nifti"))
     assert [each.name for each in grown.files] == ["004_T1.nii.gz", "004_T1.json", "004_T1_aaaaaa.bval"]
+
+
+def test_what_lies_beside_an_edit_is_removed_though_its_receipt_was_lost(world: World) -> None:
+    """Who withdraws knows from the plan what there should be; the manifest knows where it is."""
+    first = world.put(TWO)
+    (world.root / FOLDER / "001.dcm").write_bytes(b"the lab's own")
+    newer = {**TWO, "001.dcm": b"rev 2"}
+    second = receipt(world.grow(receipt(first), newer), revision=2)
+    planned = tuple(replace(each, state="written", beside="") for each in second.files)
+    removed = world.target().remove(replace(second, files=planned))
+    assert (removed.removed, removed.left) == (("002.dcm", "001.dcm.new-rev2"), ("001.dcm",))
+    assert world.tree() == below({"001.dcm": b"the lab's own"})
 
 
 def test_after_a_newcomer_gave_way_all_others_keep_their_names(world: World) -> None:
