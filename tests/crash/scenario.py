@@ -115,15 +115,17 @@ class Near:
         self.open_input, self.report = open_input, report
 
     def submit(self, put: Put) -> None:
+        self.report(put, self.put(put))
+
+    def put(self, put: Put) -> Result:
         with contextlib.ExitStack() as opened:
             source = _Source(put, self, opened)
             try:
-                result: Result = self.target.put(put, source)
+                return self.target.put(put, source)
             except TryLater as error:
-                result = Later(str(error), isinstance(error, Away))
+                return Later(str(error), isinstance(error, Away))
             except Held as error:
-                result = Refused(str(error))
-        self.report(put, result)
+                return Refused(str(error))
 
     def look_at_lab(
         self, job: LabLook, opened: Callable[[Wanted], int], tell: Callable[[LabSeen | Later], None]

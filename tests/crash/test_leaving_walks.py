@@ -12,14 +12,16 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sorter.config import load
 from sorter.daemon import assembly
 from sorter.daemon.requests import request
+from sorter.deliver.target import Put
 from sorter.durable import Files
 from sorter.model import DICOM
 from sorter.pipeline import outlets
@@ -204,6 +206,10 @@ class Walk:
         copied, in_the_way, tidied, decided, decided,
     )  # fmt: skip
 
+    @classmethod
+    def happenings(cls) -> Sequence[Callable[[Any], None]]:
+        return cls.HAPPENINGS
+
     # --- judgement ----------------------------------------------------------------------------------------------
 
     def there(self) -> set[bytes]:
@@ -225,7 +231,7 @@ class Walk:
         self.destroyed -= self.there()  # it was sent again
 
     def step(self) -> None:
-        happening = self.dice.choice(self.HAPPENINGS)
+        happening = self.dice.choice(self.happenings())
         self.told.append(happening.__name__)
         if happening in (Walk.restored, Walk.rotten, Walk.edited, Walk.moved, Walk.copied):
             self.beside(lambda: happening(self))
@@ -243,6 +249,51 @@ class Walk:
         self.site.days(5)
 
 
+class Withdrawn(Walk):
+    """At its end all is withdrawn. Nobody takes copies out of sorter's sight; answers of targets are lost instead."""
+
+    def lost(self) -> None:
+        """Deliveries are made, and the power fails before there is a receipt."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Near, "submit", unanswered)
+            self.site.turns(self.dice.choice([30, 100]), 10)
+        if self.dice.random() < 0.5:
+            self.away()
+        self.site = self.site.again()
+
+    UNSEEN = (Walk.copied, Walk.moved, Walk.back, Walk.backed_up, Walk.restored, Walk.tidied, Walk.rotten)
+
+    @classmethod
+    def happenings(cls) -> Sequence[Callable[[Any], None]]:
+        return [*(each for each in cls.HAPPENINGS if each not in cls.UNSEEN), *[cls.lost] * 3]
+
+    def heal(self) -> None:
+        self.site.parts.pipeline.withdraw([KEY], [], "consent", "admin")
+        self.site.turns(60, 10)
+        self.here()
+        (self.root / "sorter.toml").write_text(CONFIG)
+        self.site.parts.reload(load(self.root / "sorter.toml"), Files())
+        self.site.turns(2500, 30)
+
+    def wrong(self) -> Iterator[str]:
+        if not self.site.unit().withdrawn:
+            yield from super().wrong()
+            return
+        told = " ".join(each["says"] for each in self.site.unit().story())
+        for path in sorted(path for lab in LABS for path in (self.root / "labs" / lab).rglob("*") if path.is_file()):
+            content, lab = path.read_bytes(), path.relative_to(self.root / "labs").parts[0]
+            by_hand = f"{lab} is no configured target any more" in told or f"{lab}, in " in told
+            if any(content.endswith(data) for data in self.sent) and path.name not in told and not by_hand:
+                yield f"{path.relative_to(self.root)} is left, and not named"
+        summary = self.site.unit().summary()
+        if self.site.stored or summary is None or summary.state != "withdrawn":
+            yield "it is not withdrawn to the end"
+
+
+def unanswered(lane: Near, put: Put) -> None:
+    lane.put(put)
+
+
 @pytest.fixture
 def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(assembly, "LocalEngine", Idle)
@@ -252,11 +303,11 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(base)
 
 
-def walked(root: Path, seed: int, steps: int) -> str:
+def walked(root: Path, seed: int, steps: int, kind: type[Walk] = Walk) -> str:
     """What is wrong after the walk of this seed, with the way that led there; "" if nothing is."""
     folder = root / str(seed)
     folder.mkdir()
-    walk = Walk(folder, seed)
+    walk = kind(folder, seed)
     for act in [*[walk.step] * steps, walk.heal]:
         act()
         if wrong := [*walk.wrong()]:
@@ -268,6 +319,20 @@ def walked(root: Path, seed: int, steps: int) -> str:
 @pytest.mark.parametrize("seed", range(3))
 def test_sorter_never_takes_the_last_copy(root: Path, seed: int) -> None:
     assert not walked(root, seed, 12)
+
+
+@pytest.mark.parametrize("seed", [21, 48])
+def test_what_is_withdrawn_goes_or_is_named(root: Path, seed: int) -> None:
+    assert not walked(root, seed, 12, Withdrawn)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("batch", range(5))
+def test_what_is_withdrawn_goes_or_is_named_on_many_walks(root: Path, batch: int) -> None:
+    seeds = range(2000 + 50 * batch, 2050 + 50 * batch)
+    wrong = [said for seed in seeds if (said := walked(root, seed, 15, Withdrawn))]
+    assert not wrong
 
 
 @pytest.mark.soak
