@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence, Set
 
 import click
 
-from sorter.cli.common import account, console, open_spool, soon, with_config
+from sorter.cli.common import account, console, open_spool, printable, soon, with_config
 from sorter.cli.completing import subjects_here
 from sorter.config import Config
 from sorter.daemon.requests import request
@@ -196,4 +196,4 @@ def _tell(plan: _Plan, left: Sequence[str], when: str, *, as_json: bool) -> None
 
 
 def _say(text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)
+    console.print(printable(text), soft_wrap=True, markup=False)

@@ -19,6 +19,7 @@ from sorter.door.wire import MOST_FILES
 from sorter.errors import SorterError
 from sorter.exports import in_store
 from sorter.exports.finding import Made, delivered
+from sorter.exports.remembered import can_be
 from sorter.exports.source import LONGEST_NAME, made, not_granted, part_of, tell
 from sorter.labs import claiming
 from sorter.labs.moving import Trial
@@ -258,9 +259,9 @@ def note(desk: Desk, asked: ask.Note) -> Iterator[Line]:
     products = (desk.product(asked.key, each) for each in desk.products(asked.key))
     known = {each.sha256 for each in unit.instances.values()}
     known |= {sha256 for each in products if each is not None for _, sha256, _ in each.product.files}
-    if not (asked.dest.startswith("/") and len(asked.dest) <= LONGEST_PATH and "\0" not in asked.dest):
+    if not (len(asked.dest) <= LONGEST_PATH and can_be(asked.dest, "a name")):
         raise SorterError("what is copied whereto cannot be remembered: the folder is no whole path")
-    if not all(sha256 in known and len(name) <= LONGEST_PATH and "\0" not in name
+    if not all(sha256 in known and len(name) <= LONGEST_PATH and can_be(asked.dest, name)
                for name, sha256 in asked.files.items()):  # fmt: skip
         raise SorterError("what is copied whereto cannot be remembered: it is no image of this series")
     if unit.exports_size() > MOST_NOTED:

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import sorter.door.requests as ask
 from conftest import Account, made_account
 from sorter.builtin.path_target import mark
 from sorter.cli.main import sorter as cli
@@ -212,6 +213,20 @@ def test_a_lab_copies_what_was_made_of_its_own(site: Site) -> None:
     assert "files were copied" in site.run("ben", "rename", "MEM01", dest, "--nifti")
     assert sorted(path.read_bytes() for path in dest.rglob("*.nii.gz")) == delivered
     assert not list(dest.rglob("*.dcm"))
+
+
+@pytest.mark.parametrize(
+    ("dest", "name"),
+    [("relative", "x"), ("/a\0", "x"), ("/\ud800", "x"), ("/tmp", "../x"), ("/tmp", "a\\b"), ("/tmp", "\ud800"),
+     ("/tmp", "a\0"), ("/tmp", ""), ("/tmp", "/etc/passwd")],
+)  # fmt: skip
+def test_nothing_is_remembered_that_a_withdrawal_would_stumble_over(site: Site, dest: str, name: str) -> None:
+    key = site.key("MEM01")
+    before = Unit(site.sorter.spool, key).exports_size()
+    sha256 = next(iter(Unit.load(site.sorter.spool, key).instances.values())).sha256
+    with acting(site.people["amy"].uid), pytest.raises(SorterError, match="cannot be remembered"):
+        list(Door(site.socket, Files()).asked(ask.Note(key, dest, {name: sha256})))
+    assert Unit(site.sorter.spool, key).exports_size() == before
 
 
 def test_why_and_status_tell_a_lab_of_its_own_and_of_the_rest_how_many(site: Site) -> None:

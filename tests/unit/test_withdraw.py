@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -193,6 +194,36 @@ def test_everything_that_sorter_wrote_goes_and_what_somebody_changed_is_named(si
     assert f'"kind":"withdrawn","unit":"{FIRST[:8]}"' in journal
     assert "P1" not in journal
     assert "P1" not in "".join(path.read_text() for path in (site.spool.root / "withdrawn").iterdir())
+
+
+def test_what_was_said_of_copies_by_somebody_who_means_harm_ends_no_withdrawal(site: Site, tmp_path: Path) -> None:
+    """Devices, files without end, names that lead out or that no file has: each was once remembered as a copy."""
+    unit = Unit.load(site.spool, FIRST)
+    sha256 = next(iter(unit.instances.values())).sha256
+    endless = tmp_path / "endless"
+    with endless.open("wb") as file:
+        file.truncate(1 << 43)
+    os.mkfifo(tmp_path / "pipe")
+    unit.note_export("/dev", 7, [("zero", sha256)])
+    unit.note_export(str(tmp_path), 7, [("endless", sha256), ("pipe", sha256)])
+    no_files = [
+        ("/tmp", "../x"),
+        ("/tmp", "a\\b"),
+        ("/\ud800", "x"),
+        ("/tmp", "\ud800"),
+        ("/a\0", "x"),
+        ("/\udcff", "x"),
+    ]
+    for dest, name in no_files:
+        unit.note_export(dest, 7, [(name, sha256)])
+    shown = site.command("withdraw", "1.2.3.1")
+    assert shown.exit_code == 0, shown.exception
+    code = shown.output.rpartition("--confirm ")[2].strip()
+    done = site.command("withdraw", "1.2.3.1", "--confirm", code)
+    assert (done.exit_code, endless.exists()) == (0, True), done.exception
+    assert f"left, because it was changed or cannot be removed: {endless}" in done.output
+    site.turns(80)
+    assert len(site.stored()) == 1
 
 
 def test_what_comes_again_goes_to_quarantine_and_other_studies_are_taken(site: Site) -> None:
