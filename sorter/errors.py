@@ -52,10 +52,18 @@ class PluginError(SorterError):
         super().__init__(f"plugin {plugin}: {hook} failed: {said}")
 
 
+_MANY = 1000  # words; to compare one with all that DICOM knows takes 20 ms, and a file may hold hundreds
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`, did you mean "…"?` for the nearest of the known words, letter case aside; "" when none is near."""
-    by_fold = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(word[:80].lower(), by_fold, n=1, cutoff=0.7)
+    """`, did you mean "…"?` for the nearest of the known words, letter case aside; "" when none is near.
+
+    Of very many, those alone that begin with the same letter.
+    """
+    by_fold, meant = {each.lower(): each for each in known}, word[:80].lower()
+    if len(by_fold) > _MANY:
+        by_fold = {low: each for low, each in by_fold.items() if low[:1] == meant[:1]}
+    near = difflib.get_close_matches(meant, by_fold, n=1, cutoff=0.7)
     return f', did you mean "{by_fold[near[0]]}"?' if near else ""
 
 

@@ -30,7 +30,12 @@ MOST_BYTES = 256 << 10
 
 MOST_RULES = 500
 
-_MOST_FAULTS = 50  # that are told; whoever mends those sees the others
+MOST_PRODUCTS = 64
+
+_MOST_FAULTS = 50
+"""That are told; whoever mends those sees the others. To look for more would take the time of all labs: what each might
+have meant is sought among thousands of words."""
+
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -69,7 +74,7 @@ Folder = Annotated[str, AfterValidator(_folder)]
 File = Annotated[str, AfterValidator(_file)]
 Glob = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(checked_glob)]
 Words = Annotated[str, Field(max_length=500)]
-Products = Annotated[tuple[str, ...], Field(strict=False, max_length=64)]
+Products = Annotated[tuple[str, ...], Field(strict=False, max_length=MOST_PRODUCTS)]
 
 
 class Patterns(Section):
@@ -251,11 +256,16 @@ class _LabReader(Tables):
         if isinstance(rules, list) and len(rules) > MOST_RULES:
             self.fault(("rules",), f"there are {len(rules)} rules; {MOST_RULES} are the most")
             self._raw["rules"] = []
+        naming = self._raw.get("naming")
+        products = naming.get("products") if isinstance(naming, dict) else None
+        if isinstance(naming, dict) and isinstance(products, dict) and len(products) > MOST_PRODUCTS:
+            self.fault(("naming", "products"), f"there are {len(products)}; {MOST_PRODUCTS} are the most")
+            naming["products"] = {}
         return LabFile(
             naming=self.section(Naming, "naming"),
             deliver=self.section(Deliver, "deliver"),
             notifications=self.section(Notifications, "notifications"),
-            rules=self.listed("rules", Rule),
+            rules=self.listed("rules", Rule, _MOST_FAULTS),
         )
 
     def _known(self) -> None:

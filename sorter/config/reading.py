@@ -158,19 +158,22 @@ class Sources:
 
     def _merge(self, tables: Mapping[str, Any], found: Mapping[Key, str]) -> None:
         """A table may be spread over files, but what it holds, as a key or a lab, stands in one file only."""
+        below: dict[str, dict[Key, str]] = {}  # each is looked through once, however many tables there are
+        for key, place in found.items():
+            below.setdefault(key[0], {})[key] = place
         for name, table in tables.items():
             known = self.tables.get(name)
             if known is None:
                 self.tables[name] = _copied(table)
-                self._adopt(found, (name,))
+                self._adopt(below[name], (name,))
             elif isinstance(known, list) and isinstance(table, list):
                 shift = len(known)
                 known += table
-                self._adopt(found, (name,), shift)
+                self._adopt(below[name], (name,), shift)
             elif isinstance(known, dict) and isinstance(table, dict):
-                self._merge_table(name, known, table, found)
+                self._merge_table(name, known, table, below[name])
             else:
-                self._twice((name,), found)
+                self._twice((name,), below[name])
 
     def _merge_table(self, name: str, known: dict[str, Any], table: dict[str, Any], found: Mapping[Key, str]) -> None:
         for key, value in table.items():
@@ -266,14 +269,16 @@ class Tables:
         raw = self.table(self._raw.get(name, {}), (name,)) or {}
         return self.model(model, raw, (name,)) or model()
 
-    def listed(self, name: str, model: type[M]) -> tuple[M, ...]:
-        """The tables [[name]], in their order."""
+    def listed(self, name: str, model: type[M], enough: int | None = None) -> tuple[M, ...]:
+        """The tables [[name]], in their order; none that follow so many faults."""
         raw = self._raw.get(name, [])
         if not isinstance(raw, list):
             self.fault((name,), f"must be a list of tables, each begun by [[{name}]], not {shown(raw)}")
             return ()
         found = []
         for index, each in enumerate(raw):
+            if enough is not None and len(self._sources.faults) >= enough:
+                break
             key = (name, str(index))
             table = self.table(each, key)
             made = self.model(model, table, key) if table is not None else None
@@ -399,13 +404,16 @@ _PLAIN = {
 def faults_of(error: ValidationError, model: type[BaseModel], top: Key) -> list[tuple[Key, str]]:
     """Each fault as the key it is at, and a sentence for a person who never heard of pydantic."""
     found: dict[Key, str] = {}
+    given: dict[Key, Any] = {}  # a hostile hand makes a hundred thousand faults: each is looked at once
     for item in error.errors():
         path = _below(model, item["loc"])
+        for length in range(len(item["loc"]) + 1):
+            given.setdefault(tuple(map(str, item["loc"][:length])), item["input"])
         says = _sentence(item, model, path)
         known = found.get((*top, *path))
         # Of a union each member complains: a text or a number.
         found[(*top, *path)] = f"{known} or {says.removeprefix('must be ')}" if known and known != says else says
-    return [(key, _with_value(says, error, key[len(top) :])) for key, says in found.items()]
+    return [(key, _with_value(says, given.get(key[len(top) :]))) for key, says in found.items()]
 
 
 def _below(model: type[BaseModel], loc: Sequence[str | int]) -> Key:
@@ -449,9 +457,8 @@ def _sentence(item: Mapping[str, Any], model: type[BaseModel], path: Key) -> str
     return _PLAIN.get(kind, str(item["msg"]))
 
 
-def _with_value(says: str, error: ValidationError, path: Key) -> str:
+def _with_value(says: str, value: Any) -> str:
     """The value that was given behind a sentence that does not show it yet."""
     if not says.startswith("must be ") or ", not " in says or says == "must be given":
         return says
-    value = next((item["input"] for item in error.errors() if tuple(map(str, item["loc"]))[: len(path)] == path), None)
     return f"{says}, not {shown(value)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -167,6 +168,31 @@ def test_every_fault_has_its_line_and_all_are_told_at_once() -> None:
         'lab.toml:8: rules.1.match.0: "Patient" is no DICOM keyword, did you mean "PatientID"?',
         'lab.toml:9: rules.1.belwo: there is no such key, did you mean "below"?',
     ]
+
+
+def _rules(text: str, count: int) -> str:
+    return "".join(f'[[rules]]\nbelow = "x"\n{text}\n' for _ in range(count))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _rules("match = [" + ", ".join(f'"StudyDescriptiom={each}"' for each in range(20)) + "]", 400),
+        _rules('subject = "a"\nfolder = "{SeriesDescriptiom}"\nfile = "{InstanceNumer}"', 500),
+        "".join(f'[naming.products.x{each}]\nfolder = "{{SeriesDescriptiom}}"\n' for each in range(3000)),
+        "".join(f"k{each} = 1\n" for each in range(20_000)),
+        "".join(".".join([f"a{each}", *"a" * 100]) + " = 1\n" for each in range(1000)),
+        f"[notifications]\nnews = [{'9,' * 100_000}]",
+        f"[deliver]\nproducts = [{'9,' * 100_000}]",
+    ],
+    ids=["keywords", "patterns", "products", "keys", "dots", "news", "numbers"],
+)
+def test_a_file_of_nothing_but_faults_takes_the_time_of_nobody_else(data: str) -> None:
+    """One thread reads the files of all labs. (Of the processor, so that others on this machine do not count.)"""
+    assert len(data) <= MOST_BYTES
+    begun = time.process_time()
+    assert faults(data)
+    assert time.process_time() - begun < 10  # none takes 5 s; it were minutes
 
 
 def test_what_is_the_admins_is_called_so() -> None:
