@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,11 +40,13 @@ class Channel:
     def __init__(self, sock: socket.socket, timeout: float | None = None) -> None:
         self._socket = sock
         self._socket.settimeout(timeout)
+        self._until: float | None = None
         self._sending = threading.Lock()
 
-    def within(self, timeout: float | None) -> None:
-        """From now on, how many seconds the other side may stay silent."""
-        self._socket.settimeout(timeout)
+    def by(self, moment: float) -> None:
+        """From now on, all that is sent and received has to be through by this moment of `time.monotonic`: whoever
+        says a little now and then is not waited for either."""
+        self._until = moment
 
     def send(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Send one frame. The descriptors are duplicated on the way: the caller still owns, and closes, its own."""
@@ -54,6 +57,7 @@ class Channel:
         header = _LENGTH.pack(len(body))
         try:
             with self._sending:
+                self._hurry()
                 sent = self._socket.sendmsg([header], rights)
                 self._socket.sendall(header[sent:] + body)
         except ConnectionError:
@@ -95,6 +99,7 @@ class Channel:
         room = socket.CMSG_SPACE(most * _INT) if most else 0
         try:
             while len(header) < _LENGTH.size:
+                self._hurry()
                 data, rights, flags, _ = self._socket.recvmsg(
                     _LENGTH.size - len(header), room, getattr(socket, "MSG_CMSG_CLOEXEC", 0)
                 )
@@ -114,10 +119,18 @@ class Channel:
             raise
         return header, list(received)
 
+    def _hurry(self) -> None:
+        if self._until is not None:
+            left = self._until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+
     def _exactly(self, length: int) -> bytearray:
         body = bytearray(length)
         view = memoryview(body)
         while view:
+            self._hurry()
             try:
                 got = self._socket.recv_into(view)
             except ConnectionError:

@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -318,6 +319,9 @@ def _has_gone(connected: socket.socket) -> bool:
     return bool(looking.poll(0))
 
 
+_GLANCE = 0.1  # seconds in which what was said already is read
+
+
 class _Visitor(Worker):
     def __init__(self, connected: socket.socket, silence: float, mend: str) -> None:
         super().__init__(Channel(connected, silence))
@@ -330,17 +334,21 @@ class _Visitor(Worker):
     def end(self, *, kill: bool = False) -> str | None:  # noqa: ARG002  nobody but itself may end it
         """It ends itself when this side says no more; its side is closed when the last of its threads is gone."""
         self.kill()
-        self._socket.settimeout(2 * GRACE)
-        return "when its connection was closed" if self._ended() else None
+        return "when its connection was closed" if self._ended(2 * GRACE) else None
 
     def gone(self) -> bool:
-        self._socket.settimeout(0.0)
-        return self._ended()
+        return self._ended(0.0)
 
-    def _ended(self) -> bool:
+    def _ended(self, patience: float) -> bool:
+        """What it still says is of no interest, however long it goes on."""
+        until = time.monotonic() + patience
         try:
-            while self._socket.recv(1 << 16):
-                pass
+            while True:
+                self._socket.settimeout(max(0.0, until - time.monotonic()))
+                if not self._socket.recv(1 << 16):
+                    break
+                if time.monotonic() > until + _GLANCE:
+                    return False
         except (TimeoutError, BlockingIOError):
             return False
         except OSError:

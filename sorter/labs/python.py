@@ -202,8 +202,11 @@ class LabPython:
                 own.again = None
                 own.faults = ()
                 self._load(own, own.mark or "")
-            if own.hosted is not None and own.hosted.refresh():
-                changed.add(lab)
+            if own.hosted is not None and not own.share.rest():
+                with own.share.taken():  # to end a process takes as long as its keeper pleases
+                    fresh = own.hosted.refresh()
+                if fresh:
+                    changed.add(lab)
             if own.share.refused and not own.share.rest():
                 own.share.refused = False
                 changed.add(lab)

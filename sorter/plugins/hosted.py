@@ -40,6 +40,7 @@ _ANSWERS: Mapping[str, Any] = {
 _KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]{0,99}")
 _IN_A_ROW = 3  # failures of the process before a plugin rests
 _LONGEST_REST = 600.0  # seconds
+_BEGUN = 10.0  # seconds for a keeper that is there to end a life, and begin another
 _GRACE = 5.0  # seconds for the process to end after its socket was closed
 _NOT_OF_A_LAB = "their process ended at once; is mri-sorter installed for the lab's own interpreter?"
 
@@ -167,6 +168,7 @@ class Hosted:
         given = {name: plain(value) for name, value in arguments.items()}
         question = {"hook": hook, "arguments": given, "plugins": awake, "first": first, "values": ask is not None}
         with self._breaking(life):
+            life.by(time.monotonic() + self._patience.answer)
             life.send(question)
         for name in awake:
             answer = self._reply(life, name, hook, ask)
@@ -175,10 +177,9 @@ class Hosted:
                 return
 
     def _reply(self, life: Channel, name: str, hook: str, ask: Callable[[str], Any] | None) -> Any:
-        until = time.monotonic() + self._patience.answer
+        life.by(time.monotonic() + self._patience.answer)
         while True:
             with self._breaking(life):
-                life.within(max(0.001, until - time.monotonic()))
                 said, _ = life.receive()
                 if "values" not in said:
                     if said["plugin"] != name:
@@ -217,7 +218,7 @@ class Hosted:
     def _changed_tables(self, life: Channel) -> tuple[str, ...]:
         try:
             with self._breaking(life):
-                life.within(self._patience.answer)
+                life.by(time.monotonic() + self._patience.answer)
                 life.send({"tables": True})
                 said, _ = life.receive()
                 self._settings.update(said["settings"])
@@ -260,13 +261,15 @@ class Hosted:
         life = Channel(ours)
         where = "plugins"
         try:
-            life.within(self._patience.load)
+            life.by(time.monotonic() + self._patience.load)
             life.send({"tables": self._tables, "settings": self._settings, "show": self._show})
             while True:
                 said, _ = life.receive()
                 if "loading" not in said:
                     break
                 where = str(said["loading"])
+                if not self._of_a_lab:  # who may say so again and again; all of a lab's has one's time together
+                    life.by(time.monotonic() + self._patience.load)
             self._settings.update(said["settings"])
             self._reads_tables = bool(said["tables"])
         except TimeoutError:
@@ -290,9 +293,11 @@ class Hosted:
     def _keep(self, fd: int | None) -> str:
         """Tell the keeper to end what lives and, with a descriptor, to begin a life at it; how the last one ended."""
         for _ in range(2):  # a keeper that is gone is replaced, once
+            patience = _BEGUN if self._control is not None else self._patience.load
             if self._control is None:
                 self._control = self._start()
             try:
+                self._control.by(time.monotonic() + patience)
                 self._control.send({}, [] if fd is None else [fd])
                 said, _ = self._control.receive()
             except (EOFError, WireError, TimeoutError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import textwrap
 from collections.abc import Iterator
@@ -14,14 +15,14 @@ from sorter.durable import Files
 from sorter.errors import ConfigError
 from sorter.model import Event, Hold, Instance, Name, Series, UnitKind
 from sorter.plugins import Plugins
-from sorter.plugins.hosted import Hosted, Patience
+from sorter.plugins.hosted import Hosted, Patience, _here
 from sorter.processes import descendants
 from sorter.testing.waiting import wait_until
 
 PATIENT = Patience(answer=4.0, rest=0.0)
 
 ROGUE = """
-import ctypes, os, signal, subprocess, sys
+import contextlib, ctypes, os, signal, subprocess, sys
 from pathlib import Path
 from sorter import Identity, hookimpl
 
@@ -44,6 +45,16 @@ def hang(series):
     for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(sign, signal.SIG_IGN)
     for _ in range(50): subprocess.Popen(["sleep", "3600"], start_new_session=True)
     while True: signal.pause()
+def drip(series):
+    import socket, struct, time
+    socks = []
+    for fd in range(3, 64):
+        with contextlib.suppress(OSError):
+            socks.append(socket.socket(fileno=os.dup(fd)))
+    for each in socks: each.send(struct.pack("!I", 1 << 20))
+    while True:
+        for each in socks: each.send(b" ")
+        time.sleep(0.1)
 def values(series): return Identity(session=",".join(map(str, series.values("EchoTime"))))
 def nothing(series): return None
 
@@ -105,6 +116,7 @@ def lives() -> set[int]:
     ("what", "said"),
     [
         ("hang", "it did not answer within 4 s, and its process was ended"),
+        ("drip", "it did not answer within 4 s, and its process was ended"),
         ("leave", "its process ended before it answered (exit code 7)"),
         ("crash", "its process ended before it answered (SIGSEGV)"),
         ("daemon", "its process ended before it answered (exit code 1)"),
@@ -121,6 +133,25 @@ def test_what_a_plugin_does_costs_its_own_answer(others: set[int], hosted: Hoste
     assert said in str(asked.failures[0])
     # nothing of it lives: the keeper and one life are all there is, whatever the plugin started
     wait_until(lambda: len(lives() - others) <= 2, 20, "what the plugin started to be gone")
+
+
+def test_a_labs_plugin_that_says_without_end_that_it_loads_is_not_waited_for(tmp_path: Path) -> None:
+    folder = put(
+        tmp_path / "plugins",
+        endless="""
+            import contextlib, os, socket, struct, time
+            said = b'{"loading":"endless.py"}'
+            while True:
+                for fd in range(3, 64):
+                    with contextlib.suppress(OSError):
+                        socket.socket(fileno=os.dup(fd)).send(struct.pack("!I", len(said)) + said)
+                time.sleep(0.1)
+            """,
+    )
+    launch = functools.partial(_here, False)
+    hosted = Hosted(folder, {}, Patience(load=3.0), launch=launch)
+    assert [each for each in hosted.unloadable if "it did not load within 3 s" in each]
+    hosted.close()
 
 
 def test_what_a_plugin_prints_goes_nowhere(hosted: Hosted, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,32 @@ def test_one_that_stopped_is_let_go_and_no_second_one_comes_beside_it(site: Site
         os.kill(stopped, signal.SIGCONT)
     wait_until(lambda: isinstance(site.check(), Checked), SOON)
     wait_until(lambda: stopped not in children(keeper.pid), SOON)
+
+
+def test_who_comes_in_the_keepers_place_and_says_something_without_end_is_not_listened_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end may be asked for by the thread that decides for all labs."""
+    monkeypatch.setattr(workers, "GRACE", 0.25)
+    made, over = Awaited("lab", ME, tmp_path / "workers", Files()), threading.Event()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as talker:
+        talker.connect(str(tmp_path / "workers" / ME / "lab"))
+        worker = made.start(1.0)
+        talker.settimeout(0.1)
+
+        def talk() -> None:
+            while not over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    talker.send(bytes(1 << 20))
+
+        talking = threading.Thread(target=talk, daemon=True)
+        talking.start()
+        assert not worker.gone()
+        assert worker.end() is None
+        over.set()
+        talking.join()
+    wait_until(worker.gone, SOON)
+    made.close()
 
 
 def test_a_socket_that_cannot_be_made_is_said(tmp_path: Path) -> None:
