@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sorter.errors import SorterError
-from sorter.exports.choosing import Choice, Subject
+from sorter.exports.choosing import Catalogue, Choice, Subject
 from sorter.exports.copying import Copy
 from sorter.exports.finding import Found, Made
 from sorter.exports.naming import Naming, plan_copies, plan_products
@@ -54,9 +54,9 @@ def choose(every: Sequence[Found], asked: Asked) -> Chosen:
     """Of these, each once. SorterError: a name fits several subjects, or one new name is for several."""
     found: dict[str, Found] = {}
     chosen = Chosen()
-    narrowed = [each for each in every if asked.choice.fits(each)]
+    narrowed = Catalogue([each for each in every if asked.choice.fits(each)])
     for one in asked.subjects:
-        fits = one.among(narrowed)
+        fits = narrowed.meant(one)
         if not fits:
             chosen.missing.append(one)
         for each in fits:

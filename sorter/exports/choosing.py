@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -28,36 +28,69 @@ class Subject:
     def is_glob(self) -> bool:
         return any(each in self.text for each in "*?[")
 
-    def fits(self, found: Found) -> bool:
-        """By ID, UID or key."""
-        wanted, subject = self.text.casefold(), found.subject.casefold()
-        if subject == wanted or self.text in (found.study_uid, *found.series_uids):
-            return True
-        if len(wanted) >= 8 and found.key.startswith(wanted):
-            return True
-        return self.is_glob and fnmatchcase(subject, wanted)
-
-    def fits_name(self, found: Found) -> bool:
-        """By the patient's name, in any order of its parts: "doe^jane" is "Jane Doe"."""
-        name = found.text("PatientName")
-        if self.is_glob:
-            return fnmatchcase(name.casefold(), self.text.casefold())
-        return bool(name) and _words(name) == _words(self.text)
-
     def among(self, every: Sequence[Found]) -> list[Found]:
         """Those that are meant. SorterError: several subjects have this name; they are listed, to choose one."""
-        found = [each for each in every if self.fits(each)]
+        return Catalogue(every).meant(self)
+
+
+class Catalogue:
+    """Those that somebody may mean, looked through once, however many are asked for."""
+
+    def __init__(self, every: Sequence[Found]) -> None:
+        self._every = every
+        self._ids: dict[str, list[int]] = {}
+        self._uids: dict[str, list[int]] = {}
+        self._keys: dict[str, list[int]] = {}  # by their first letters
+        self._names: dict[str, list[int]] = {}
+        self._words: dict[tuple[str, ...], list[int]] = {}  # of names
+        for at, each in enumerate(every):
+            name = each.text("PatientName").casefold()
+            self._ids.setdefault(each.subject.casefold(), []).append(at)
+            self._keys.setdefault(each.key[:_KEY], []).append(at)
+            self._names.setdefault(name, []).append(at)
+            for uid in {each.study_uid, *each.series_uids}:
+                self._uids.setdefault(uid, []).append(at)
+            if name:
+                self._words.setdefault(_words(name), []).append(at)
+
+    def meant(self, one: Subject) -> list[Found]:
+        """As `Subject.among`."""
+        found = self._called(one)
         if found:
             return found
-        found = [each for each in every if self.fits_name(each)]
+        found = self._named(one)
         who = sorted({each.subject for each in found})
-        if len(who) > 1 and not self.is_glob:
+        if len(who) > 1 and not one.is_glob:
             raise SorterError(f"{len(who)} subjects have this name: {', '.join(who)}; give one of these IDs instead")
         return found
 
+    def _called(self, one: Subject) -> list[Found]:
+        """By ID, UID or key."""
+        wanted = one.text.casefold()
+        found = {*self._ids.get(wanted, ()), *self._uids.get(one.text, ())}
+        if len(wanted) >= _KEY:
+            found |= {at for at in self._keys.get(wanted[:_KEY], ()) if self._every[at].key.startswith(wanted)}
+        return self._in_order(found | (_fitting(wanted, self._ids) if one.is_glob else set()))
 
-def _words(name: str) -> list[str]:
-    return sorted(re.findall(r"[^\W_]+", name.casefold()))
+    def _named(self, one: Subject) -> list[Found]:
+        """By the patient's name, in any order of its parts: "doe^jane" is "Jane Doe"."""
+        if one.is_glob:
+            return self._in_order(_fitting(one.text.casefold(), self._names))
+        return self._in_order(self._words.get(_words(one.text), ()))
+
+    def _in_order(self, found: Iterable[int]) -> list[Found]:
+        return [self._every[at] for at in sorted(found)]
+
+
+_KEY = 8  # letters of a key that are enough
+
+
+def _fitting(glob: str, called: Mapping[str, Sequence[int]]) -> set[int]:
+    return {at for text, found in called.items() if fnmatchcase(text, glob) for at in found}
+
+
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(sorted(re.findall(r"[^\W_]+", name.casefold())))
 
 
 def subjects(text: str) -> list[Subject]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -194,25 +195,40 @@ class _Batch:
 
     def _is_absent(self, item: _Item) -> bool:
         """False where it is there already, or something else is."""
-        if self._files.exists(item.target):
-            if self._digest(item.target) == item.copy.sha256:
-                self._report.same.append(item.copy.name)
-                return False
-            if not self._force:
-                self._report.taken.append(item.copy.name)
-                return False
-        return True
+        try:
+            info = self._files.stat(item.target)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        if not stat.S_ISREG(info.st_mode):
+            raise SorterError("something that is no file is there; it was not overwritten")
+        if info.st_size == item.copy.size and self._digest(item.target) == item.copy.sha256:
+            self._report.same.append(item.copy.name)
+            return False
+        if not self._force:
+            self._report.taken.append(item.copy.name)
+        return self._force
 
     def _write(self, item: _Item, given: Mapping[str, int | str]) -> bool:
         """Under its temporary name."""
         source = given.get(item.copy.name, "it was not given")
         if isinstance(source, str):
             raise SorterError(source)
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with self._files.opened(item.part, flags, 0o666) as writing:
+        writing = self._new(item.part)
+        try:
             self._files.copy(source, writing)
             self._files.start_writeback(writing, 0, item.copy.size)
+        finally:
+            self._files.close(writing)
         return True
+
+    def _new(self, path: str) -> int:
+        """What an interrupted run left under this name goes, and is not written to: it may have another name, too."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            return self._files.open(path, flags, 0o666)
+        except FileExistsError:
+            self._files.unlink(path)
+            return self._files.open(path, flags, 0o666)
 
     def _place(self, item: _Item) -> bool:
         if self._digest(item.part) != item.copy.sha256:
@@ -240,7 +256,7 @@ class _Batch:
 
     def _digest(self, path: str) -> str:
         digest = hashlib.sha256()
-        with self._files.opened(path, os.O_RDONLY | os.O_NOFOLLOW) as fd:
+        with self._files.opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
             for piece in self._files.chunks(fd):
                 digest.update(piece)
         return digest.hexdigest()

@@ -32,6 +32,8 @@ PIECE_FILES = 250
 PIECE_BYTES = 1 << 30
 """What is copied at a time."""
 
+_OURS = "sorter itself failed; please tell your admin"
+
 AGAIN, BRING = 30.0, 2.0
 """Seconds until a piece is tried again that could not be copied; that waits for images which had left the store."""
 
@@ -65,6 +67,7 @@ class _Lab:
     answers: dict[str, bytes]  # that the lab was not told yet
     asked: deque[LabRequest] = field(default_factory=deque)
     work: _Work | None = None
+    beside: bool = False  # something is under way in a thread, perhaps for a request that is none any more
     fresh: bool = False  # there is an answer since the last look
 
 
@@ -144,30 +147,45 @@ class Requests:
         """Go on with one request of each lab; returns when to be called again at the latest."""
         until = now + AGAIN
         for lab, known in self._labs.items():
-            if known.work is None and known.asked:
+            if (
+                known.work is None and known.asked and not known.beside
+            ):  # who changes his mind has one thread all the same
                 known.work = _Work(known.asked.popleft())
-                self._begin(lab, known.work)
+                self._begin(lab, known, known.work)
             if known.work is not None:
                 until = min(until, self._go_on(lab, known, known.work, now))
         return until
 
-    def _begin(self, lab: str, work: _Work) -> None:
-        """Prepare it in a thread of its own: to look through a large store takes a while."""
+    def _begin(self, lab: str, known: _Lab, work: _Work) -> None:
+        """Prepare it: to look through a large store takes a while."""
+        request = work.request
+        if request.why:
+            work.prepared = Prepared(says=[f"{request.name} is not read: {request.why}"], failed=True)
+            work.busy = False
+            return
 
         def run() -> None:
-            request = work.request
-            if request.why:
-                prepared = Prepared(says=[f"{request.name} is not read: {request.why}"], failed=True)
-            else:
-                try:
-                    prepared = prepare(self.spool, lab, self.granted(lab), request.name, bytes.fromhex(request.text))
-                except Exception as error:  # noqa: BLE001 - one request never ends the others
-                    log.error("lab %s: a request could not be prepared (%s); report this", lab, place_of(error))
-                    prepared = Prepared(says=["sorter itself failed; please tell your admin"], failed=True)
-            work.prepared, work.busy = prepared, False
+            work.prepared = prepare(self.spool, lab, self.granted(lab), request.name, bytes.fromhex(request.text))
+
+        def failed() -> None:
+            work.prepared = Prepared(says=[_OURS], failed=True)
+
+        self._beside(lab, known, work, run, failed)
+
+    def _beside(self, lab: str, known: _Lab, work: _Work, run: Callable[[], None], failed: Callable[[], None]) -> None:
+        """In a thread of its own, of which each lab has one at a time. `failed` is called where that is our fault."""
+
+        def attempt() -> None:
+            try:
+                run()
+            except Exception as error:  # noqa: BLE001 - one request never ends the others
+                log.error("lab %s: a request failed as it should not (%s); report this", lab, place_of(error))
+                failed()
+            work.busy = known.beside = False
             self.wake()
 
-        self.start(run)
+        work.busy = known.beside = True
+        self.start(attempt)
 
     def _go_on(self, lab: str, known: _Lab, work: _Work, now: float) -> float:
         if work.busy or work.prepared is None:
@@ -183,25 +201,25 @@ class Requests:
         if work.due > now:
             return work.due
         if not work.remembered:
-            self._remember(known.root, work)
+            self._remember(lab, known, work)
         else:
             self._copy(lab, work, now)
         return now + AGAIN
 
-    def _remember(self, root: str, work: _Work) -> None:
+    def _remember(self, lab: str, known: _Lab, work: _Work) -> None:
         """Beside too: a piece may be of many series, and each of them is told durably."""
 
         def run() -> None:
             try:
-                remember(self.spool, work.piece, root)
+                remember(self.spool, work.piece, known.root)
                 work.remembered = True
             except OSError as error:
                 work.outcome = Later(f"what is copied cannot be remembered: {error.strerror}")
-            work.busy = False
-            self.wake()
 
-        work.busy = True
-        self.start(run)
+        def failed() -> None:
+            work.outcome = Refused(_OURS)
+
+        self._beside(lab, known, work, run, failed)
 
     def _is_here(self, work: _Work) -> bool:
         """Is all of the piece in the store, or will never be again? What cannot be had is left out of it."""
@@ -216,8 +234,11 @@ class Requests:
             if why:
                 return False
             lost |= {self.spool.unit_folder(key) / "images" / file for file in gone}
-        work.lost += len(lost)
-        work.piece = [copy for copy in work.piece if copy.source not in lost]
+        # what was withdrawn, or made anew, since it was looked for
+        lost |= {copy.source for copy in work.piece if not self.spool.files.exists(copy.source)}
+        here = [copy for copy in work.piece if copy.source not in lost]
+        work.lost += len(work.piece) - len(here)
+        work.piece = here
         return True
 
     def _copy(self, lab: str, work: _Work, now: float) -> None:
@@ -287,7 +308,8 @@ def _text(work: _Work) -> str:
                      f"{work.same} were there already.")  # fmt: skip
     lines += prepared.says
     if work.lost:
-        lines.append(f"{work.lost} images have left the store, and do not lie any more where they were delivered.")
+        says = "have left the store since, or before, and do not lie any more where they were delivered."
+        lines.append(f"{work.lost} {prepared.what} {says}")
     lines += [f"not overwritten: {name} is there with other content" for name in work.taken[:MOST_SAID]]
     if len(work.taken) > MOST_SAID:
         lines.append(f"… and {len(work.taken) - MOST_SAID} more")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sorter.config import Config
 from sorter.labs import requests as asked
+from sorter.spool import Unit
 from tests.crash.memory import Memory
 from tests.crash.scenario import ROOT, Life, begin, data_set, settings_of
 from tests.crash.test_completion_properties import Dies
@@ -115,3 +117,38 @@ def test_a_request_that_is_removed_ends_and_one_that_changes_is_done_anew(
     life.disk.write_file(REQUEST, ASK.replace(b"pilot", b"other"))
     go_on(life)
     assert b"copied to other" in life.disk.read_file(ANSWER)
+
+
+def test_what_was_withdrawn_since_it_was_looked_for_is_named_and_keeps_no_other_request_waiting(
+    delivered: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked, "PIECE_FILES", 1)
+    life, corners = delivered, delivered.parts.lab_corners
+    while not life.disk.exists(f"{LAB}/pilot"):
+        life.now += 5.0
+        corners.turn(life.now)
+    [unit] = [Unit.load(life.spool, key) for key in life.spool.keys()]  # noqa: SIM118  (a spool is no mapping)
+    for each in unit.instances:
+        life.disk.unlink(unit.images / each)
+    life.disk.write_file(f"{LAB}/.sorter/requests/other.toml", b'subject = "P1"\nlist = true\n')
+    go_on(life)
+    said = life.disk.read_file(ANSWER)
+    assert said.startswith(b"done in part\n")
+    assert b"2 images have left the store" in said
+    assert life.disk.read_file(ANSWER.replace("mine", "other")).startswith(b"done\n")
+
+
+def test_who_changes_a_request_again_and_again_has_one_thread(delivered: Life) -> None:
+    life, corners = delivered, delivered.parts.lab_corners
+    begun: list[Callable[[], None]] = []
+    corners.requests.start = begun.append
+    for number in range(10):
+        life.disk.write_file(REQUEST, ASK.replace(b"pilot", b"pilot%d" % number))
+        life.now += 60.0
+        corners.turn(life.now)
+        corners.turn(life.now)
+    assert len(begun) == 1
+    corners.requests.start = lambda run: run()
+    begun.pop()()
+    go_on(life)
+    assert b"copied to pilot9" in life.disk.read_file(ANSWER)
