@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from sorter.model import Instance, Revision, Standing, Verdict
 from sorter.spool import Unit, UnitSummary
 from sorter.spool.studies import StudyRecord
+from sorter.words import counted
 
 _LISTS = {"commitment": "A storage commitment request of {}", "query": "The list that {} answered with"}
 
@@ -135,7 +136,7 @@ def lacks(summary: UnitSummary) -> str:
 
 
 def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
+    return counted(count, "images")
 
 
 def _sentence(text: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from sorter.model import Header, Value
+from sorter.words import counted
 
 PARTS = (("EchoNumbers",), ("EchoTime",), ("ImageType",), ("ImageType", "EchoNumbers"), ("AcquisitionNumber",))
 """What tells the parts of a series apart, where InstanceNumber starts anew in each."""
@@ -105,7 +106,7 @@ def _by_number(numbered: Numbered) -> Structure:
     first, last, count = numbers[0], numbers[-1], len(numbers)
     gaps = [(one + 1, other - 1) for one, other in itertools.pairwise(numbers) if other > one + 1]
     if not gaps:
-        return Structure(True, f"{count} images numbered {first} to {last} without a gap", count, True)
+        return Structure(True, f"{counted(count, 'images')} numbered {first} to {last} without a gap", count, True)
     widths = {other - one for one, other in gaps}
     if len(gaps) == count - 1 and len(widths) == 1:
         return Structure(False, "the images are numbered in steps", count)
@@ -232,13 +233,13 @@ def _of_slices(found: Structure, places: Sequence[Place | None]) -> Structure:
         return replace(found, volumes=volumes, slices=slices, partial=rest, why=why)
     rest = _rest_of_a_slice(places)
     if rest:
-        why = f"{found.why}: {most} images of each slice, but {rest} of the last"
+        why = f"{found.why}: {counted(most, 'images')} of each slice, but {rest} of the last"
         return replace(found, volumes=most, slices=slices, partial=rest, why=why)
     return found  # the slices moved, or the volumes are not alike: nothing to be said of them
 
 
 def _volumes(volumes: int, slices: int) -> str:
-    return f"{volumes} {'volume' if volumes == 1 else 'volumes'} of {slices} slices"
+    return f"{counted(volumes, 'volumes')} of {counted(slices, 'slices')}"
 
 
 def _rest(places: Sequence[Place | None], slices: int) -> int:
@@ -271,7 +272,7 @@ def _by_position_alone(headers: Sequence[Header]) -> Structure:
     volumes = max(counts.values())
     if None in counts or len(counts) < 2 or volumes < 2 or min(counts.values()) < volumes:
         return Structure(False, "the images' numbers are missing, or used again", len(headers))
-    why = f"{len(headers)} images: {_volumes(volumes, len(counts))}"
+    why = f"{counted(len(headers), 'images')}: {_volumes(volumes, len(counts))}"
     return Structure(True, why, len(headers), None, volumes, len(counts))
 
 

@@ -24,6 +24,7 @@ from sorter.builtin._path_folders import MARKER, Visit, digest, file_name, remov
 from sorter.deliver.target import LabLook, LabRequest, LabSeen, Source, Wanted
 from sorter.durable import PART, Files
 from sorter.errors import Held, TryLater
+from sorter.words import counted
 
 LAB_FILE = "lab.toml"
 PLUGINS = "plugins"
@@ -266,7 +267,9 @@ def _requests(
             names.append(entry.name)
     said = []
     if strange := [name for name in names if not _is_plain(name)]:
-        said.append(f"{REQUESTS}/: {len(strange)} files have names other than letters, digits and ._+-; rename them")
+        said.append(
+            f"{REQUESTS}/: {counted(len(strange), 'files have names')} other than letters, digits and ._+-; rename them"
+        )
     plain = tuple(name for name in sorted(names) if _is_plain(name))
     if len(plain) > MOST_REQUESTS:
         said.append(f"{REQUESTS}/: there are more than {MOST_REQUESTS} requests; remove those that were answered")

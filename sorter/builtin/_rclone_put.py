@@ -33,6 +33,7 @@ from sorter.deliver.target import Done, Put, Source, Wanted
 from sorter.durable import Files
 from sorter.errors import Held, TryLater
 from sorter.model import DICOM, Delivered
+from sorter.words import counted
 
 
 @dataclass(slots=True)
@@ -102,7 +103,7 @@ class Delivery:
 
     def _done(self, files: tuple[Delivered, ...]) -> Done:
         if gone := sum(each.state == "removed" for each in files if self._folder.fold(each.name) not in self._before):
-            self._notes.append(f"{gone} files are not there any more, and have left the store")
+            self._notes.append(counted(gone, "files are not there any more, and have left the store"))
         return Done(self._folder.path, files, "; ".join(self._notes))
 
     # --- where --------------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ class Delivery:
         gone = [each for each in self._previous if self._folder.fold(each.beside or each.name) not in names]
         _, left = self._folder.delete(gone)
         if left:
-            self._notes.append(f"{len(left)} files of an earlier revision were left: the lab edited them")
+            self._notes.append(counted(len(left), "files of an earlier revision were left: the lab edited them"))
 
     def _look_once_more(self, files: Sequence[Delivered]) -> None:
         """Are they all there under their names, as large as they should be?"""
@@ -276,8 +277,8 @@ def _told(actions: Sequence[Action]) -> Iterator[str]:
     kept = sum(action in (Action.BESIDE, Action.KEPT) for action in actions)
     gone = sum(action is Action.REMOVED for action in actions)
     if aside:
-        yield f"{aside} damaged files were replaced; what was there lies beside as NAME.damaged"
+        yield counted(aside, "damaged files were replaced; what was there lies beside as NAME.damaged")
     if kept:
-        yield f"{kept} files that the lab edited were kept"
+        yield counted(kept, "files that the lab edited were kept")
     if gone:
-        yield f"{gone} files that the lab removed were not brought back"
+        yield counted(gone, "files that the lab removed were not brought back")

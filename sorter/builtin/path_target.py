@@ -86,6 +86,7 @@ from sorter.deliver.target import (
 from sorter.durable import PART, Files
 from sorter.errors import Held, TryLater
 from sorter.model import DICOM, Delivered, Receipt
+from sorter.words import counted
 
 _MANIFEST = ".json"
 MOVED = "MOVED.txt"
@@ -252,7 +253,7 @@ class PathTarget:
             remove_tree(self._files, _stage_name(receipt.key, receipt.product), fd)
             self._files.fsync_folder(fd)
             self._prune(visit, folder)
-            said = f"{len(left)} files were left: they are not as they were delivered" if left else ""
+            said = counted(len(left), "files were left: they are not as they were delivered") if left else ""
             return Removed(folder, tuple(removed), tuple(left), said)
 
     def look_at_lab(self, job: LabLook, source: Source) -> LabSeen:
@@ -403,7 +404,7 @@ class PathTarget:
         files = tuple(_as_new(name, want) for name, want in zip(names, job.files, strict=True))
         here = [Item(index, name, job.files[index]) for index, name in enumerate(names) if not job.files[index].gone]
         if len(here) < len(files):
-            visit.note(f"{len(files) - len(here)} files are not there any more, and have left the store")
+            visit.note(counted(len(files) - len(here), "files are not there any more, and have left the store"))
         if not here:
             return Done(place.folder, files, "; ".join(visit.notes))
         stage = Stage(visit, above, _stage_name(job.key, job.product), self._threads)
@@ -557,7 +558,7 @@ class PathTarget:
         beside = [each for each in place.before.files if each.beside and fold(each.beside) not in names]
         _, left = self._unlink(place.fd, [*gone, *(each for each in beside if each not in gone)])
         if left:
-            visit.note(f"{len(left)} files of an earlier revision were left: the lab edited them")
+            visit.note(counted(len(left), "files of an earlier revision were left: the lab edited them"))
 
     def _unlink(self, fd: int, files: Sequence[Delivered]) -> tuple[list[str], list[str]]:
         """Remove those that still equal what was delivered; (removed, left), names that are gone in neither.
@@ -591,13 +592,13 @@ class PathTarget:
     def _tell(self, visit: Visit, steps: Sequence[_Step]) -> None:
         aside = sum(step.action is Action.ASIDE for step in steps)
         if aside:
-            visit.note(f"{aside} damaged files were replaced; what was there lies beside as NAME.damaged")
+            visit.note(counted(aside, "damaged files were replaced; what was there lies beside as NAME.damaged"))
         kept = sum(step.action in (Action.BESIDE, Action.KEPT) for step in steps)
         gone = sum(step.action is Action.REMOVED for step in steps)
         if kept:
-            visit.note(f"{kept} files that the lab edited were kept")
+            visit.note(counted(kept, "files that the lab edited were kept"))
         if gone:
-            visit.note(f"{gone} files that the lab removed were not brought back")
+            visit.note(counted(gone, "files that the lab removed were not brought back"))
 
     def _prune(self, visit: Visit, folder: str) -> None:
         """Remove the folder, and those above it, as far as they are empty now."""

@@ -30,6 +30,7 @@ from sorter.deliver.target import Checked, Done, Fetched, Put, Removed, Source, 
 from sorter.durable import Files
 from sorter.errors import Away, Held, TryLater
 from sorter.model import Receipt
+from sorter.words import counted
 
 _ID = f"{MARKER}/id"
 
@@ -93,7 +94,7 @@ class RcloneTarget:
                 self._say_moved(folder, receipt)
             self._remove_manifest(folder, receipt)
             self._prune(receipt.folder)
-        said = f"{len(left)} files were left: they are not as they were delivered" if left else ""
+        said = counted(len(left), "files were left: they are not as they were delivered") if left else ""
         return Removed(receipt.folder, tuple(removed), tuple(left), said)
 
     def fetch(self, receipt: Receipt, names: Sequence[str], into: Sequence[int]) -> Fetched:

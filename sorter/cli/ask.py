@@ -18,6 +18,7 @@ from sorter.scu.association import Peer
 from sorter.scu.query import MOVE_DESTINATION_UNKNOWN, Moved, Series, fetch, instances
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.summaries import find_units, title_of
+from sorter.words import counted
 
 
 @click.command("ask")
@@ -42,7 +43,7 @@ def ask_command(config: Config, subject: str, dry_run: bool) -> None:
 def _about(config: Config, spool: Spool, summary: UnitSummary, dry_run: bool) -> bool:
     """Ask about one unit whoever can be asked; True where nothing is missing, or all of it came."""
     unit = Unit.load(spool, summary.key)
-    _say(f"{title_of(summary)} ({summary.key[:8]}): {len(unit.by_sop)} images are here.")
+    _say(f"{title_of(summary)} ({summary.key[:8]}): {counted(len(unit.by_sop), 'images are')} here.")
     nodes = _nodes(config, unit)
     if not nodes:
         who = ", ".join(summary.senders)
@@ -95,9 +96,9 @@ class _Asking:
             raise SorterError(f"{peer} knows no image of it")
         missing = sorted(names - self.unit.by_sop.keys())
         if not missing:
-            _say(f"    {peer} has {len(names)} images of it. Nothing is missing here.")
+            _say(f"    {peer} has {counted(len(names), 'images')} of it. Nothing is missing here.")
             return None
-        _say(f"    {peer} has {len(names)} images of it, and is asked to send {len(missing)} to {to}.")
+        _say(f"    {peer} has {counted(len(names), 'images')} of it, and is asked to send {len(missing)} to {to}.")
         return missing
 
     def _fetch(self, peer: Peer, series: Series, names: Sequence[str]) -> bool:

@@ -20,6 +20,7 @@ from sorter.labs.claiming import CLAIMED
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.decisions import Claim
 from sorter.summaries import find_units, title_of
+from sorter.words import counted
 
 
 @click.command("claim")
@@ -114,7 +115,9 @@ def _list(spool: Spool, as_json: bool) -> None:
         console.print(f"{claim.code}  lab {claim.lab}, by {claim.by}, since {since}:", soft_wrap=True, markup=False)
         for unit in units:
             of = f"; of lab {unit.lab} meanwhile" if unit.lab else ""
-            console.print(f"          {title_of(unit)}, {unit.images} images{of}", soft_wrap=True, markup=False)
+            console.print(
+                f"          {title_of(unit)}, {counted(unit.images, 'images')}{of}", soft_wrap=True, markup=False
+            )
         console.print(f"          sorter claim {claim.code} --grant, or --refuse", soft_wrap=True, markup=False)
 
 

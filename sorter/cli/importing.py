@@ -27,6 +27,7 @@ from sorter.importing import Import, Pace, Tally, Walk
 from sorter.importing.delivered import Manifests
 from sorter.importing.preview import Preview
 from sorter.spool import Spool
+from sorter.words import counted
 
 MOST_SHOWN = 20
 
@@ -99,7 +100,10 @@ def _run(work: Import, dirs: Sequence[Path], as_json: bool) -> None:
             tally = work(dirs)
     except KeyboardInterrupt:
         tally = work.tally
-        click.echo(f"Stopped; {tally.handed} files were handed over. The same command goes on from there.", err=True)
+        click.echo(
+            f"Stopped; {counted(tally.handed, 'files were')} handed over. The same command goes on from there.",
+            err=True,
+        )
         sys.exit(1)
     aside = work.spool.aside.count(f"/incoming/import-{work.run}-")
     if as_json:

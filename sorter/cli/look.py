@@ -43,6 +43,7 @@ from sorter.spool.studies import StudyRecord, StudyRecords
 from sorter.story import lacks
 from sorter.summaries import in_order, summaries, title_of
 from sorter.watch.taken import still_there
+from sorter.words import counted
 
 OVER = ("delivered", "withdrawn")
 """States in which nothing waits."""
@@ -195,8 +196,8 @@ def _print_commitments(kept: Commitments) -> None:
     for each in kept.open():
         if each.trouble or each.given_up:
             console.print(
-                f"storage commitment of {len(each.instances)} instances, asked for by {each.calling} at {each.at}: "
-                f"{each.given_up or each.trouble}",
+                f"storage commitment of {counted(len(each.instances), 'instances')}, "
+                f"asked for by {each.calling} at {each.at}: {each.given_up or each.trouble}",
                 soft_wrap=True,
                 markup=False,
             )
@@ -293,7 +294,7 @@ def _print_targets(status: dict[str, Any]) -> None:
         since = each["since"][:16].replace("T", " ")
         console.print(
             f"now: nothing can be delivered to {each['target']} since {since}: {each['why']}. "
-            f"{each['waiting']} {'delivery waits' if each['waiting'] == 1 else 'deliveries wait'}; "
+            f"{counted(each['waiting'], 'deliveries wait')}; "
             f"it is asked again in {each['next']} s",
             soft_wrap=True,
             markup=False,

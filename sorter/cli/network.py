@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sorter.cli.common import console
 from sorter.scu.storage import echo, send
+from sorter.words import counted
 
 called_option = click.option("--called", "-aec", default="SORTER", show_default=True, help="AE title of the receiver.")
 calling_option = click.option("--calling", "-aet", default="SORTER", show_default=True, help="Our own AE title.")
@@ -38,10 +39,10 @@ def send_command(folder: Path, host: str, port: int, called: str, calling: str) 
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("sending", total=None)
         report = send([folder], host, port, called=called, calling=calling, progress=lambda *_: progress.advance(task))
-    console.print(f"{report.sent} images were sent and accepted.")
+    console.print(f"{counted(report.sent, 'images were')} sent and accepted.")
     for path, status, sentence in report.refused:
         console.print(f"refused with 0x{status:04X}: {path}: {sentence}", soft_wrap=True, markup=False)
     if report.unreadable:
-        console.print(f"{len(report.unreadable)} files are no DICOM and were passed over.")
+        console.print(counted(len(report.unreadable), "files are no DICOM and were passed over."))
     if report.refused or not report.sent:
         sys.exit(1)

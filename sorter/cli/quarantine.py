@@ -26,6 +26,7 @@ from sorter.spool.quarantine import Aside
 from sorter.take import directory
 from sorter.take.contents import IsDirectory, start
 from sorter.take.header import examine
+from sorter.words import counted
 
 MOST_REASONS = 200
 """Kinds of reasons that are counted apart."""
@@ -203,7 +204,7 @@ def quarantine_retry(spool: Spool, names: tuple[str, ...], everything: bool, rea
     done = spool.aside.put_back(_chosen(spool, names, reason), spool.incoming)
     if not done:
         raise SorterError("nothing of that name or reason is in quarantine; `sorter quarantine` shows what is")
-    console.print(f"{done} files were put into {spool.incoming}.", soft_wrap=True, markup=False)
+    console.print(f"{counted(done, 'files were')} put into {spool.incoming}.", soft_wrap=True, markup=False)
 
 
 @quarantine_command.command("export")
@@ -224,7 +225,7 @@ def quarantine_export(spool: Spool, dest: Path, reason: str | None) -> None:
             files.write_all(table, _row(aside.name, aside.reason, aside.origin, aside.at))
             done += 1
         files.fsync(table)
-    console.print(f"{done} files were copied to {dest}.", soft_wrap=True, markup=False)
+    console.print(f"{counted(done, 'files were')} copied to {dest}.", soft_wrap=True, markup=False)
 
 
 def _copy(files: Files, path: Path, target: Path) -> None:

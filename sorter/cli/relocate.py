@@ -25,6 +25,7 @@ from sorter.pipeline.outlets import Outlet
 from sorter.spool import Spool, Unit
 from sorter.summaries import summaries
 from sorter.verifying import Targets
+from sorter.words import counted
 
 MARKER = ".sorter/id"
 TAKEN_UP = 30.0
@@ -53,8 +54,8 @@ def relocate_command(config: Config, lab: str, newroot: Path, deep: bool) -> Non
         found = _compared(spool, config, lab, (old, new), deep)
         if found.lacking:
             raise SorterError(
-                f"{found.lacking} files that lie in {old} are not in {new} (first {found.first}); bring them over, as "
-                f"with rsync -a {old}/ {new}/, and relocate again"
+                f"{counted(found.lacking, 'files are missing')} in {new} that {old} has (first {found.first}); bring "
+                f"over what is missing, as with rsync -a {old}/ {new}/, and relocate again"
             )
         if found.receipts and not found.same:
             raise SorterError(f"nothing of what was delivered to {lab} is in {new}; is it the right folder?")
@@ -146,7 +147,8 @@ class _Found:
 
     def __str__(self) -> str:
         others = "".join(f", {count} {what}" for what, count in self.others.items() if count)
-        return f"{self.receipts} deliveries were compared: {self.same} files are as they were delivered{others}"
+        same = counted(self.same, "files are as they were delivered")
+        return f"{counted(self.receipts, 'deliveries were')} compared: {same}{others}"
 
 
 def _compared(spool: Spool, config: Config, lab: str, roots: tuple[Path, Path], deep: bool) -> _Found:

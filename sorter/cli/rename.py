@@ -39,6 +39,7 @@ from sorter.exports.source import target_of
 from sorter.exports.standing import Lasting
 from sorter.matching import day_of
 from sorter.summaries import in_number
+from sorter.words import counted
 
 _MOST_SAID = 20  # lines of each kind of trouble
 
@@ -165,7 +166,7 @@ def _in_folder(folder: Path, *, quiet: bool) -> list[Found]:
         task = progress.add_task("reading", total=None)
         found = in_folder(folder, left.append, lambda: progress.advance(task))
     if left and not quiet:
-        console.print(f"{len(left)} files are no images, or cannot be read:", soft_wrap=True)
+        console.print(f"{counted(len(left), 'files are no images, or cannot be read')}:", soft_wrap=True)
         for each in left[:_MOST_SAID]:
             console.print(f"  {literal(each.path)}: {each.why}", soft_wrap=True)
     return sorted(found, key=lambda each: (each.subject, each.text("StudyDate"), each.text("StudyTime"),
@@ -179,7 +180,7 @@ def _send(source: Source, copies: Sequence[Copy], target: tuple[str, str], as_js
         click.echo(json.dumps({"target": name, "asked": [copy.name for copy in copies]}, indent=1))
         return
     says = "as soon as it can; `sorter why` says when they are there."
-    console.print(f"{len(copies)} files are copied to the target {name} by sorter, {says}", soft_wrap=True)
+    console.print(f"{counted(len(copies), 'files are')} copied to the target {name} by sorter, {says}", soft_wrap=True)
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from sorter.spool import Spool, UnitSummary
 from sorter.spool.days import days_passed
 from sorter.spool.leaving import MAY_LEAVE, why_it_stays
 from sorter.spool.stays import read_stays
+from sorter.words import counted
 
 _ASIDE = {
     Standing.CONFLICT: "conflict copies",
@@ -57,17 +58,17 @@ def as_json(config: Config, spool: Spool, units: Sequence[UnitSummary]) -> dict[
 def lines(store: dict[str, Any]) -> Iterator[str]:
     """The same for people."""
     left = f"; {store['left']} more left it after their delivery" if store["left"] else ""
-    yield f"store: {store['images']} images, {_amount(store['bytes'])}{left}"
+    yield f"store: {counted(store['images'], 'images')}, {_amount(store['bytes'])}{left}"
     if store["disk"]:
         yield f"disk: {store['disk']['says']}"
     if store["keep"] == "forever":
         return
     may = store["may_leave"]
-    yield f"retention, {store['keep']} days: {may['images']} images may leave, {_amount(may['bytes'])}"
+    yield f"retention, {store['keep']} days: {counted(may['images'], 'images')} may leave, {_amount(may['bytes'])}"
     for why, count in store["stays"].items():
-        yield f"{count:6} images stay: {why}"
+        yield f"{counted(count, 'images stay'):>18}: {why}"
     for why, count in store["stayed"].items():
-        yield f"{count:6} images could have left, and stay: {why}"
+        yield f"{counted(count, 'images could have left, and stay'):>39}: {why}"
 
 
 def _amount(size: int) -> str:

@@ -25,6 +25,7 @@ from sorter.model import Receipt
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.summaries import in_order, is_called, summaries
 from sorter.verifying import STORE, Finding, Standing, Tally, Targets
+from sorter.words import counted
 
 _CHUNK = 200  # series compared together: their receipts are in memory
 _SHOWN = 5  # names of one finding
@@ -70,7 +71,9 @@ def verify_command(
     asked = sum(_repair(spool, finding) for finding in check.tally.findings) if repair else 0
     _tell(check, units, asked, as_json)
     if asked and not as_json:
-        _say(f"{asked} files are delivered again {soon(spool)}; see `sorter status`, and verify again then.")
+        _say(
+            f"{counted(asked, 'files are')} delivered again {soon(spool)}; see `sorter status`, and verify again then."
+        )
     elif not repair and not as_json and check.tally.can_be_mended:
         _say("With --repair they are delivered again from the store.")
     sys.exit(1 if check.tally.faults else 0)
@@ -159,14 +162,14 @@ def _tell(check: _Check, units: Sequence[UnitSummary], asked: int, as_json: bool
         _say(f"{each.key[:8]}  {titles[each.key]}: {_sentence(each)}")
     others = Counter((each.where, each.why) for each in tally.findings if each.standing is Standing.INCOMPARABLE)
     for (where, why), count in others.items():
-        _say(f"{count} deliveries to {where} are not compared: {why}.")
+        _say(f"{counted(count, 'deliveries')} to {where} not compared: {why}.")
     counts = Counter[Standing]()
     for each in compared:
         counts[each.standing] += max(1, len(each.names))
     said = ", ".join(f"{count} {standing}" for standing, count in counts.items()) or "all as it should be"
-    delivered = f"{tally.delivered} delivered files of"
+    delivered = f"{counted(tally.delivered, 'delivered files')} of"
     if check.target is None:
-        _say(f"{tally.stored} images in the store and {delivered} {len(units)} series: {said}.")
+        _say(f"{counted(tally.stored, 'images')} in the store and {delivered} {len(units)} series: {said}.")
     else:
         _say(f"{delivered} {len(check.at_target)} series at {check.target}: {said}.")
 

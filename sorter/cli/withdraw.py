@@ -18,6 +18,7 @@ from sorter.exports.remembered import Exported, exported
 from sorter.model import Receipt, UnitKind
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.summaries import find_series, summaries
+from sorter.words import counted
 
 
 @click.command("hold")
@@ -141,7 +142,7 @@ def _show(plan: _Plan, what: str, as_json: bool) -> None:
             _say(text)
     for each in plan.made:
         _say(_made_line(each))
-    whole = _count(len(plan.studies), "whole study", "whole studies") if plan.studies else "no whole study"
+    whole = counted(len(plan.studies), "whole studies") if plan.studies else "no whole study"
     _say(f"{len(plan.parts)} series, {whole}. Nothing was removed. To do it, for good:")
     _say(f"    sorter withdraw {what} --confirm {plan.code}")
 
@@ -151,12 +152,13 @@ def _lines(part: _Part) -> Iterator[str]:
     yield f"{unit.key[:8]}  {unit.subject or 'no subject'} {unit.study_date} {unit.number} {unit.description}".rstrip()
     if part.held:
         yield f"    held ({part.held}); a withdrawal removes it all the same"
-    yield f"    {_count(part.stored, 'image', 'images')} in the store"
+    yield f"    {counted(part.stored, 'images')} in the store"
     for receipt in part.receipts:
         yield f"    {_placed(receipt)}"
     for each in part.exports:
         same, changed, gone = each.counts
-        yield f"    {same} copies in {each.dest}, of {each.at}; {changed} that somebody changed stay, {gone} are gone"
+        said = f"{counted(same, 'copies')} in {each.dest}, of {each.at}"
+        yield f"    {said}; {counted(changed, 'that somebody changed stay')}, {counted(gone, 'are')} gone"
 
 
 def _made_line(made: _Made) -> str:
@@ -167,13 +169,7 @@ def _made_line(made: _Made) -> str:
 
 
 def _placed(receipt: Receipt) -> str:
-    return (
-        f"{_count(len(receipt.files), 'file', 'files')} of {receipt.product} at {receipt.target}, in {receipt.folder}"
-    )
-
-
-def _count(count: int, one: str, more: str) -> str:
-    return f"{count} {one if count == 1 else more}"
+    return f"{counted(len(receipt.files), 'files')} of {receipt.product} at {receipt.target}, in {receipt.folder}"
 
 
 def _as_json(part: _Part) -> dict[str, object]:

@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 from sorter.model import Verdict
 from sorter.structure import Structure
+from sorter.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +301,7 @@ def _lacking(state: State) -> Outlook | None:
 
 
 def _names_more(listing: Listing) -> str:
-    return f"{listing.by} names {len(listing.missing)} images that are not here"
+    return f"{listing.by} names {counted(len(listing.missing), 'images that are')} not here"
 
 
 def _lacks(structure: Structure | None) -> bool:

@@ -10,6 +10,7 @@ from sorter.deliver.target import Wanted
 from sorter.labs.pages import described, page
 from sorter.model import Event, Study
 from sorter.spool.labs import LabRecords
+from sorter.words import counted
 
 PAGE = "NEWS.txt"
 
@@ -75,7 +76,8 @@ def _of_study(study: Study) -> str:
     day = f"{study.date[:4]}-{study.date[4:6]}-{study.date[6:8]}" if len(study.date) == 8 else study.date
     grown = " (more came)" if study.revision > 1 else ""
     lacks = f"; missing: {', '.join(each.says for each in study.missing)}" if study.missing else ""
-    return f"{study.subject or 'unknown'} of {day}: {len(study.series)} series, {study.images} images{grown}{lacks}"
+    many = f"{len(study.series)} series, {counted(study.images, 'images')}"
+    return f"{study.subject or 'unknown'} of {day}: {many}{grown}{lacks}"
 
 
 def _plain(text: str) -> str:

@@ -52,6 +52,7 @@ from sorter.spool.studies import StudyRecords
 from sorter.spool.unit import Asked
 from sorter.take.filing import Filed
 from sorter.take.received import Ended
+from sorter.words import counted
 
 log = logging.getLogger("sorter.sort")
 
@@ -350,14 +351,16 @@ class Pipeline:
     def _take_up(self, live: Live, case: Case, answer: Answer) -> None:
         unit, sender, why = live.unit, case.sender, answer.why
         if answer.names and answer.names.isdisjoint(unit.by_sop):
-            why = f"{sender} answers with {len(answer.names)} images, none of which is here; it is not believed"
+            named = counted(len(answer.names), "images")
+            why = f"{sender} answers with {named}, none of which is here; it is not believed"
         elif not why and not answer.names:
             why = f"{sender} answers that it knows no image of this series"
         unit.note_asked(sender, Asked(case.images, why))
         if why:
             unit.tell(f"it is not known whether there are more: {why}")
             return
-        unit.tell(f"{sender} answers that it has {len(answer.names)} images; {len(unit.by_sop)} are here")
+        named, here = counted(len(answer.names), "images"), counted(len(unit.by_sop), "are")
+        unit.tell(f"{sender} answers that it has {named}; {here} here")
         self.settling.answered(live, sender, answer.names, self.now)
         self._judge(live)
 
@@ -415,7 +418,7 @@ class Pipeline:
         live.first = live.first or live.revision.made
         self.settling.published(live, self.now)
         count = len(live.revision.deliverable)
-        unit.tell(f"revision {number}: {count} images, {effect.verdict} ({'; '.join(effect.reasons)})")
+        unit.tell(f"revision {number}: {counted(count, 'images')}, {effect.verdict} ({'; '.join(effect.reasons)})")
         self.telling.happened("published", live, revision=str(number), verdict=effect.verdict.value, images=str(count))
         self.settling.witness.learn_counts(live)
         self.studies.published(live, self.now)
@@ -751,7 +754,7 @@ class Pipeline:
             self._set_damaged_aside(live, names)
         elif where in live.receipts:
             live.unit.mend(where, tuple(dict.fromkeys((*live.unit.mending.get(where, ()), *names))))
-            live.unit.tell(f"a person wants {len(names)} files of {where[0]} delivered to {where[1]} again")
+            live.unit.tell(f"a person wants {counted(len(names), 'files')} of {where[0]} delivered to {where[1]} again")
             self.delivering.deliver(live)
         self._sum_up(live)
 
@@ -765,7 +768,7 @@ class Pipeline:
                 self.spool.set_aside(path, "it has no longer the digest that it came with; send it again", origin)
                 count += 1
         if count:
-            live.unit.tell(f"{count} images were damaged in the store and are in quarantine; send them again")
+            live.unit.tell(counted(count, "images were damaged in the store and are in quarantine; send them again"))
 
     def _learn(self) -> None:
         """Of series that nothing came of for long: what they say of their senders."""

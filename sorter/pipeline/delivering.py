@@ -21,6 +21,7 @@ from sorter.pipeline.retiring import left_behind, take_back
 from sorter.pipeline.units import Live
 from sorter.pipeline.workshop import Workshop
 from sorter.spool.layout import now as wall_clock
+from sorter.words import counted
 
 
 @dataclass(slots=True)
@@ -139,7 +140,7 @@ class Delivering:
         note = f" ({receipt.note})" if receipt.note else ""
         if receipt.files:
             live.unit.tell(f"{receipt.product} revision {receipt.revision} delivered to {receipt.target}: "
-                           f"{len(receipt.files)} files{note}")  # fmt: skip
+                           f"{counted(len(receipt.files), 'files')}{note}")  # fmt: skip
             self.happened("delivered", live, product=receipt.product, target=receipt.target)
         if receipt.product != DICOM:
             self.workshop.discard(live, receipt.product, receipt.revision)
@@ -154,7 +155,10 @@ class Delivering:
 
     def tell_product(self, live: Live, product: str, outcome: Outcome) -> None:
         """That it was made of this unit, or why not."""
-        said = {"made": f"{product} was made: {len(outcome.files)} files", "nothing": f"no {product}: {outcome.why}"}
+        said = {
+            "made": f"{product} was made: {counted(len(outcome.files), 'files')}",
+            "nothing": f"no {product}: {outcome.why}",
+        }
         live.unit.tell(said.get(outcome.state, f"{product} could not be made: {outcome.why}"), log=outcome.log)
         if outcome.state == "failed":
             self.happened("product failed", live, product=product)

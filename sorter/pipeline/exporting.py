@@ -13,6 +13,7 @@ from sorter.pipeline.units import Live
 from sorter.spool import Spool
 from sorter.spool.exports import Export, ExportRecords
 from sorter.spool.layout import now as wall_clock
+from sorter.words import counted
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ class Exporting:
         if errand in self._owed:
             export = self._owed[errand]
             there = sum(each.state != "removed" for each in result.files)
-            says = f"{there} files were copied to {target}, in {result.folder}"
+            says = f"{counted(there, 'files were')} copied to {target}, in {result.folder}"
             if there < len(result.files):
                 lost = len(result.files) - there
                 says += f" ({lost} have left the store, and do not lie any more where they were delivered)"

@@ -25,6 +25,7 @@ from sorter.pipeline.units import Live
 from sorter.spool import Spool, Unit
 from sorter.spool.unit import digest_at
 from sorter.spool.whereabouts import whereabouts
+from sorter.words import counted
 
 AT_ONCE = 64
 """Images that are fetched together: their descriptors go with one frame."""
@@ -137,7 +138,7 @@ class Recall:
             if back:
                 self.spool.files.fsync_folders({(unit.images / file).parent for file in back})
                 unit.come_back(back)
-                unit.tell(f"{len(back)} images are back in the store, from {errand.receipt.target}")
+                unit.tell(f"{counted(len(back), 'images are')} back in the store, from {errand.receipt.target}")
             return ""
         finally:
             for _, path in errand.files.values():

@@ -24,6 +24,7 @@ from sorter.spool.days import Days
 from sorter.spool.leaving import NOT_THERE
 from sorter.spool.stays import Stays, write_stays
 from sorter.take.compare import sketch
+from sorter.words import counted
 
 LOOK_STEP = 50
 """Summaries that one turn looks at."""
@@ -232,7 +233,7 @@ class Retention:
         case.stay.update(stay)
         if gone := len(files) - len(stay):
             where = case.proof.receipt.target
-            live.unit.tell(f"{gone} images left the store: at {where} they were read again, and equal what came")
+            live.unit.tell(f"{counted(gone, 'images')} left the store: read again at {where}, and equal to what came")
             self.happened("left", live, images=str(gone), target=where)
 
     def _end(self, case: _Case) -> None:

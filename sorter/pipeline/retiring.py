@@ -12,6 +12,7 @@ from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.recall import dispensable, is_same_delivery, only_there
 from sorter.pipeline.units import Live
 from sorter.spool import Unit
+from sorter.words import counted
 
 
 @dataclass(slots=True)
@@ -48,8 +49,8 @@ class Retiring:
         if not receipt.verified and not result.removed and not result.left:
             self._over(live, receipt)  # planned once, and never delivered
             return
-        said = f"{len(result.removed)} files that were delivered to {receipt.target} before a correction"
-        said += f" were removed there{f'; {result.note}' if result.note else ''}"
+        gone = counted(len(result.removed), "files that were delivered before a correction were removed")
+        said = f"{receipt.target}: {gone}{f'; {result.note}' if result.note else ''}"
         kept = next((len(each.files) for each in live.retiring if is_same_delivery(each, receipt)), 0)
         if kept > len(receipt.files):
             said += f"; {kept - len(receipt.files)} stay in {result.folder}: the store has them no more"

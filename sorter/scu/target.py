@@ -26,6 +26,7 @@ from sorter.scu.association import CONTEXTS, Association, Hear, Peer, associated
 from sorter.scu.committed import CONTEXT, FAILURES, Ledger, Sent, ask, wait
 from sorter.scu.ear import Ear
 from sorter.scu.storage import STATUSES, VERIFICATION_CONTEXT, Image, data_set, echo, is_stored, look, store
+from sorter.words import counted
 
 _STEP = 1 << 20
 _NO_ROOM = 0xA700  # to 0xA7FF (PS3.4 table B.2-1)
@@ -169,7 +170,9 @@ class DicomTarget:
             self._ledger.forget(failed)
             reason = next(iter(failed.values()))
             says = f"{FAILURES.get(reason, 'it gives no better reason')} (0x{reason:04X})"
-            raise TryLater(f"{self._peer} does not keep {len(failed)} images: {says}; they are sent again")
+            raise TryLater(
+                f"{self._peer} does not keep {counted(len(failed), 'images')}: {says}; what it lacks is sent again"
+            )
         if not all(each.safe for each in images):
             raise TryLater(f"{self._peer} has the images, and was asked whether it keeps them; it has not answered yet")
 
@@ -265,5 +268,5 @@ def _note(files: Sequence[Delivered], sender: _Sender, twice: int) -> str:
     if twice:
         said.append(f"{twice} share their SOP Instance UID with another image, of which a node may keep one only")
     if sender.warned:
-        said.append(f"{sender.warned} images were stored with a warning")
+        said.append(f"{counted(sender.warned, 'images were')} stored with a warning")
     return "; ".join(said)

@@ -310,8 +310,8 @@ def test_growth_respects_the_lab(server: Server, place: Target, store: Store) ->
     assert (first.read_bytes(), second.exists(), third.read_bytes()) == (b"the lab's", False, IMAGES[2])
     assert [each.state for each in again.files[:3]] == ["kept", "removed", "written"]
     assert (first.parent / again.files[0].beside).read_bytes() == IMAGES[0]
-    assert "1 files that the lab edited were kept" in again.note
-    assert "1 files that the lab removed were not brought back" in again.note
+    assert "1 file that the lab edited was kept" in again.note
+    assert "1 file that the lab removed was not brought back" in again.note
     found = place.verify(receipt(again, 2))
     assert (len(found.same), found.missing) == (len(store.images) - 1, ())
     removed = place.remove(receipt(again, 2))

@@ -209,7 +209,7 @@ def test_what_the_node_lost_is_sent_again_alone(keeper: Keeper, made: list[Dicom
     keeper.loses = 2
     place = of(keeper, made)
     with pytest.raises(
-        TryLater, match=r"does not keep 2 images: it does not have them \(0x0112\); they are sent again"
+        TryLater, match=r"does not keep 2 images: it does not have them \(0x0112\); what it lacks is sent again"
     ):
         place.put(job(IMAGES), store)
     assert place.put(job(IMAGES), store).note == "committed"

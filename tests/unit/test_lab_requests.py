@@ -199,7 +199,7 @@ def test_floods_are_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     seen, _ = look(root)
     assert [each.name for each in seen.requests] == [f"{number:03}.toml" for number in range(10)]
     assert any("more than 20 requests" in each for each in seen.beside)
-    assert any("1 files have names" in each for each in seen.beside)
+    assert any("1 file has a name" in each for each in seen.beside)
     for number in range(60):
         (requests / f"note-{number}").touch()
     assert len(seen.names or ()) == 25

@@ -470,7 +470,7 @@ def test_what_the_lab_removed_is_not_brought_back(world: World) -> None:
     grown = world.grow(receipt(done), {**TWO, "003.dcm": b"three"})
     assert world.tree() == below({"002.dcm": TWO["002.dcm"], "003.dcm": b"three"})
     assert [each.state for each in grown.files] == ["removed", "written", "written"]
-    assert grown.note == "1 files that the lab removed were not brought back"
+    assert grown.note == "1 file that the lab removed was not brought back"
     again = world.grow(receipt(grown, revision=2), {**TWO, "003.dcm": b"three", "001.dcm": b"other"})
     assert "001.dcm" not in os.listdir(world.root / FOLDER)
     assert again.files[0].state == "removed"
@@ -499,7 +499,7 @@ def test_a_superseded_file_that_the_lab_edited_is_left(world: World) -> None:
     (world.root / FOLDER / "002.dcm").write_bytes(b"mine")
     grown = world.grow(receipt(done), {"001.dcm": TWO["001.dcm"]})
     assert world.tree()[f"{FOLDER}/002.dcm"] == b"mine"
-    assert grown.note == "1 files of an earlier revision were left: the lab edited them"
+    assert grown.note == "1 file of an earlier revision was left: the lab edited it"
 
 
 def test_an_edit_at_the_last_moment_is_not_overwritten(world: World) -> None:
@@ -1134,7 +1134,7 @@ def test_remove_takes_only_what_equals_its_receipt(world: World) -> None:
     (world.root / FOLDER / "001.dcm").write_bytes(b"the lab's")
     gone = world.target().remove(held)
     assert (gone.removed, gone.left) == (("002.dcm",), ("001.dcm",))
-    assert "1 files were left" in gone.note
+    assert "1 file was left" in gone.note
     assert world.tree() == below({"001.dcm": b"the lab's"})
     assert os.listdir(world.root / FOLDER) == ["001.dcm"]
 

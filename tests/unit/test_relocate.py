@@ -80,7 +80,7 @@ def test_a_tree_that_was_copied_must_be_whole(site: Site, tmp_path: Path) -> Non
     site.delivered()[0].unlink()  # the lab's own decision, which is none of ours
     done = site.command("relocate", "memory", str(new))
     assert done.exit_code == 1
-    assert "1 files that lie in" in str(done.exception)
+    assert "1 file is missing in" in str(done.exception)
     assert "003_T1/000-0003-000001.dcm" in str(done.exception)
     assert load(site.root / "sorter.toml", site.root).lab_root("memory") == old
     shutil.copytree(old, new, dirs_exist_ok=True)

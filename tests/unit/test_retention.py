@@ -249,7 +249,7 @@ def test_no_lab_a_conflict_and_a_superseded_header_stay_and_are_told(site: Site)
     assert len(site.stored) == 3
     stays = site.status()["stays"]
     assert stays == {"delivered nowhere": 1, "conflict copies": 1, "with a superseded header": 1}
-    assert "1 images stay: conflict copies" in site.command("status").output
+    assert "1 image stays: conflict copies" in site.command("status").output
 
 
 def test_owed_to_one_target_nothing_leaves(site: Site) -> None:
@@ -593,7 +593,7 @@ def test_what_cannot_be_fetched_is_neither_lost_nor_in_the_way(left: Site) -> No
     for root in BOTH:
         assert left.delivered(root)["000-0001-000002.dcm"] == b"the lab's own work"
         assert list(left.delivered(f"{root}/moved")) == ["000-0001-000001.dcm"]
-    assert "1 files are not there any more, and have left the store" in left.command("why", KEY).output
+    assert "1 file is not there any more, and has left the store" in left.command("why", KEY).output
 
 
 def test_a_new_place_waits_for_targets_that_are_away(left: Site) -> None:
