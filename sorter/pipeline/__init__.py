@@ -680,7 +680,10 @@ class Pipeline:
 
     def ask_again(self, planner: Planner | None = None, plugins: Plugins | None = None) -> None:
         """The rules changed, or a person says so: ask for everything that waits, is held, or nobody wanted."""
-        self.planner, self.plugins = planner or self.planner, plugins or self.plugins
+        if planner is not None:
+            self.planner = planner
+            self.outlets.take_all_back()  # of what waits there some may not leave by the rules of now
+        self.plugins = plugins or self.plugins
         self.workshop.try_all_again()
         self.recall.retry()
         self.outlets.try_all_now()

@@ -172,6 +172,17 @@ class Outlets:
                 self._under_way.pop((key, put.product, name), None)
             self._removing -= {((key, each.product, name), each.revision) for each in receipts}
 
+    def take_all_back(self) -> None:
+        """Nothing that still waits for its target's worker is delivered now; who owes it sends it again."""
+        for target in self._lanes:
+            self._taken_back(target)
+
+    def _taken_back(self, target: str) -> list[Put]:
+        puts = self._lanes[target][1].take_back()
+        for put in puts:
+            self._under_way.pop((put.key, put.product, target), None)
+        return puts
+
     def look_at_lab(
         self, lab: str, job: LabLook, opened: Callable[[Wanted], int], tell: Callable[[LabSeen | Later | Refused], None]
     ) -> bool:
@@ -266,10 +277,8 @@ class Outlets:
             return
         if target not in self.outages:
             self.outages.failed(target, result.why, now)
-        for put in self._lanes[target][1].take_back() if target in self._lanes else ():
-            other = (put.key, put.product, target)
-            self._under_way.pop(other, None)
-            self._park(other)
+        for put in self._taken_back(target) if target in self._lanes else ():
+            self._park((put.key, put.product, target))
             self._returned.append((target, put, result))
         self._park(errand)  # behind what has not been tried: one that fails by itself keeps nobody else waiting
 

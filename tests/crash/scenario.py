@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -202,6 +202,32 @@ class Near:
 
     def stop(self, timeout: float) -> None:
         pass
+
+
+class Queueing(Near):
+    """A lane that has other things to do at first."""
+
+    waiting_puts: ClassVar[list[tuple[Near, Put]]] = []
+
+    def submit(self, put: Put) -> None:
+        Queueing.waiting_puts.append((self, put))
+
+    def withhold(self, key: str) -> tuple[list[Put], list[Receipt]]:
+        return self._let_go(lambda put: put.key == key), []
+
+    def take_back(self) -> list[Put]:
+        return self._let_go(lambda _: True)
+
+    def _let_go(self, wanted: Callable[[Put], bool]) -> list[Put]:
+        mine = [put for lane, put in Queueing.waiting_puts if lane is self and wanted(put)]
+        Queueing.waiting_puts = [each for each in Queueing.waiting_puts if each[1] not in mine]
+        return mine
+
+    @staticmethod
+    def go_on() -> None:
+        while Queueing.waiting_puts:
+            lane, put = Queueing.waiting_puts.pop(0)
+            Near.submit(lane, put)
 
 
 class Pulled:

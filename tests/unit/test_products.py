@@ -47,7 +47,7 @@ from sorter.spool.veils import Veils
 from sorter.summaries import summaries
 from sorter.testing.plugins import made_up
 from sorter.testing.waiting import wait_until
-from tests.crash.scenario import Life, Near, data_set
+from tests.crash.scenario import Life, Near, Queueing, data_set
 
 Makers: TypeAlias = Mapping[str, Callable[[Work, Path], "str | None"]]
 
@@ -203,19 +203,25 @@ class Site(Life):
     def made(self) -> list[str]:
         return [work.product.name for work in self.engine.jobs]
 
+    def reload(self) -> None:
+        """As at SIGHUP."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(assembly, "load_plugins", functools.partial(assembly.load_plugins, apart=False))
+            self.parts.reload(load(self.root / "sorter.toml"), self.spool.files)
+
     def again(self) -> Site:
         """The next life on this spool."""
         return begun(self.root, self.now, self.engine.makers)
 
 
-def begun(root: Path, now: float = 1000.0, makers: Makers | None = None) -> Site:
+def begun(root: Path, now: float = 1000.0, makers: Makers | None = None, lane: type[Near] = Near) -> Site:
     config = load(root / "sorter.toml")
     spool = Spool(config.spool, Files())
     spool.create()
     spool.clear_temporary()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assembly, "engine_of", lambda *_: AtOnce(spool, dict(makers or {})))
-        patch.setattr(outlets, "Lane", Near)
+        patch.setattr(outlets, "Lane", lane)
         patch.setattr(assembly, "load_plugins", functools.partial(assembly.load_plugins, apart=False))
         parts = assemble(config, spool, lambda: None)
     mark_defaults(config, spool.files)
@@ -581,6 +587,27 @@ def test_what_was_planned_before_does_not_leave_any_more(root: Path) -> None:
     site.turns(80)
     assert site.images() == 0
     assert len(site.delivered()) == 1
+
+
+def test_what_waits_for_a_busy_target_does_not_leave_any_more(root: Path) -> None:
+    kitchen(root, DEID, lab='products = ["dicom"]')
+    site = begun(root, lane=Queueing)
+    site.receive(data_set(1))
+    site.turns(80)
+    assert [put.product for _, put in Queueing.waiting_puts] == ["dicom"]
+    kitchen(root, DEID, lab=ONLY)
+    site.reload()
+    Queueing.go_on()
+    site.turns(80)
+    Queueing.go_on()
+    assert site.images() == 0
+    key = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    assert site.summary(key).why == "dicom may not leave any more: [labs.memory] only"
+    kitchen(root, DEID, lab='products = ["dicom"]')
+    site.reload()
+    Queueing.go_on()
+    site.turns(80)
+    assert site.images() == 1
 
 
 def test_a_name_that_nobody_said_is_opaque_and_stays(tmp_path: Path) -> None:

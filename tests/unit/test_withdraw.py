@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,12 +16,11 @@ from sorter.daemon import assembly
 from sorter.daemon.assembly import assemble
 from sorter.daemon.requests import request
 from sorter.daemon.sort import mark_defaults
-from sorter.deliver.target import Put
 from sorter.durable import Files
-from sorter.model import Receipt, UnitKind, unit_key
+from sorter.model import UnitKind, unit_key
 from sorter.pipeline import outlets
 from sorter.spool import Spool, Unit, leaving
-from tests.crash.scenario import CONFIG, Idle, Life, Near, data_set
+from tests.crash.scenario import CONFIG, Idle, Life, Near, Queueing, data_set
 
 FIRST, SECOND = (unit_key(UnitKind.SERIES, "1.2.3", f"1.2.3.{series}") for series in (1, 2))
 
@@ -87,26 +86,6 @@ def test_the_first_run_only_says_what_would_go(site: Site) -> None:
     site.turns(20)
     after = {path: path.read_bytes() for path in site.root.rglob("*") if path.is_file()}
     assert before.items() <= after.items()
-
-
-class Queueing(Near):
-    """A lane that has other things to do at first."""
-
-    waiting_puts: ClassVar[list[tuple[Near, Put]]] = []
-
-    def submit(self, put: Put) -> None:
-        Queueing.waiting_puts.append((self, put))
-
-    def withhold(self, key: str) -> tuple[list[Put], list[Receipt]]:
-        mine = [put for lane, put in Queueing.waiting_puts if lane is self and put.key == key]
-        Queueing.waiting_puts = [each for each in Queueing.waiting_puts if each[1] not in mine]
-        return mine, []
-
-    @staticmethod
-    def go_on() -> None:
-        while Queueing.waiting_puts:
-            lane, put = Queueing.waiting_puts.pop(0)
-            Near.submit(lane, put)
 
 
 def test_what_waits_for_its_target_is_frozen_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
