@@ -8,6 +8,7 @@ it goes on without, and says so.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -61,7 +62,7 @@ class Recall:
         wanted = [file for file in files if file in live.unit.left and not _lies_here_too(live.unit, file)]
         errand = self._under_way.get(live.key)
         if errand is not None and self.outlets.lane(errand.receipt.target) is not errand.lane:
-            del self._under_way[live.key]  # another configuration: no answer comes
+            self._tidy(self._under_way.pop(live.key))  # another configuration: no answer counts
             errand = None
         if errand is not None and wanted:
             return _says(errand.receipt), False
@@ -123,6 +124,8 @@ class Recall:
             if self._under_way.get(key) is errand:
                 del self._under_way[key]
                 yield key, functools.partial(self._take, errand, answer)
+            else:
+                self._tidy(errand)
 
     def _take(self, errand: _Errand, answer: Answer, unit: Unit) -> str:
         try:
@@ -141,9 +144,13 @@ class Recall:
                 unit.tell(f"{counted(len(back), 'images are')} back in the store, from {errand.receipt.target}")
             return ""
         finally:
-            for _, path in errand.files.values():
-                if self.spool.files.exists(path):
-                    self.spool.files.unlink(path)
+            self._tidy(errand)
+
+    def _tidy(self, errand: _Errand) -> None:
+        """Leave nothing of its copies. What cannot be removed now goes with the next start."""
+        for _, path in errand.files.values():
+            with contextlib.suppress(OSError):
+                self.spool.files.unlink(path)
 
     def _place(self, unit: Unit, file: str, path: Path) -> bool:
         """Give a copy its place in the store, if it has the digest that the image came with."""

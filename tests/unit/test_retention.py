@@ -774,6 +774,31 @@ def test_what_is_fetched_while_it_is_withdrawn_does_not_come_back(left: Site, mo
     assert (left.stored, left.delivered(), left.delivered("labs/archive")) == ([], {}, {})
 
 
+def test_copies_that_nobody_waits_for_any_more_do_not_stay(left: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their target was configured anew while it copied them."""
+    waiting: list[Callable[[], None]] = []
+    fetch = Near.fetch
+
+    def slow(self: Near, receipt: Receipt, names: list[str], opens: Callable[[], list[int]], tell: Any) -> None:
+        into = opens()
+        waiting.append(lambda: fetch(self, receipt, names, lambda: into, tell))
+
+    monkeypatch.setattr(Near, "fetch", slow)
+    moved(left)
+    left.turns(40)
+    assert len(left.spool.files.names(left.spool.taking)) == 2
+    config = (left.root / "sorter.toml").read_text()
+    mark_at(left.root / "elsewhere")
+    (left.root / "sorter.toml").write_text(config.replace("[labs.memory]", "[labs.memory]\nroot = 'elsewhere'"))
+    left.parts.reload(load(left.root / "sorter.toml"), Files())
+    left.turns(20)
+    assert len(waiting) == 2  # from the archive now
+    assert len(left.spool.files.names(left.spool.taking)) == 2
+    waiting[0]()
+    left.turns(20)
+    assert len(left.spool.files.names(left.spool.taking)) == 2
+
+
 def test_a_crash_while_it_came_again_leaves_no_copy_for_ever(left: Site) -> None:
     """Between the link and the line of evidence."""
     unit = left.unit()
