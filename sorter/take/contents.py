@@ -208,7 +208,11 @@ def _read_meta(stream: Stream) -> Meta:
 
 
 def _meta_values(stream: Stream) -> dict[int, str]:
-    """Group 0002, always explicit little endian; where it ends is seen by the group, not by its length."""
+    """Group 0002, always explicit little endian; where it ends is seen by the group, not by its length.
+
+    Of an element that is there twice the first counts: a received data set may begin with such elements, and who sent
+    it is the receiver's word, not its own.
+    """
     found = _usual_meta_values(stream)
     while stream.fill(12) >= 8 and stream.buf[stream.pos : stream.pos + 2] == b"\x02\x00":
         explicit = elements.seems_explicit(stream.buf[stream.pos : stream.pos + 8])
@@ -217,7 +221,7 @@ def _meta_values(stream: Stream) -> dict[int, str]:
             raise Quarantine(f"broken file meta information: element {elements.name(tag)} has no length")
         if length <= 4096:
             stream.fill(min(length, stream.left()))
-            found[tag] = elements.text(stream.buf[stream.pos : stream.pos + length])
+            found.setdefault(tag, elements.text(stream.buf[stream.pos : stream.pos + length]))
         stream.value(tag, length)
     return found
 
@@ -235,7 +239,7 @@ def _usual_meta_values(stream: Stream) -> dict[int, str]:
             break
         pos = start + length
         if element in _META:
-            found[2 << 16 | element] = elements.text(buf[start:pos])
+            found.setdefault(2 << 16 | element, elements.text(buf[start:pos]))
     stream.pos = pos
     return found
 

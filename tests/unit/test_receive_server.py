@@ -25,7 +25,9 @@ from hypothesis import strategies as st
 
 from sorter.durable import PART, Buffer, Files, PathLike
 from sorter.errors import SorterError
-from sorter.receive import Receiver, ReceiveSettings
+from sorter.receive import Receiver, ReceiveSettings, open_doors, workers
+from sorter.receive.tally import Tally
+from sorter.take import contents
 from sorter.testing.waiting import wait_until
 
 MR = b"1.2.840.10008.5.1.4.1.1.4"
@@ -266,6 +268,26 @@ def test_a_second_image_has_its_own_file_though_it_is_the_same(served: Served) -
         client.send(a_store() * 2)
         assert [client.status() for _ in range(2)] == [0, 0]
     assert len(served.images()) == 2
+
+
+def test_a_data_set_that_begins_as_a_file_does_says_nothing_of_its_sender(served: Served) -> None:
+    """Who sent it, and in which transfer syntax, is what the association says."""
+
+    def short(number: int, vr: bytes, value: bytes) -> bytes:
+        return struct.pack("<HH2sH", 2, number, vr, len(value)) + value
+
+    own = short(0x10, b"UI", b"1.2.840.10008.1.2.1\0") + short(0x16, b"AE", b"ANOTHER ") + short(0x18, b"AE", b"LAB2")
+    own += struct.pack("<HH2sHL", 2, 0x26, b"UR", 0, 18) + b"dicom://10.1.2.3:1"
+    with Client(served.port).associate() as client:
+        client.send(a_store(own + DATA_SET))
+        assert client.status() == 0
+    [path] = served.images()
+    assert data_set_of(path) == own + DATA_SET
+    with path.open("rb") as file:
+        _, meta = contents.start(Files(), file.fileno())
+    assert meta.transfer_syntax == IMPLICIT.decode()
+    assert (meta.values[0x00020016], meta.values[0x00020018]) == ("SCANNER", "SORTER")
+    assert meta.values[0x00020026].startswith("dicom://127.0.0.1:")
 
 
 # --- refusing -------------------------------------------------------------------------------------------------------
