@@ -619,6 +619,21 @@ def test_what_is_no_request_is_turned_away(served: Served, first: bytes) -> None
     assert served.events() == []
 
 
+@pytest.mark.parametrize(
+    ("wrong", "answer"),
+    [
+        (pdu(1, b"\0\0" + request()[8:]), 3),  # no version of the protocol
+        (request().replace(b"1.2.840.10008.3.1.1.1", b"1.2.840.10008.3.1.1.2"), 3),
+        (pdu(1, request()[6:] + b"\x20\0\xff\xff"), 7),  # an item without end
+    ],
+)
+def test_whoever_is_turned_away_and_does_not_go_keeps_no_place(served: Served, wrong: bytes, answer: int) -> None:
+    with Client(served.port, wrong) as client:
+        assert client.pdu()[0] == answer
+        wait_until(lambda: not served.receiver._serving, 5, "the association's end")
+        assert served.receiver._row.count("127.0.0.1") == (0, 0)
+
+
 def test_a_large_request_is_taken_and_a_silent_connection_is_not(tmp_path: Path) -> None:
     with serving(tmp_path / "received", request_timeout=0.3) as served:
         with Client(served.port) as silent, Client(served.port, request()[:40]) as slow:
