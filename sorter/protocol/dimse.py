@@ -56,8 +56,8 @@ class Outcome:
 class Command:
     """A request, or a response. What was decoded has the UIDs as sent, without padding: see `uids.is_uid`.
 
-    `message_id` is its own, of a response that of its request. `action` is the Action Type ID of an N-ACTION, the Event
-    Type ID of an N-EVENT-REPORT.
+    `message_id` is its own, of a response that of its request, of a C-CANCEL 0. `action` is the Action Type ID of an
+    N-ACTION, the Event Type ID of an N-EVENT-REPORT.
     """
 
     field: int
@@ -78,7 +78,7 @@ def decode_command(data: bytes) -> Command:
     field = _number(elements, _FIELD)
     return Command(
         field=field,
-        message_id=_number(elements, _RESPONDED_ID if field & RESPONSE else _MESSAGE_ID),
+        message_id=_message_id(field, elements),
         class_uid=_text(elements.get(_CLASS_UID) or elements.get(_REQUESTED_CLASS_UID)),
         instance_uid=_text(elements.get(_INSTANCE_UID) or elements.get(_REQUESTED_INSTANCE_UID)),
         has_data_set=_number(elements, _DATA_SET_TYPE) != NO_DATA_SET,
@@ -149,6 +149,12 @@ def _number(elements: dict[int, bytes], element: int) -> int:
         raise ProtocolError(f"a command set without (0000,{element:04X})")
     number: int = _NUMBER.unpack(value)[0]
     return number
+
+
+def _message_id(field: int, elements: dict[int, bytes]) -> int:
+    if field == C_CANCEL_RQ:  # has none of its own (PS3.7 9.3.2.3), and that of what it cancels is asked for by nobody
+        return 0
+    return _number(elements, _RESPONDED_ID if field & RESPONSE else _MESSAGE_ID)
 
 
 def _sub_operations(elements: dict[int, bytes]) -> tuple[int, ...]:

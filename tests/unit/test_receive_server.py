@@ -324,7 +324,9 @@ def test_a_store_without_a_data_set_is_refused(served: Served) -> None:
 def test_other_operations_are_answered_as_unknown(served: Served) -> None:
     with Client(served.port).associate() as client:
         client.send(pdu(4, pdv(1, 3, command(0x20))) + pdu(4, pdv(1, 2, DATA_SET[:100])))
-        client.send(pdu(4, pdv(1, 3, command(0x0FFF, 0x0101))))  # a C-CANCEL has no answer
+        # A C-CANCEL names the request that it cancels, has no number of its own (PS3.7 9.3.2.3), and no answer.
+        client.send(pdu(4, pdv(1, 3, command(0x0FFF, 0x0101, e0002=b"", e0110=b"", e0120=b"\7\0", e1000=b""))))
+        client.send(pdu(4, pdv(1, 3, command(0x0FFF, 0x0101))))  # as some write it
         client.send(a_store())
         assert (client.status(), client.status()) == (0x0211, 0)
 
