@@ -92,9 +92,7 @@ class Receiver:
             reserve=settings.reserve,
         )
         self._keeper.gate = Gate(self._settings)
-        for door in self._doors:
-            if door.tls is not None and settings.tls is not None:
-                door.tls = settings.tls.context
+        renew_certificates(self._doors, settings)
         self._refusals.open(self._open())
 
     def _open(self) -> Open:
@@ -221,6 +219,13 @@ def open_doors(settings: ReceiveSettings) -> list[Door]:
             raise
         doors.append(Door(listener, settings.tls.context))
     return doors
+
+
+def renew_certificates(doors: Sequence[Door], settings: ReceiveSettings) -> None:
+    """TLS as `settings` say, for whoever comes in at `doors` from now on."""
+    for door in doors:
+        if door.tls is not None and settings.tls is not None:
+            door.tls = settings.tls.context
 
 
 def _listen(table: str, host: str, port: int) -> socket.socket:

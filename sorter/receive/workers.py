@@ -28,7 +28,7 @@ from types import FrameType
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.receive.lobby import Door
-from sorter.receive.server import Receiver, open_doors
+from sorter.receive.server import Receiver, open_doors, renew_certificates
 from sorter.receive.settings import ReceiveSettings
 from sorter.receive.space import Ledger
 from sorter.receive.tally import Tally
@@ -86,6 +86,7 @@ def run(job: Job, ready: Callable[..., None], over: Callable[[], bool] = lambda:
             changed = hangup.settings(job)
             if changed is not None:
                 job = replace(job, settings=changed)
+                renew_certificates(doors, changed)  # a worker that takes another's place gets these
                 log.info("who may send here was read again")
                 for worker in workers:
                     worker.reload(job)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import multiprocessing
 import os
 import re
+import signal
 import socket
 import ssl
 import threading
@@ -30,7 +32,7 @@ from sorter.config import load, server_context
 from sorter.daemon.receive import settings_of
 from sorter.durable import Files
 from sorter.errors import ConfigError
-from sorter.receive import Known, Receiver, ReceiveSettings, Tls, gate, open_doors
+from sorter.receive import Job, Known, Receiver, ReceiveSettings, Tls, gate, open_doors, run
 from sorter.receive.refusals import told
 from sorter.receive.server import open_to_everybody
 from sorter.testing.peer import pdu, request
@@ -310,6 +312,59 @@ def test_junk_after_the_handshake_harms_nobody(papers: Papers, served: Served) -
             pass
     assert served.receiver.alive
     assert not [each for each in threading.enumerate() if each.name == "association"]
+
+
+def test_new_certificates_are_those_of_a_worker_that_takes_anothers_place_too(papers: Papers, tmp_path: Path) -> None:
+    """One that died after SIGHUP: its successor must not go back to the papers of the start."""
+    fork = multiprocessing.get_context("fork")
+    hear, tell = fork.Pipe(duplex=False)
+    first, second = (server_side(papers, prefix) for prefix in ("", "other_"))
+
+    def settings(context: ssl.SSLContext) -> ReceiveSettings:
+        return ReceiveSettings(port=0, processes=1, tls=Tls(context, port=0))
+
+    def receive() -> None:
+        job = Job(settings(first), tmp_path / "received", Files(), reload=lambda: settings(second))
+        run(job, lambda *ports: tell.send(ports))
+
+    process = fork.Process(target=receive)
+    process.start()
+    try:
+        assert hear.poll(60)
+        port = hear.recv()[1]
+
+        def shown() -> str:
+            """By whose papers the receiver is known."""
+            for prefix in ("", "other_"):
+                trusting = ssl.create_default_context(cafile=str(getattr(papers, f"{prefix}ca")))
+                with contextlib.suppress(ssl.SSLError), shake(port, trusting):
+                    return f"{prefix}ca"
+            return "nobody's"
+
+        assert process.pid is not None
+        assert shown() == "ca"
+        os.kill(process.pid, signal.SIGHUP)
+        wait_until(lambda: shown() == "other_ca", 10, "the new papers")
+        [worker] = children(process.pid)
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: children(process.pid) not in ([], [worker]), 10, "its successor")
+        assert shown() == "other_ca"
+        process.terminate()
+        process.join(30)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+        process.join()
+
+
+def server_side(papers: Papers, prefix: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(getattr(papers, f"{prefix}server"), getattr(papers, f"{prefix}server_key"))
+    return context
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 # --- the configuration ----------------------------------------------------------------------------------------------
