@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 from sorter.protocol.commitment import MOST_BYTES, Unreadable, parse
 from sorter.protocol.dimse import Command, Outcome, Status

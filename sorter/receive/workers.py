@@ -132,9 +132,9 @@ class _Worker:
         self._says, tell = _fork.Pipe(duplex=False)
         self._started, self._again_at = time.monotonic(), 0.0
         receiver = Receiver(self._job.settings, self._job.received, self._job.files, self._number, self._tally)
-        self._process = _fork.Process(target=_work, args=(receiver, self._doors, self._job, tell))
-        self._process.start()
-        tell.close()
+        with tell:
+            self._process = _fork.Process(target=_work, args=(receiver, self._doors, self._job, tell))
+            self._process.start()
 
     def await_ready(self) -> None:
         """Until it answers; SorterError with its own sentence where it cannot."""
@@ -162,7 +162,14 @@ class _Worker:
             log.error("receiver w%d ended with %s; replaced in %.0f s", self._number, code, self._pause)
             self._forget()
         if self._process is None and now >= self._again_at:
-            self.start()
+            try:
+                self.start()
+            except OSError as error:  # no more processes or descriptors: the other workers go on
+                self._pause = min(max(1.0, self._pause * 2), _LONGEST_PAUSE)
+                self._again_at = now + self._pause
+                says = "receiver w%d cannot be replaced now: %s; it is tried again in %.0f s"
+                log.error(says, self._number, error.strerror, self._pause)
+                self._forget()
 
     def end(self) -> None:
         if self._process is not None:

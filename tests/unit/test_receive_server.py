@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -861,6 +862,30 @@ def test_what_a_killed_worker_left_is_cleared_by_its_successor_and_its_images_st
     with logs[0].open() as log:  # free and not closed: whoever reads it knows that its association is lost
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert [json.loads(line)["event"] for line in log] == ["opened", "stored"]
+
+
+def test_a_worker_that_cannot_be_replaced_now_is_replaced_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system gives no more processes: that ends nobody else."""
+    settings = ReceiveSettings(port=0)
+    job, doors = workers.Job(settings, tmp_path / "received", Files()), open_doors(settings)
+    worker = workers._Worker(1, job, doors, Tally(1))
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workers._fork.Process, "start", none_left)
+        worker.look_after(100.0)
+        worker.look_after(100.5)  # not before a second is over
+    assert caplog.text.count("receiver w1 cannot be replaced now: Resource temporarily unavailable") == 1
+    worker.look_after(101.5)
+    worker.await_ready()
+    with Client(doors[0].listener.getsockname()[1]).associate() as client:
+        client.release()
+    worker.end()
+    worker.join(time.monotonic() + 10)
 
 
 def test_workers_end_when_their_parent_was_killed(tmp_path: Path) -> None:
