@@ -271,7 +271,8 @@ class Pipeline:
                         self._end(live, news)
                         self._grown.add(live.key)
                 images = self._carried.pop(news.association, 0)
-                self.spool.note("association", association=news.association, ended=news.how, images=images)
+                if images:  # whoever brings nothing, a thousand times a second, does not fill the disk
+                    self.spool.note("association", association=news.association, ended=news.how, images=images)
             case Whole():
                 for live in self.units.brought_by(news.drop):
                     with self._apart(live.key):

@@ -47,10 +47,10 @@ class Segment:
     def __init__(self, path: Path, files: Files, lock: threading.Lock) -> None:
         self.path, self._files, self._lock = path, files, lock
         self.begun = time.monotonic()
-        self.given = 0  # file names given out
+        self.given = self.told = 0  # file names given out, and associations opened
         self.in_flight = 0  # parts that are neither stored nor dropped yet
         self.over = False  # another has followed
-        self.spoilt = False  # its folder could not be synced: nothing more is acknowledged in it
+        self.spoilt = False  # its folder could not be synced, or is gone: nothing more is acknowledged in it
         self._unwritten = b""
         files.mkdir(path)
         try:
@@ -252,6 +252,7 @@ class Arrivals:
             association = next(self._ids)
             segment = self._current()
             segment.write("opened", association=association, **_who(route))
+            segment.told += 1
             self._open[association] = route
             return association
 
@@ -270,13 +271,20 @@ class Arrivals:
         self.check_room(look=self.space.pause > 0 or next(self._parts) % _LOOK_EVERY == 0)
         if self.space.pause:
             time.sleep(self.space.pause)
+        try:
+            return self._part(association, count)
+        except FileNotFoundError:  # somebody has removed the segment's folder: it goes into another one
+            return self._part(association, count)
+
+    def _part(self, association: str, count: int) -> Part:
         with self._lock:
             segment = self._current()
             segment.given += 1
             segment.in_flight += 1
         try:
             return Part(self._files, segment, association, f"{association}-{count}.dcm")
-        except OSError:
+        except OSError as error:
+            segment.spoilt = segment.spoilt or isinstance(error, FileNotFoundError)
             self._landed(segment)
             raise
 
@@ -328,6 +336,7 @@ class Arrivals:
         return self._segment
 
     def _new(self) -> Segment:
+        self._files.make_folders(self._folder)  # it may have been removed, too
         for name in _segment_names():
             try:
                 return Segment(self._folder / name, self._files, self._lock)
@@ -337,8 +346,8 @@ class Arrivals:
 
     def _is_full(self, segment: Segment) -> bool:
         age = time.monotonic() - segment.begun
-        full = segment.given >= self._settings.segment_files or age >= self._settings.segment_age
-        return full or segment.spoilt
+        most = max(segment.given, segment.told)  # those that bring nothing must not let it grow either
+        return most >= self._settings.segment_files or age >= self._settings.segment_age or segment.spoilt
 
     def _follow(self, segment: Segment) -> None:
         self._segment = None

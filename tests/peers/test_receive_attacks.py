@@ -24,7 +24,9 @@ from pathlib import Path
 import pytest
 
 from sorter.receive.crew import KEPT
-from sorter.testing.peer import Peer, command, pdu, pdv, request, store
+from sorter.testing.peer import ABORT, Peer, command, echo, pdu, pdv, request, store
+from sorter.testing.running import RunningSorter
+from sorter.testing.synthetic import Plan, localizer
 from sorter.testing.waiting import wait_until
 
 STRANGER = "127.0.0.2"
@@ -232,3 +234,17 @@ def test_a_thousand_pipelined_stores(receiving: Receiving) -> None:
         sender.join(10)
         peer.release()
     receiving.settled()
+
+
+def test_whoever_brings_nothing_leaves_nothing(tmp_path: Path) -> None:
+    """A line for each of a thousand associations a second would fill the disk within days."""
+    with RunningSorter(tmp_path, quiet=0.5) as sorter:
+        for how in ("release", "abort") * 3:
+            with Peer(sorter.port).associate() as peer:
+                peer.send(echo())
+                assert peer.status() == 0
+                peer.release() if how == "release" else peer.send(ABORT)
+        sorter.send(localizer(Plan(seed=1, size=8)))
+        assert sorter.wait_event("association")["images"] == 3
+        wait_until(lambda: len(sorter.events("published")) == 1)
+        assert len(sorter.events("association")) == 1

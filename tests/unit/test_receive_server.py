@@ -928,6 +928,30 @@ def test_a_segment_is_followed_by_another_and_open_associations_go_on_there(tmp_
     assert len({each[0]["association"] for each in lines}) == 1
 
 
+def test_associations_that_bring_nothing_do_not_make_a_segment_grow_for_ever(tmp_path: Path) -> None:
+    with serving(tmp_path / "received", segment_files=2) as served:
+        for count in range(1, 6):
+            with Client(served.port).associate() as client:
+                client.release()
+            wait_until(lambda count=count: served.events().count("released") == count, what="its end")
+    segments = sorted(each for each in (tmp_path / "received" / "w1").iterdir() if each.is_dir())
+    lines = [(segment / "arrivals.jsonl").read_text().splitlines() for segment in segments]
+    assert [len(each) for each in lines] == [5, 5, 3]
+
+
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_a_folder_that_somebody_removed_refuses_nothing(tmp_path: Path, above: int) -> None:
+    with serving(tmp_path / "received") as served, Client(served.port).associate() as client:
+        client.send(a_store())
+        assert client.status() == 0
+        Files().remove_tree(served.images()[0].parents[above])
+        client.send(a_store() * 2)
+        assert (client.status(), client.status()) == (0, 0)
+        assert len(served.images()) == 2
+        client.release()
+        assert [line["event"] for line in served.lines()][:3] == ["opened", "stored", "stored"]
+
+
 def test_the_lock_is_held_while_the_segment_is_open(served: Served) -> None:
     with Client(served.port).associate():
         log = wait_until(lambda: list(served.received.rglob("arrivals.jsonl")))[0]
