@@ -42,6 +42,10 @@ MOST_REPORTS = 8
 FRESH = 1
 """Days of the count for which a delivered copy that was read again is a promise, once its image has left the store."""
 
+LOOK_STEP = 5000
+"""Instances that one turn meets, and looks for, or those of one request: each look may read the whole index, and
+whatever comes meanwhile waits."""
+
 INDEX_STEP = 200
 """Units that one turn enters into the index while that is made."""
 
@@ -135,22 +139,28 @@ class CommitmentProvider:
         `settled`: the store has been looked through since the start, so that what is not found is not there.
         """
         more = self._index.go_on(INDEX_STEP)
-        self._meet(now)
+        more = self._meet(now) or more
         self._collect(now)
-        for case in list(self._cases.values()):
+        looked = 0
+        for case in sorted(self._cases.values(), key=lambda each: each.next):
             if case.next <= now and case.telling is None:
-                if case.request.failed is None:
-                    self._look(case, now, settled and self._index.whole)
-                else:
+                if case.request.failed is not None:
                     self._tell(case, now)
+                elif looked < LOOK_STEP:
+                    looked += len(case.standing)
+                    self._look(case, now, settled and self._index.whole)
         times = [case.next for case in self._cases.values() if case.telling is None]
         return now if more else min(times, default=now + 60)
 
     # --- what was asked -----------------------------------------------------------------------------------------
 
-    def _meet(self, now: float) -> None:
+    def _meet(self, now: float) -> bool:
+        """Begin what is new; True where there is more, for the next turn."""
+        met = 0
         for identifier in self._kept.waiting():
             if identifier not in self._cases and identifier not in self._unreadable:
+                if met >= LOOK_STEP:
+                    return True
                 try:
                     request = self._kept.read(identifier)
                 except FileNotFoundError:  # the receiver took it back: it could not be kept, and its sender was told so
@@ -159,7 +169,9 @@ class CommitmentProvider:
                     self._unreadable.add(identifier)
                     log.error("commitments/waiting/%s.json is no request; it is left where it is", identifier)
                     continue
+                met += len(request.instances)
                 self._begin(_Case(request, now, now))
+        return False
 
     def _begin(self, case: _Case) -> None:
         asked = case.request

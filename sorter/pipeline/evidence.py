@@ -30,6 +30,9 @@ DROPPED = "incoming/"
 MOST_LISTS = 1000
 """Senders' lists that wait for images they name; of more, the oldest are given up."""
 
+MOST_NAMES = 500_000
+"""Images that they name together; the same."""
+
 
 @dataclass(slots=True)
 class SenderList:
@@ -68,6 +71,8 @@ class Witness:
         """A sender's list; what it says of each unit is asked by `facts`."""
         heard = SenderList(kind, sender, frozenset(names))
         self.lists = [*self.lists[1 - MOST_LISTS :], heard]
+        while len(self.lists) > 1 and sum(len(each.names) for each in self.lists) > MOST_NAMES:
+            del self.lists[0]
         return heard
 
     def facts(self, live: Live, *, closely: bool = False) -> Facts:

@@ -13,6 +13,7 @@ from sorter.protocol.commitment import MOST_BYTES, Unreadable, parse
 from sorter.protocol.dimse import Command, Outcome, Status
 from sorter.protocol.uids import COMMITMENT_INSTANCE, STORAGE_COMMITMENT
 from sorter.receive.file_meta import Route
+from sorter.receive.tally import household
 from sorter.spool.commitments import Commitments, TooMany
 
 log = logging.getLogger("sorter.receive")
@@ -20,9 +21,9 @@ log = logging.getLogger("sorter.receive")
 _REQUEST_COMMITMENT = 1  # the one action type (PS3.4 J.3.2.1)
 
 
-_ROOM = threading.BoundedSemaphore(8)  # requests that are in memory at once, whatever the number of associations
+_MOST, _MOST_OF_ADDRESS = 8, 4  # requests that are in memory at once, whatever the number of associations
 _PATIENCE = 10.0  # seconds to wait for room
-
+_SLOWEST = 60.0  # seconds in which the longest has come, at 70 KB/s
 
 TOO_BUSY = Outcome(Status.RESOURCE_LIMITATION, "too many requests at once")
 
@@ -32,15 +33,44 @@ _OTHER_INSTANCE = Outcome(Status.NO_SUCH_INSTANCE, "not the well-known SOP insta
 _OTHER_ACTION = Outcome(Status.NO_SUCH_ACTION, "Action Type ID is not 1")
 _NO_INFORMATION = Outcome(Status.INVALID_ARGUMENT, "no Action Information")
 _TOO_LONG = Outcome(Status.RESOURCE_LIMITATION, f"more than {MOST_BYTES >> 20} MiB; ask for fewer at a time")
+_TOO_SLOW = Outcome(Status.RESOURCE_LIMITATION, "it did not come within a minute")
 _TOO_MANY = Outcome(Status.RESOURCE_LIMITATION, "too many requests wait for their report")
 _NOT_KEPT = Outcome(Status.PROCESSING_FAILURE, "cannot be kept now")
 
 ACTION_ANSWERS = (
     *(_KEPT, _OTHER_CLASS, _OTHER_INSTANCE, _OTHER_ACTION, _NO_INFORMATION),
-    *(TOO_BUSY, _TOO_LONG, _TOO_MANY, _NOT_KEPT),
+    *(TOO_BUSY, _TOO_LONG, _TOO_SLOW, _TOO_MANY, _NOT_KEPT),
 )
 """All that an N-ACTION is answered with, but for data sets that are no request: those have the status of
 `_NO_INFORMATION`, and the reason that `parse` gives."""
+
+
+class _Room:
+    """For so many requests in memory, of which one address has half at most: it alone keeps nobody else waiting."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken = Counter[str]()
+
+    def take(self, address: str) -> bool:
+        """False where there is none for long."""
+        who = household(address)
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._is_free(who), _PATIENCE):
+                return False
+            self._taken[who] += 1
+            return True
+
+    def _is_free(self, who: str) -> bool:
+        return self._taken[who] < _MOST_OF_ADDRESS and self._taken.total() < _MOST
+
+    def give_back(self, address: str) -> None:
+        with self._changed:
+            self._taken -= Counter([household(address)])  # which forgets who has none
+            self._changed.notify_all()
+
+
+_ROOM = _Room()
 
 
 class Desk:
@@ -61,12 +91,13 @@ class Desk:
 
     def begin(self) -> Asked | None:
         """A place for a request's data set; None where too many are being read."""
-        return Asked() if _ROOM.acquire(timeout=_PATIENCE) else None
+        address = self._route.address
+        return Asked(partial(_ROOM.give_back, address)) if _ROOM.take(address) else None
 
     def take(self, asked: Asked, transfer: str) -> Outcome:
         """Keep the request. Success only when it is durable."""
-        if asked.too_long:
-            return _TOO_LONG
+        if asked.refusal is not None:
+            return asked.refusal
         try:
             transaction, instances = parse(bytes(asked.data), transfer)
             who = (self._route.calling, self._route.called, self._route.address)
@@ -83,21 +114,38 @@ class Desk:
 
 
 class Asked:
-    """The data set of one request while it comes. To be used in a `with`, which gives its room back."""
+    """The data set of one request while it comes. To be used in a `with`, at whose end `leave` gives its room back: or
+    sooner, where it is refused.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, leave: Callable[[], None]) -> None:
         self.data = bytearray()
-        self.too_long = False
+        self.refusal: Outcome | None = None
+        self._leave: Callable[[], None] | None = leave
+        self._until = time.monotonic() + _SLOWEST
 
     def __enter__(self) -> Asked:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.data = bytearray()
-        _ROOM.release()
+        self._end()
 
     def add(self, data: memoryview) -> None:
+        if self.refusal is not None:
+            return
         if len(self.data) + len(data) > MOST_BYTES:
-            self.too_long = True
+            self._refuse(_TOO_LONG)
+        elif time.monotonic() > self._until:
+            self._refuse(_TOO_SLOW)
         else:
             self.data += data
+
+    def _refuse(self, why: Outcome) -> None:
+        self.refusal = why
+        self._end()
+
+    def _end(self) -> None:
+        leave, self._leave = self._leave, None
+        self.data = bytearray()
+        if leave is not None:
+            leave()

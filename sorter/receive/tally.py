@@ -75,10 +75,10 @@ class Row:
 
 def _key(address: str) -> int:
     """The same number in all workers, as they are forked from one process, and another one in its next life."""
-    return hash(_household(address)) & 0xFFFF_FFFF_FFFF_FFFF or 1
+    return hash(household(address)) & 0xFFFF_FFFF_FFFF_FFFF or 1
 
 
-def _household(address: str) -> str:
+def household(address: str) -> str:
     """What counts as one address: of IPv6 the /64, in which a single host may choose its addresses."""
     if ":" not in address:
         return address

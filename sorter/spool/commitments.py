@@ -28,6 +28,9 @@ from sorter.spool.lines import line, now
 MOST_WAITING = 1000
 """Requests that may wait for their report; beyond, the receiver takes no more (0x0213, resource limitation)."""
 
+MOST_BYTES_WAITING = 32 << 20
+"""Of their files, with some 250,000 instances: the sorter holds them all in memory."""
+
 _LARGEST = 64 << 20  # bytes of one file
 
 
@@ -85,7 +88,8 @@ class Commitments:
 
         TooMany where so many wait already; OSError where it cannot be written: then there is nothing of it.
         """
-        if len(self._files.names(self._waiting)) >= MOST_WAITING:
+        waiting = self._files.scan(self._waiting)
+        if len(waiting) >= MOST_WAITING or sum(info.st_size for _, info in waiting) >= MOST_BYTES_WAITING:
             raise TooMany
         request = Commitment(_new_id(), transaction, *who, now(), instances)
         path = self._waiting / f"{request.id}.json"

@@ -8,7 +8,7 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -18,14 +18,24 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import generate_uid
 from pynetdicom.dsutils import encode
 
+from sorter.completion import Habits, Tracker
 from sorter.durable import Files
+from sorter.pipeline import commitments as provider
+from sorter.pipeline import evidence
 from sorter.pipeline.commitments import Standing, judge
+from sorter.plugins import Plugins
+from sorter.protocol import commitment as lists
 from sorter.protocol.commitment import MOST_INSTANCES, Reference, Unreadable, parse
-from sorter.protocol.uids import BIG_ENDIAN, EXPLICIT, IMPLICIT
-from sorter.spool import Spool
+from sorter.protocol.uids import BIG_ENDIAN, COMMITMENT_INSTANCE, EXPLICIT, IMPLICIT, STORAGE_COMMITMENT
+from sorter.receive import Receiver, ReceiveSettings
+from sorter.receive import commitment as desk
+from sorter.spool import Spool, commitments
 from sorter.spool.by_sop import BySop
 from sorter.spool.commitments import MOST_WAITING, Commitments, TooMany
 from sorter.spool.unit import sop_hash
+from sorter.testing.peer import Peer, element, pdu, pdv, request
+from sorter.testing.waiting import wait_until
+from sorter.trust import Ledger
 
 MR, CT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2"
 WHO = ("SCANNER", "SORTER", "10.1.2.3")
@@ -253,6 +263,105 @@ def test_there_is_a_limit_to_what_waits(kept: Commitments, tmp_path: Path) -> No
         (tmp_path / "waiting" / f"{number}.json").touch()
     with pytest.raises(TooMany):
         kept.add("1.2.3", WHO, ASKED)
+
+
+def test_there_is_a_limit_to_what_waits_together(kept: Commitments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sorter has it all in memory."""
+    kept.add("1.2.3", WHO, ASKED)
+    monkeypatch.setattr(commitments, "MOST_BYTES_WAITING", 400)
+    second = kept.add("1.2.4", WHO, ASKED)
+    with pytest.raises(TooMany):
+        kept.add("1.2.5", WHO, ASKED)
+    kept.finish(kept.decide(second, {}))
+    kept.add("1.2.5", WHO, ASKED)
+
+
+# --- asking much ------------------------------------------------------------------------------------------------------
+
+
+def asking() -> bytes:
+    """The A-ASSOCIATE-RQ and the N-ACTION-RQ of a scanner that asks; its data set is still to come."""
+    values = {0x0003: STORAGE_COMMITMENT.encode() + b"\0", 0x0100: b"\x30\1", 0x0110: b"\7\0", 0x0800: b"\1\0"}
+    values |= {0x1001: COMMITMENT_INSTANCE.encode(), 0x1008: b"\1\0"}
+    action = b"".join(element(tag, value) for tag, value in values.items())
+    return request([STORAGE_COMMITMENT.encode()]) + pdu(4, pdv(1, 3, action))
+
+
+def test_whoever_asks_slowly_from_one_address_keeps_nobody_else_waiting(tmp_path: Path) -> None:
+    settings = ReceiveSettings(port=0, commitments=tmp_path / "commitments")
+    receiver = Receiver(settings, tmp_path / "received", Files())
+    port = receiver.start()
+    question = lists.encode(IMPLICIT, "1.2.3", ASKED, {})
+    try:
+        with contextlib.ExitStack() as stack:
+            slow = [stack.enter_context(Peer(port)) for _ in range(10)]
+            for each in slow:
+                each.send(asking())
+                assert each.pdu()[0] == 2
+                each.send(pdu(4, pdv(1, 0, question[:10])))
+            wait_until(lambda: desk._ROOM._taken["127.0.0.1"] == desk._MOST_OF_ADDRESS)
+            with Peer(port, "127.0.0.2", timeout=5) as scanner:
+                scanner.send(asking() + pdu(4, pdv(1, 2, question)))
+                assert scanner.pdu()[0] == 2
+                assert scanner.status() == 0
+        wait_until(lambda: not desk._ROOM._taken.total(), 15)
+    finally:
+        receiver.stop(5)
+    assert len(os.listdir(tmp_path / "commitments" / "waiting")) == 1
+
+
+def test_a_question_that_does_not_come_to_its_end_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = desk._Room()
+    asked = desk.Asked(lambda: room.give_back("10.1.2.3"))
+    assert room.take("10.1.2.3")
+    asked.add(memoryview(b"some"))
+    assert asked.refusal is None
+    monkeypatch.setattr(desk.time, "monotonic", lambda: asked._until + 1)
+    with asked:
+        asked.add(memoryview(b"more"))
+        assert asked.refusal is not None
+        assert asked.refusal.status == 0x0213
+        assert not room._taken.total()
+        asked.add(memoryview(b"and more"))
+        assert not asked.data
+    assert not room._taken.total()
+
+
+def test_a_turn_looks_for_so_many_and_the_rest_comes_next(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for a thousand lists of images that are not here: what else there is to do is done in between."""
+    monkeypatch.setattr(provider, "LOOK_STEP", 2)
+    kept, index, looked = Commitments(spool.commitments, spool.files), an_index(spool), list[int]()
+    kept.create()
+    for number in range(4):
+        kept.add(f"1.2.{number}", WHO, ASKED)
+    answers = provider.CommitmentProvider(spool, index, provider.Terms(False, 600.0, lambda _: None), _never, _nothing)
+    heard = list[object]()
+    answers.heard = heard.append
+    answers.begin()
+    monkeypatch.setattr(index, "find", lambda uids: looked.append(len(list(uids))) or {})
+    for turn in range(1, 4):
+        assert answers.turn(100.0, settled=True) == 100.0
+        assert (len(heard), len(looked)) == (turn, turn)
+    assert answers.turn(100.0, settled=True) > 100.0
+    assert (len(heard), looked) == (4, [2] * 4)
+
+
+def _never(*_: object) -> str:
+    raise AssertionError("there is nobody to be told")
+
+
+def _nothing() -> None:
+    pass
+
+
+def test_what_senders_name_is_remembered_up_to_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "MOST_NAMES", 5)
+    witness = evidence.Witness(Tracker(Habits(), 900.0), Ledger(), lambda: cast(Plugins, None), lambda _: None)
+    for number in range(4):
+        witness.hear("commitment", "A@10.1.2.3", [f"1.2.{number}.{image}" for image in range(2)])
+    assert [min(each.names) for each in witness.lists] == ["1.2.2.0", "1.2.3.0"]
+    witness.hear("commitment", "A@10.1.2.3", map(str, range(9)))
+    assert [len(each.names) for each in witness.lists] == [9]
 
 
 # --- the decision ---------------------------------------------------------------------------------------------------
