@@ -81,7 +81,8 @@ def parse_report(data: bytes, transfer: str) -> Report:
                 failed[_reference(elements, data, *item)] = elements.number(*item, _REASON)
     if not is_uid(transaction):
         raise Unreadable("Transaction UID missing or not a UID")
-    return Report(transaction, frozenset(safe - failed.keys()), failed)
+    lost = {each.sop_uid for each in failed}  # under whichever SOP class: of what is named twice the worse is believed
+    return Report(transaction, frozenset(each for each in safe if each.sop_uid not in lost), failed)
 
 
 def _reference(elements: _Elements, data: bytes, start: int, end: int) -> Reference:

@@ -30,6 +30,9 @@ MOST_AT_ONCE = 10_000
 MOST_REMEMBERED = 200_000
 """Images; of more, the first are sent again."""
 
+MOST_QUESTIONS = 200
+"""That have no answer yet: a node may take them for ever and never say a word. Of more, the first count no longer."""
+
 _REQUEST_COMMITMENT = 1  # the one action type (PS3.4 J.3.2.1)
 _BETWEEN_LOOKS = 0.05  # seconds between two looks at whether an association of ours brought an answer
 
@@ -106,6 +109,8 @@ class Ledger:
             for each in images:
                 each.asked = time.monotonic()
             self._questions[transaction] = tuple(images)
+            while len(self._questions) > MOST_QUESTIONS:
+                del self._questions[next(iter(self._questions))]
         return transaction
 
     def unasked(self, images: Iterable[Sent]) -> None:
@@ -115,12 +120,13 @@ class Ledger:
 
     def answer(self, report: Report) -> None:
         """Take an answer for what it was asked of, and for nothing else."""
+        reasons = {each.sop_uid: reason for each, reason in report.failed.items()}
         with self._changed:
             for each in self._questions.pop(report.transaction, ()):
                 if each.reference in report.safe:
                     each.safe, each.failure = True, None
                 elif not each.safe:
-                    each.failure = report.failed.get(each.reference)
+                    each.failure = reasons.get(each.reference.sop_uid)
                     each.asked = each.asked if each.failure is not None else None  # not named: asked again
             self._changed.notify_all()
 

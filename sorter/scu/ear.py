@@ -20,7 +20,7 @@ _PAUSE = 1.0  # seconds, where this machine gives no more descriptors or threads
 
 
 MOST_CONNECTIONS = 16
-"""Of other nodes, to one port at once; what comes beyond is closed."""
+"""To one port at once; of more, the oldest is closed that is not of the node's own address, else what comes last."""
 
 
 class Ear:
@@ -31,13 +31,15 @@ class Ear:
         self._listener: socket.socket | None = None
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._connections: set[socket.socket] = set()
+        self._connections: dict[socket.socket, str] = {}  # with the address of each, in the order they came
+        self._own: frozenset[str] = frozenset()  # addresses of the node
 
     def listen(self) -> None:
         """From now on, for as long as the process lives, at that address of this machine that the node sees."""
         if self._listener is not None:
             return
         try:
+            self._own = _addresses(self._peer)
             self._listener = _listener(self._peer, self._port)
         except OSError as error:
             raise TryLater(
@@ -59,15 +61,11 @@ class Ear:
     def _accept(self, listener: socket.socket) -> None:
         while not self._ended.is_set():
             try:
-                sock, _ = listener.accept()
+                sock, address = listener.accept()
             except OSError:
                 self._ended.wait(_PAUSE)
                 continue
-            with self._lock:
-                crowded = len(self._connections) >= MOST_CONNECTIONS
-                if not crowded:
-                    self._connections.add(sock)
-            if crowded:
+            if not self._enter(sock, str(address[0])):
                 sock.close()
                 continue
             try:
@@ -75,6 +73,19 @@ class Ear:
             except RuntimeError:  # no more threads
                 self._leave(sock)
                 self._ended.wait(_PAUSE)
+
+    def _enter(self, sock: socket.socket, address: str) -> bool:
+        """Whoever holds connections for nothing keeps the node from none."""
+        with self._lock:
+            if len(self._connections) >= MOST_CONNECTIONS:
+                stranger = next((each for each, of in self._connections.items() if of not in self._own), None)
+                if stranger is None:
+                    return False
+                del self._connections[stranger]
+                with contextlib.suppress(OSError):  # it has ended already
+                    stranger.shutdown(socket.SHUT_RDWR)
+            self._connections[sock] = address
+        return True
 
     def _serve(self, sock: socket.socket) -> None:
         last_word = b""
@@ -95,7 +106,11 @@ class Ear:
     def _leave(self, sock: socket.socket) -> None:
         sock.close()
         with self._lock:
-            self._connections.discard(sock)
+            self._connections.pop(sock, None)
+
+
+def _addresses(peer: Peer) -> frozenset[str]:
+    return frozenset(str(each[4][0]) for each in socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_STREAM))
 
 
 def _listener(peer: Peer, port: int) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -20,7 +21,7 @@ from pynetdicom.sop_class import MRImageStorage, StorageCommitmentPushModel, Ver
 from sorter.deliver.lane import Lane, Patience
 from sorter.deliver.target import Done, Later, Result
 from sorter.errors import TryLater
-from sorter.protocol.commitment import Reference, Report, Unreadable, parse_report
+from sorter.protocol.commitment import Reference, Report, Unreadable, encode, parse_report
 from sorter.protocol.uids import IMPLICIT
 from sorter.protocol.wire import Wire
 from sorter.scu import committed, ear, target
@@ -408,6 +409,45 @@ def test_the_port_takes_no_more_than_so_many_connections(
         place.put(job(IMAGES), store)
     silent.tell(silent.questions[0])
     assert place.put(job(IMAGES), store).note == "committed"
+
+
+def test_strangers_at_the_port_keep_the_node_from_nothing(
+    silent: Keeper, made: list[DicomTarget], monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    monkeypatch.setattr(ear, "MOST_CONNECTIONS", 3)
+    place = of(silent, made)
+    with pytest.raises(TryLater):
+        place.put(job(IMAGES), store)
+    listens = place._ear
+    assert listens is not None
+    with contextlib.ExitStack() as stack:
+        strangers = [stack.enter_context(Raw(silent.port_of_sorter, "127.0.0.2")) for _ in range(3)]
+        wait_until(lambda: len(listens._connections) == 3)
+        assert silent.tell(silent.questions[0]) == 0
+        strangers[0].drain()  # the oldest had to go
+    assert place.put(job(IMAGES), store).note == "committed"
+
+
+def test_of_what_a_report_names_as_kept_and_as_lost_nothing_is_kept() -> None:
+    one, other = Reference("1.2", "1.2.1"), Reference("1.2", "1.2.2")
+    ledger = Ledger()
+    kept, lost = ledger.add(one, "a"), ledger.add(other, "b")
+    data = encode(IMPLICIT, ledger.question([kept, lost]), [one, other], {Reference("1.3", "1.2.2"): 0x0119})
+    assert ledger.hear(data, IMPLICIT) == 0
+    assert (kept.safe, kept.failure) == (True, None)
+    assert (lost.safe, lost.failure) == (False, 0x0119)
+
+
+def test_a_node_that_never_answers_is_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committed, "MOST_QUESTIONS", 3)
+    ledger = Ledger()
+    sent = [ledger.add(Reference("1.2", "1.2.1"), "a")]
+    asked = [ledger.question(sent) for _ in range(5)]
+    assert list(ledger._questions) == asked[2:]
+    ledger.answer(Report(asked[0], frozenset({sent[0].reference}), {}))
+    assert not sent[0].safe
+    ledger.answer(Report(asked[2], frozenset({sent[0].reference}), {}))
+    assert sent[0].safe
 
 
 @pytest.mark.parametrize("data", [b"", b"\x08\0\x95\x11\xff\xff\0\0", b"no data set at all"])
