@@ -2,9 +2,10 @@
 
 What the node answered success to is delivered, instance by instance: DICOM has no way to read it back, so nothing here
 verifies later, and nothing is ever removed there. Where the node offers storage commitment (PS3.4 J), and we have a
-port for its answers, an image is delivered only when the node has committed itself to it. A job that comes twice sends
-its images twice, which a node takes as what it has already; what waits for the node's word is remembered as long as
-this process lives, and not sent twice. It runs in the worker of its own target alone, which is to be small: nothing
+port for its answers, an image is delivered only when the node has committed itself to it. What it has answered success
+to is remembered as long as this process lives, and not sent twice by a job that comes again: so a node that breaks off
+after so many images gets them all. In another process they are sent twice, which a node takes as what it has already.
+It runs in the worker of its own target alone, which is to be small: nothing
 that is imported here needs pydicom or pynetdicom.
 """
 
@@ -80,7 +81,7 @@ class DicomTarget:
             raise Held(f"{self._peer} takes images, and no {job.product}; let a route send that elsewhere")
         there = {(each.file, each.sha256): each for each in job.previous.files} if job.previous else {}
         new = [index for index, want in enumerate(job.files) if (want.file, want.sha256) not in there and not want.gone]
-        unsent = [index for index in new if self._ear is None or self._ledger.find(job.files[index].sha256) is None]
+        unsent = [index for index in new if self._ledger.find(job.files[index].sha256) is None]
         source.will_need(unsent)
         with self._reached():
             if self._ear is not None and new:

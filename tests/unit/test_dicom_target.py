@@ -105,6 +105,28 @@ def test_one_refusal_and_there_is_no_receipt(node: Node, store: Store, status: i
     assert len(node.target().put(job(IMAGES), store).files) == len(IMAGES)
 
 
+def test_a_node_that_breaks_off_after_every_second_image_gets_them_all(node: Node, store: Store) -> None:
+    def breaks_off(event: evt.Event) -> int:
+        node.came.append(event.request.DataSet.getvalue())
+        if len(node.came) % 3 == 0:
+            event.assoc.abort()
+        return 0x0000
+
+    node.server.bind(evt.EVT_C_STORE, breaks_off)
+    target = node.target()
+    for _ in range(len(IMAGES)):
+        try:
+            done = target.put(job(IMAGES), store)
+            break
+        except Away:
+            continue
+    assert len(done.files) == len(IMAGES)
+    assert len(node.came) < 2 * len(IMAGES)
+    node.server.bind(evt.EVT_C_STORE, node._store)
+    assert target.put(job(IMAGES), store).files == done.files  # nothing is remembered of what is done
+    assert len(node.came) >= 2 * len(IMAGES)
+
+
 def test_a_sop_class_that_the_node_does_not_take_is_held(store: Store) -> None:
     entity = AE(ae_title="NODE")
     entity.add_supported_context(Verification)
