@@ -135,9 +135,13 @@ class Received:
 
     def _apply(self, segment: _Segment, raw: bytes) -> None:
         try:
-            entry: Mapping[str, Any] = json.loads(raw)
-        except ValueError:
-            return  # a line torn by a power cut; the listing finds its file
+            entry = json.loads(raw)
+            if isinstance(entry, dict):
+                self._take_note(segment, entry)
+        except (ValueError, KeyError):
+            return  # a line that a power cut, or a bad disk, left of another; the listing finds its file
+
+    def _take_note(self, segment: _Segment, entry: Mapping[str, Any]) -> None:
         association = str(entry.get("association", ""))
         match entry.get("event"):
             case "opened":

@@ -13,7 +13,7 @@ from sorter.receive.arrivals import Arrivals
 from sorter.receive.file_meta import Route
 from sorter.receive.settings import ReceiveSettings
 from sorter.take.filing import Candidate
-from sorter.take.received import Ended, Received
+from sorter.take.received import ARRIVALS, Ended, Received
 from sorter.testing.waiting import wait_until
 
 SCANNER = Route("SCANNER", "SORTER", "127.0.0.1", 4711)
@@ -73,6 +73,22 @@ def test_a_segment_that_somebody_removed_stops_nothing_and_its_associations_are_
     assert received.look() == [Ended(association, "lost")]
     assert not received.open_associations
     first.close()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [b"null", b"[]", b"7", b"{}", b'{"event":"opened"}', b'{"event":"stored","association":"a"}', b"\0\0\0\0", b"{"],
+)
+def test_a_line_that_is_damaged_stops_nothing(tmp_path: Path, bad: bytes) -> None:
+    into = arrivals(tmp_path)
+    association = into.opened(SCANNER)
+    [segment] = (tmp_path / "w1").iterdir()
+    Files().append(segment / ARRIVALS, bad + b"\n")
+    store(into, association, 1)
+    [found] = Received(tmp_path, Files()).look()
+    assert isinstance(found, Candidate)
+    assert found.source.calling == SCANNER.calling
+    into.close()
 
 
 class OneBadSync(Files):
