@@ -158,8 +158,8 @@ class _Worker:
             early = now - self._started < _SHORTEST_LIFE
             self._pause = min(max(1.0, self._pause * 2), _LONGEST_PAUSE) if early else 0.0
             self._again_at = now + self._pause
-            code = self._process.exitcode
-            log.error("receiver w%d ended with %s; replaced in %.0f s", self._number, code, self._pause)
+            says = "receiver w%d ended with %s%s; replaced in %.0f s"
+            log.error(says, self._number, self._process.exitcode, self._why(), self._pause)
             self._forget()
         if self._process is None and now >= self._again_at:
             try:
@@ -170,6 +170,14 @@ class _Worker:
                 says = "receiver w%d cannot be replaced now: %s; it is tried again in %.0f s"
                 log.error(says, self._number, error.strerror, self._pause)
                 self._forget()
+
+    def _why(self) -> str:
+        """What it said of why it could not begin, if it did; whoever began has said that all is well."""
+        try:
+            says = self._says.recv() if self._says is not None and self._says.poll() else ""
+        except (EOFError, OSError):
+            says = ""
+        return f" ({says})" if says else ""
 
     def end(self) -> None:
         if self._process is not None:

@@ -864,6 +864,22 @@ def test_what_a_killed_worker_left_is_cleared_by_its_successor_and_its_images_st
         assert [json.loads(line)["event"] for line in log] == ["opened", "stored"]
 
 
+def test_why_a_worker_could_not_begin_in_anothers_place_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ReceiveSettings(port=0)
+    (tmp_path / "received").mkdir()
+    (tmp_path / "received" / "w1").write_text("no folder")
+    job, doors = workers.Job(settings, tmp_path / "received", Files()), open_doors(settings)
+    worker = workers._Worker(1, job, doors, Tally(1))
+    worker.look_after(100.0)
+    assert worker._process is not None
+    worker._process.join(30)
+    worker.look_after(101.0)
+    assert "receiver w1 ended with 0 (" in caplog.text
+    assert "cannot be used for received images" in caplog.text
+
+
 def test_a_worker_that_cannot_be_replaced_now_is_replaced_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
