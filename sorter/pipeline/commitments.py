@@ -178,6 +178,8 @@ class CommitmentProvider:
         for other in self._cases.values():
             same = (other.request.calling, other.request.transaction) == (asked.calling, asked.transaction)
             if same and set(other.request.instances) == set(asked.instances):
+                if other.telling is not None:  # and perhaps answered, before this was asked: it is told by itself
+                    continue
                 self._kept.finish(asked)
                 log.info(
                     "storage commitment %s is the same as %s, whose report answers both", asked.id, other.request.id

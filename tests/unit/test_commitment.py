@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -344,6 +346,35 @@ def test_a_turn_looks_for_so_many_and_the_rest_comes_next(spool: Spool, monkeypa
         assert (len(heard), len(looked)) == (turn, turn)
     assert answers.turn(100.0, settled=True) > 100.0
     assert (len(heard), looked) == (4, [2] * 4)
+
+
+def test_whoever_asks_again_while_he_is_told_is_told_once_more(spool: Spool) -> None:
+    """The report that is under way may have been answered before: then nobody would answer this question."""
+    kept, told, go_on = Commitments(spool.commitments, spool.files), list[str](), threading.Event()
+
+    def report(_: provider.Peer, request: commitments.Commitment) -> str:
+        told.append(request.id)
+        assert go_on.wait(20)
+        return ""
+
+    terms = provider.Terms(False, 0.0, lambda _: provider.Peer("127.0.0.1", 104))
+    answers = provider.CommitmentProvider(spool, an_index(spool), terms, report, _nothing)
+    answers.begin()
+    asked = [kept.add("1.2.3", WHO, ASKED).id]
+    answers.turn(100.0, settled=True)
+    wait_until(lambda: told == asked)
+    asked.append(kept.add("1.2.3", WHO, ASKED).id)
+    answers.turn(101.0, settled=True)
+    kept.add("1.2.3", WHO, ASKED)  # this one is answered with the second
+    go_on.set()
+    times = itertools.count(102.0)
+
+    def all_told() -> bool:
+        answers.turn(next(times), settled=True)
+        return not kept.waiting()
+
+    wait_until(all_told)
+    assert told == asked
 
 
 def _never(*_: object) -> str:
