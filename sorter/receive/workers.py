@@ -28,6 +28,7 @@ from types import FrameType
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.receive.lobby import Door
+from sorter.receive.seldom import Seldom
 from sorter.receive.server import Receiver, open_doors, renew_certificates
 from sorter.receive.settings import ReceiveSettings
 from sorter.receive.space import Ledger
@@ -71,6 +72,8 @@ def run(job: Job, ready: Callable[..., None], over: Callable[[], bool] = lambda:
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hangup.came)
     doors = open_doors(job.settings)
+    seldom = Seldom()
+    log.addFilter(seldom)
     _allow_descriptors(job.settings)
     gc.freeze()  # what is there now is never looked at again, so its pages stay shared
     tally = Tally(job.settings.processes, job.settings.associations)
@@ -103,6 +106,7 @@ def run(job: Job, ready: Callable[..., None], over: Callable[[], bool] = lambda:
             worker.join(deadline)
         for number, handler in before.items():
             signal.signal(number, handler)
+        log.removeFilter(seldom)
 
 
 def _allow_descriptors(settings: ReceiveSettings) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 
 from sorter.receive.crew import KEPT
+from sorter.receive.seldom import MOST
 from sorter.testing.peer import ABORT, Peer, command, echo, pdu, pdv, request, store
 from sorter.testing.running import RunningSorter
 from sorter.testing.synthetic import Plan, localizer
@@ -221,6 +222,19 @@ def test_a_data_set_without_end(receiving: Receiving) -> None:
             wait_until(lambda: sent > 10 << 20, 20, "the first 10 MB")
         assert receiving.parts()
     receiving.settled()
+
+
+def test_hundreds_that_break_the_protocol_fill_no_log(receiving: Receiving) -> None:
+    before = len(receiving.log.read_text().splitlines())
+    with receiving.unharmed():
+        for _ in range(300):
+            with Peer(receiving.port, STRANGER) as peer:
+                peer.send(pdu(1, request()[6:] + b"\x20\0\xff\xff"))
+                assert peer.pdu()[0] == 7
+    receiving.settled()
+    lines = receiving.log.read_text().splitlines()[before:]
+    assert 0 < sum("broke the protocol" in each for each in lines) <= 2 * MOST
+    assert len(lines) < 3 * MOST
 
 
 def test_a_thousand_pipelined_stores(receiving: Receiving) -> None:
