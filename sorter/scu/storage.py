@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from sorter.durable import Files
 from sorter.errors import Quarantine, SorterError, TryLater
 from sorter.protocol.dimse import C_ECHO_RQ, C_STORE_RQ, Command, Status
 from sorter.protocol.uids import IMPLICIT, VERIFICATION
-from sorter.scu.association import CONTEXTS, Association, Peer, associated
+from sorter.scu.association import CONTEXTS, USUAL, Association, Peer, associated
 from sorter.take import contents, elements
 
 VERIFICATION_CONTEXT = (VERIFICATION, (IMPLICIT,))
@@ -25,6 +26,10 @@ STATUSES = {
     0x0117: "the receiver says that its SOP Instance UID is invalid",
 }
 
+
+STORING = dataclasses.replace(USUAL, message=240)
+"""A node may compress, move or index an image of gigabytes before it answers; shorter than a worker's own silence may
+be (`sorter.deliver.lane.Patience`)."""
 
 _WANTED = dict.fromkeys(contents.UIDS.values(), elements.LONGEST)
 _STEP = 256 << 10  # bytes of a data set that are read and sent at a time
@@ -118,7 +123,8 @@ def _send_batch(
     progress: Callable[[Path], None],
 ) -> None:
     pairs = sorted({(image.sop_class, image.transfer_syntax) for _, image in batch})
-    with associated(peer, [(sop_class, (syntax,)) for sop_class, syntax in pairs]) as association:
+    contexts = [(sop_class, (syntax,)) for sop_class, syntax in pairs]
+    with associated(peer, contexts, STORING) as association:
         for path, image in batch:
             status = _store(association, files, path, image)
             if is_stored(status):

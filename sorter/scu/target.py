@@ -26,7 +26,7 @@ from sorter.protocol.uids import STORAGE_COMMITMENT
 from sorter.scu.association import CONTEXTS, Association, Hear, Peer, associated
 from sorter.scu.committed import CONTEXT, FAILURES, Ledger, Sent, ask, wait
 from sorter.scu.ear import Ear
-from sorter.scu.storage import STATUSES, VERIFICATION_CONTEXT, Image, data_set, echo, is_stored, look, store
+from sorter.scu.storage import STATUSES, STORING, VERIFICATION_CONTEXT, Image, data_set, echo, is_stored, look, store
 from sorter.words import counted
 
 _STEP = 1 << 20
@@ -248,7 +248,8 @@ class _Sender:
         also = [VERIFICATION_CONTEXT]  # so that images that are refused have a sentence
         images = [(sop_class, (syntax,)) for sop_class, syntax in sorted(self._pairs)]
         asked = [CONTEXT] if self._hear is not None else []
-        self._association = self._open.enter_context(associated(self._peer, [*also, *images, *asked], hear=self._hear))
+        whole = associated(self._peer, [*also, *images, *asked], STORING, hear=self._hear)
+        self._association = self._open.enter_context(whole)
         return self._association
 
 

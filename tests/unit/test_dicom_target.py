@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[attr-defined]
 
+from sorter.deliver.lane import Patience
 from sorter.durable import Files
 from sorter.errors import Away, Held, TryLater
+from sorter.scu import target
+from sorter.scu.storage import STORING
 from sorter.scu.target import DicomTarget
 from sorter.testing.targets import IMAGES, KEY, Store, job, receipt
 
@@ -125,6 +130,23 @@ def test_a_node_that_breaks_off_after_every_second_image_gets_them_all(node: Nod
     node.server.bind(evt.EVT_C_STORE, node._store)
     assert target.put(job(IMAGES), store).files == done.files  # nothing is remembered of what is done
     assert len(node.came) >= 2 * len(IMAGES)
+
+
+def test_a_node_that_takes_its_time_is_waited_for(node: Node, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 120 <= STORING.message < Patience().silence - 30  # a worker that waits for longer would be ended
+    may_answer = threading.Event()
+
+    def thinks(event: evt.Event) -> int:
+        may_answer.wait(20)
+        return 0x0000
+
+    node.server.bind(evt.EVT_C_STORE, thinks)
+    monkeypatch.setattr(target, "STORING", replace(STORING, message=0.2))
+    with pytest.raises(Away, match="broke off while an image was sent"):
+        node.target().put(job(IMAGES), store)
+    monkeypatch.setattr(target, "STORING", STORING)
+    threading.Timer(0.5, may_answer.set).start()
+    assert len(node.target().put(job(IMAGES), store).files) == len(IMAGES)
 
 
 def test_a_sop_class_that_the_node_does_not_take_is_held(store: Store) -> None:
