@@ -37,6 +37,7 @@ ARRIVALS = "arrivals.jsonl"
 _STORED = '{"event":"stored",'  # of a line that is written for each image; names of ours need no escapes
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one for each line
 _EARLY = 8 << 20  # bytes of an instance that are given to the disk before it is whole
+_STEP = 128 << 10  # bytes that are copied at a time
 _LOOK_EVERY = 16  # images, for room on the disk: a look costs as much as to create a file
 _MOST_UNWRITTEN = 1 << 20  # bytes of lines kept for later while the disk is full
 
@@ -132,8 +133,19 @@ class Part:
         """`size` bytes that wait in a pipe."""
         left = size
         while left:
-            left -= self._files.splice(pipe, self.fd, left)
+            try:
+                left -= self._files.splice(pipe, self.fd, left)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                left -= self._copy(pipe, left)  # a file system that takes nothing from a pipe, as eCryptfs
         self._grown(size)
+
+    def _copy(self, pipe: int, most: int) -> int:
+        data = bytearray(min(most, _STEP))
+        got = self._files.readinto(pipe, data)
+        self._files.write_all(self.fd, memoryview(data)[:got])
+        return got
 
     def _grown(self, size: int) -> None:
         """What came so far goes to the disk while more is coming: the sync at the end waits for the rest alone."""

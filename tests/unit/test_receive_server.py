@@ -404,6 +404,17 @@ def test_a_disk_that_fails_under_a_large_pdv_leaves_the_association_whole(tmp_pa
         client.release()
 
 
+def test_where_nothing_can_be_spliced_a_large_pdv_is_copied(tmp_path: Path) -> None:
+    """Not every file system takes bytes from a pipe."""
+    files, big = Failing(), os.urandom(600_000)
+    files.broken = {"splice": errno.EINVAL}
+    with serving(tmp_path / "received", files) as served, Client(served.port).associate() as client:
+        client.send(a_store(big, step=100_000) + a_store())
+        assert (client.status(), client.status()) == (0, 0)
+        assert sorted(data_set_of(path) for path in served.images()) == sorted([big, DATA_SET])
+        client.release()
+
+
 class Gathering(Files):
     """Holds the first sync of a folder with images back until `others` more have been renamed, and counts them all."""
 
