@@ -70,7 +70,10 @@ class Segment:
         except OSError:
             self._files.close(folder)
             raise
-        self._files.lock(log)  # free: nobody else takes the lock of an empty one
+        if not self._files.lock(log):  # a process that begins sweeps it: without a lock it would be taken for dead
+            self._files.close(log)
+            self._files.close(folder)
+            raise FileExistsError(errno.EEXIST, "somebody else holds a new segment", os.fspath(self.path))
         return folder, log
 
     def write(self, event: str, **details: Any) -> None:

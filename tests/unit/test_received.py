@@ -91,6 +91,33 @@ def test_a_line_that_is_damaged_stops_nothing(tmp_path: Path, bad: bytes) -> Non
     into.close()
 
 
+class Swept(Files):
+    """Somebody else holds the lock of the first segment while it is made, as a process that sweeps does."""
+
+    def __init__(self) -> None:
+        self.swept = False
+
+    def lock(self, fd: int, *, shared: bool = False, wait: bool = False) -> bool:
+        if not self.swept:
+            self.swept = True
+            return False
+        return super().lock(fd, shared=shared, wait=wait)
+
+
+def test_a_segment_is_used_only_with_its_lock(tmp_path: Path) -> None:
+    """Without it the sorter would take its process for dead, and remove what is on its way."""
+    into = arrivals(tmp_path, files=Swept())
+    association = into.opened(SCANNER)
+    received = Received(tmp_path, Files())
+    part = into.part(association, 1)
+    assert received.look() == []
+    assert received.open_associations == {association}
+    part.write([b"an image"])
+    into.store(part)
+    assert [type(each) for each in received.look()] == [Candidate]
+    into.close()
+
+
 class OneBadSync(Files):
     """The first sync of a segment's folder waits, then fails; later ones say that all is well."""
 
