@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from sorter.protocol.elements import LONG, element, item
-from sorter.protocol.uids import BIG_ENDIAN, EXPLICIT, IMPLICIT, is_uid
+from sorter.protocol.uids import BIG_ENDIAN, EXPLICIT, IMPLICIT, is_uid, names_an_instance
 
 SYNTAXES = (EXPLICIT, IMPLICIT)
 """What we propose to speak in, and write."""
@@ -88,7 +88,7 @@ def parse_report(data: bytes, transfer: str) -> Report:
 def _reference(elements: _Elements, data: bytes, start: int, end: int) -> Reference:
     uids = {tag: _uid(data[at:to]) for tag, at, to in elements.of(start, end) if tag in (_CLASS, _SOP_UID)}
     reference = Reference(uids.get(_CLASS, ""), uids.get(_SOP_UID, ""))
-    if not (is_uid(reference.sop_class) and is_uid(reference.sop_uid)):
+    if not (is_uid(reference.sop_class) and names_an_instance(reference.sop_uid)):
         raise Unreadable("a referenced instance without SOP Class and Instance UID")
     return reference
 

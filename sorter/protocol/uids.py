@@ -14,8 +14,15 @@ NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN)
 """What storage commitment is spoken in."""
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
+_NEARLY = re.compile(r"[0-9.]*[0-9][0-9.]*", re.ASCII)
 
 
 def is_uid(text: str) -> bool:
     """True for what may stand as a UID: digits and dots, 64 at most. Leading zeros, frequent in the field, pass."""
     return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
+def names_an_instance(text: str) -> bool:
+    """True for what may stand for a SOP instance: as `is_uid`, but dots may be where some devices have them, at the end
+    or two together. Their images are taken, as they are where they come by other ways."""
+    return len(text) <= 64 and _NEARLY.fullmatch(text) is not None

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from sorter.protocol import dimse, upper_layer
 from sorter.protocol.dimse import Command, Outcome, Status
-from sorter.protocol.uids import STORAGE_COMMITMENT, VERIFICATION, is_uid
+from sorter.protocol.uids import STORAGE_COMMITMENT, VERIFICATION, names_an_instance
 from sorter.protocol.upper_layer import AbortReason, Context, ProtocolError
 from sorter.protocol.wire import Wire
 from sorter.receive.commitment import TOO_BUSY, Desk
@@ -125,7 +125,7 @@ class Exchange:
     def _refusal(self, command: Command, context: Context) -> Outcome | None:
         if context.abstract in (VERIFICATION, STORAGE_COMMITMENT) or not is_storage(command.class_uid):
             return _WRONG_CLASS
-        return None if is_uid(command.instance_uid) else _WRONG_INSTANCE
+        return None if names_an_instance(command.instance_uid) else _WRONG_INSTANCE
 
     def _take(self, incoming: Incoming, context: Context) -> Outcome:
         self._wire.before_reuse = incoming.write

@@ -13,7 +13,7 @@ from io import BytesIO
 from sorter.errors import Quarantine, SorterError
 from sorter.protocol.dimse import C_FIND_RQ, C_MOVE_RQ, Command
 from sorter.protocol.elements import element
-from sorter.protocol.uids import EXPLICIT, IMPLICIT, is_uid
+from sorter.protocol.uids import EXPLICIT, IMPLICIT, names_an_instance
 from sorter.scu.association import Association, Limits, Message, Peer, associated
 from sorter.take import elements
 
@@ -193,4 +193,4 @@ class _Question:
         if values.get(_SERIES, series.series_uid) != series.series_uid:
             return set()
         name = values.get(_SOP, "")
-        return {name} if is_uid(name) else set()
+        return {name} if names_an_instance(name) else set()

@@ -300,6 +300,7 @@ def test_a_data_set_that_begins_as_a_file_does_says_nothing_of_its_sender(served
         ({"e1000": b""}, 0x0117),
         ({"e1000": b"../../etc"}, 0x0117),
         ({"e1000": b"1." * 40}, 0x0117),
+        ({"e1000": b"..."}, 0x0117),
         ({"e0002": b""}, 0x0122),
         ({"e0002": VERIFICATION}, 0x0122),
     ],
@@ -312,6 +313,15 @@ def test_a_store_that_names_nothing_is_refused_and_the_association_goes_on(
         assert (client.status(), client.status()) == (status, 0)
     assert len(served.images()) == 1
     assert served.parts() == []
+
+
+@pytest.mark.parametrize("uid", [b"1.2.840..7", b"1.2.840.", b"01.002", b"1"])
+def test_an_instance_whose_uid_is_not_quite_one_is_taken(served: Served, uid: bytes) -> None:
+    """As it is where it comes by another way; refused it would stay at its scanner."""
+    with Client(served.port).associate() as client:
+        client.send(a_store(e1000=uid))
+        assert client.status() == 0
+    assert uid in served.images()[0].read_bytes()[:400]
 
 
 def test_a_store_without_a_data_set_is_refused(served: Served) -> None:
