@@ -30,6 +30,10 @@ RELIST = 60.0
 """Seconds between listings of the folders themselves: the scan is the truth, the arrivals file a hint."""
 
 
+MOST_ENDED = 10_000
+"""Associations that are known to have ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Door:
     """The way to one ready file: through the tree that found it, which follows no link."""
@@ -87,7 +91,7 @@ class Intake:
     _dropped: deque[Candidate] = field(default_factory=deque)
     _late: list[tuple[float, Candidate]] = field(default_factory=list)
     _ends: Counter[str] = field(default_factory=Counter)  # associations whose end is still in the queue
-    _ended: deque[str] = field(default_factory=lambda: deque(maxlen=10_000))
+    _ended: dict[str, None] = field(default_factory=dict)  # the last of them; asked for with each image
     _whole: list[tuple[Tree, str]] = field(default_factory=list)
     _read: list[Read] = field(default_factory=list)  # archives read to their end, in a drop that has more of them
     _empty: list[tuple[Tree, str]] = field(default_factory=list)
@@ -146,7 +150,7 @@ class Intake:
         """Could this association still bring images?"""
         if association in self._ended:
             return False
-        return association in self.received.open_associations or self._ends[association] > 0
+        return self.received.is_open(association) or self._ends[association] > 0
 
     @property
     def behind(self) -> bool:
@@ -196,7 +200,9 @@ class Intake:
             self._ends[ended.association] -= 1
             if not self._ends[ended.association]:
                 del self._ends[ended.association]
-            self._ended.append(ended.association)
+            self._ended[ended.association] = None
+            if len(self._ended) > MOST_ENDED:
+                del self._ended[next(iter(self._ended))]
             yield ended
 
     def _take_dropped(self) -> Iterator[Filed]:

@@ -60,9 +60,8 @@ class Received:
         self._segments: dict[Path, _Segment] = {}
         self._news: list[Candidate | Ended] = []  # found, and not told yet: a look may fail in the middle
 
-    @property
-    def open_associations(self) -> frozenset[str]:
-        return frozenset().union(*(segment.open for segment in self._segments.values()))
+    def is_open(self, association: str) -> bool:
+        return any(association in segment.open for segment in self._segments.values())
 
     def open_sources(self) -> list[Source]:
         """Who has an association open, once for each."""

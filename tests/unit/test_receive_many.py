@@ -187,7 +187,7 @@ def test_to_look_at_what_was_received_wakes_nobody(tmp_path: Path) -> None:
     association = arrivals.opened(Route("SCANNER", "SORTER", "127.0.0.1", 1))
     reader = Received(tmp_path, ForReading())
     assert reader.look(relist=True) == []
-    assert reader.open_associations == {association}
+    assert reader.is_open(association)
     arrivals.close()
 
 

@@ -71,7 +71,7 @@ def test_a_segment_that_somebody_removed_stops_nothing_and_its_associations_are_
         Files().remove_tree(folder)
     received.tidy()
     assert received.look() == [Ended(association, "lost")]
-    assert not received.open_associations
+    assert not received.is_open(association)
     first.close()
 
 
@@ -111,7 +111,7 @@ def test_a_segment_is_used_only_with_its_lock(tmp_path: Path) -> None:
     received = Received(tmp_path, Files())
     part = into.part(association, 1)
     assert received.look() == []
-    assert received.open_associations == {association}
+    assert received.is_open(association)
     part.write([b"an image"])
     into.store(part)
     assert [type(each) for each in received.look()] == [Candidate]
