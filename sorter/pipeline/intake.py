@@ -188,15 +188,11 @@ class Intake:
             tree.tidy(drop)
 
     def _take_own(self, now: float) -> Iterator[Filed | Ended]:
-        batch: list[Candidate] = []
-        while self._own and len(batch) < BATCH and isinstance(item := self._own[0].item, Candidate):
-            batch.append(item)
-            self.came = self._own.popleft().at
+        batch, ends = self._next_own()
         filed, failed = self._file(batch)
         self._late += [(now + PAUSE, candidate) for candidate in failed]
         yield from filed
-        while self._own and isinstance(ended := self._own[0].item, Ended):
-            self._own.popleft()
+        for ended in ends:
             self._ends[ended.association] -= 1
             if not self._ends[ended.association]:
                 del self._ends[ended.association]
@@ -204,6 +200,26 @@ class Intake:
             if len(self._ended) > MOST_ENDED:
                 del self._ended[next(iter(self._ended))]
             yield ended
+
+    def _next_own(self) -> tuple[list[Candidate], list[Ended]]:
+        """The next batch, and the ends that are told after it.
+
+        A sender may have an association for each image: its images are taken together all the same. Only an abort has
+        to be told before what came after it, which says that its sender goes on.
+        """
+        batch, ends, broken = list[Candidate](), list[Ended](), False
+        while self._own:
+            come = self._own[0]
+            if isinstance(come.item, Ended):
+                ends.append(come.item)
+                broken = broken or come.item.how != "released"
+            elif broken or len(batch) >= BATCH:
+                break
+            else:
+                batch.append(come.item)
+                self.came = come.at
+            self._own.popleft()
+        return batch, ends
 
     def _take_dropped(self) -> Iterator[Filed]:
         filed, failed = self._file(self._next_dropped())

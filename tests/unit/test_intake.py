@@ -1,0 +1,44 @@
+"""In which order, and how many at once, what came is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from sorter.pipeline import intake
+from sorter.pipeline.intake import Intake
+from sorter.take.filing import Candidate
+from sorter.take.received import Ended
+
+
+def an_intake(*came: Candidate | Ended) -> Intake:
+    none = cast(Any, None)
+    made = Intake(none, none, none, none, none)
+    made._own.extend(intake._Come(item, float(at), 0.0) for at, item in enumerate(came))
+    return made
+
+
+def image(number: int) -> Candidate:
+    return Candidate(Path(f"{number}.dcm"))
+
+
+def test_images_that_have_an_association_each_are_taken_together() -> None:
+    """One by one it would be a tenth as many a second: each batch is synced."""
+    came = [each for number in range(200) for each in (image(number), Ended(f"a{number}", "released"))]
+    made = an_intake(*came)
+    batch, ends = made._next_own()
+    assert batch == [image(number) for number in range(128)]
+    assert [each.association for each in ends] == [f"a{number}" for number in range(128)]
+    assert made.came == 2 * 127
+    batch, ends = made._next_own()
+    assert (len(batch), len(ends)) == (72, 72)
+    assert made._next_own() == ([], [])
+
+
+def test_an_abort_is_told_before_what_came_after_it() -> None:
+    aborted, lost, released = Ended("a", "aborted"), Ended("b", "lost"), Ended("c", "released")
+    made = an_intake(image(1), aborted, released, image(2), lost, image(3), released, image(4))
+    assert made._next_own() == ([image(1)], [aborted, released])
+    assert made._next_own() == ([image(2)], [lost])
+    assert made._next_own() == ([image(3), image(4)], [released])
+    assert made._next_own() == ([], [])
