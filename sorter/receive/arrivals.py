@@ -341,14 +341,16 @@ class Arrivals:
                 self._follow(self._segment)
 
     def _current(self) -> Segment:
-        if self._segment is not None and self._is_full(self._segment):
-            self._follow(self._segment)
-        if self._segment is None:
-            segment = self._new()
-            for association, route in self._open.items():
-                segment.write_or_keep("opened", association=association, **_who(route), continued=True)
-            self._segment = segment
-        return self._segment
+        old = self._segment
+        if old is not None and not self._is_full(old):
+            return old
+        new = self._new()  # where there can be none, what ends is still written into the old one
+        for association, route in self._open.items():
+            new.write_or_keep("opened", association=association, **_who(route), continued=True)
+        if old is not None:
+            self._follow(old)
+        self._segment = new
+        return new
 
     def _new(self) -> Segment:
         self._files.make_folders(self._folder)  # it may have been removed, too

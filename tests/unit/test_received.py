@@ -118,6 +118,39 @@ def test_a_segment_is_used_only_with_its_lock(tmp_path: Path) -> None:
     into.close()
 
 
+class Full(Files):
+    """No folder can be made while `full`."""
+
+    full = False
+
+    def mkdir(self, path: PathLike, mode: int = 0o700, *, at: int | None = None) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        super().mkdir(path, mode, at=at)
+
+
+def test_an_association_that_ends_where_no_segment_can_be_made_is_told_to_have_ended(tmp_path: Path) -> None:
+    """Else a series that it brought would wait for it for a quarter of an hour."""
+    files = Full()
+    into = Arrivals(tmp_path, "w1", files, ReceiveSettings(segment_files=1))
+    into.begin()
+    association = into.opened(SCANNER)
+    store(into, association, 1)
+    files.full = True
+    with pytest.raises(OSError, match="full"):
+        into.part(association, 2)
+    into.ended(association, "released")
+    received = Received(tmp_path, Files())
+    assert received.look()[1:] == [Ended(association, "released")]
+    files.full = False
+    another = into.opened(SCANNER)
+    store(into, another, 1)
+    assert [type(each) for each in received.look()] == [Candidate]
+    assert received.is_open(another)
+    assert not received.is_open(association)
+    into.close()
+
+
 class OneBadSync(Files):
     """The first sync of a segment's folder waits, then fails; later ones say that all is well."""
 
