@@ -109,6 +109,7 @@ class Pipeline:
     _unlisted: str = ""  # why some of it cannot be looked at, "" while it can
     _news: deque[Filed | Ended | Whole | Read] = field(default_factory=deque)  # taken, and not noted yet
     _ends: Counter[str] = field(default_factory=Counter)  # associations whose end is among it
+    _ended: set[str] = field(default_factory=set)  # units of which the end of an association is not synced yet
     _touched: set[str] = field(default_factory=set)  # units to be summed up in this turn
     _failed: dict[str, tuple[float, str]] = field(default_factory=dict)  # when to take up again which units, and why
     _carried: dict[str, int] = field(default_factory=dict)  # images of each open association
@@ -156,6 +157,7 @@ class Pipeline:
                 self._ends[news.association] += 1
         while self._news:
             self._note(self._news.popleft())
+        self._sync_ends()
         if now - self._grown_said >= SUM_UP_EVERY:
             self._touched |= self._grown
             self._grown_said = now
@@ -254,7 +256,7 @@ class Pipeline:
             self.index.note_all(live.key, live.unit.by_sop)
         for association in sorted(live.state.carrying):
             if not self.intake.is_open(association):
-                self._end(live, Ended(association, "lost"), durable=False)  # else the next start says it again
+                self._end(live, Ended(association, "lost"))  # not durable: else the next start says it again
 
     def unit(self, key: str) -> Unit:
         return self.live(key).unit
@@ -269,6 +271,7 @@ class Pipeline:
                 for live in self.units.carried_by(news.association):
                     with self._apart(live.key):
                         self._end(live, news)
+                        self._ended.add(live.key)
                         self._grown.add(live.key)
                 images = self._carried.pop(news.association, 0)
                 if images:  # whoever brings nothing, a thousand times a second, does not fill the disk
@@ -283,6 +286,13 @@ class Pipeline:
                 self._note_archive(news)
             case Filed():
                 self._note_file(news)
+
+    def _sync_ends(self) -> None:
+        """Of each unit once: it may have been carried by an association for each image."""
+        while self._ended:
+            key = self._ended.pop()
+            with self._apart(key):
+                self.spool.files.fsync_all([self.unit(key).evidence])
 
     def _note_archive(self, read: Read) -> None:
         self.spool.note(
@@ -371,8 +381,8 @@ class Pipeline:
         self.queries.again(live, self.now)
         self._sum_up(live)
 
-    def _end(self, live: Live, ended: Ended, *, durable: bool = True) -> None:
-        live.unit.end_association(ended.association, ended.how, durable=durable)
+    def _end(self, live: Live, ended: Ended) -> None:
+        live.unit.end_association(ended.association, ended.how)
         self.settling.ended(live, ended.association, ended.how, self.now)
 
     # --- complete? ----------------------------------------------------------------------------------------------

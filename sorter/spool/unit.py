@@ -485,9 +485,10 @@ class Unit:
         """Append facts in one write; the folder must exist. Not `durable`: the caller syncs file and folder."""
         self.spool.files.append(self.evidence, b"".join(line(entry) for entry in entries), durable=durable)
 
-    def end_association(self, association: str, how: str, *, durable: bool = True) -> None:
+    def end_association(self, association: str, how: str) -> None:
+        """Whoever wants it to be durable syncs the evidence, which is there."""
         self.associations[association] = how
-        self.add_evidence([{"association": association, "ended": how, "at": now()}], durable=durable)
+        self.add_evidence([{"association": association, "ended": how, "at": now()}], durable=False)
 
     def drop_is_whole(self, drop: str) -> None:
         self.whole_drops.add(drop)

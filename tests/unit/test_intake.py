@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from sorter.pipeline import intake
 from sorter.pipeline.intake import Intake
 from sorter.take.filing import Candidate
 from sorter.take.received import Ended
+from tests.crash.memory import Memory
+from tests.crash.scenario import begin, data_set, settings_of
 
 
 def an_intake(*came: Candidate | Ended) -> Intake:
@@ -42,3 +46,21 @@ def test_an_abort_is_told_before_what_came_after_it() -> None:
     assert made._next_own() == ([image(2)], [lost])
     assert made._next_own() == ([image(3), image(4)], [released])
     assert made._next_own() == ([], [])
+
+
+def test_ends_of_many_associations_are_made_durable_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    life = begin(Memory(), settings_of(tmp_path, monkeypatch))
+    for number in range(20):
+        life.receive(data_set(number + 1))
+    synced, fsync = list[int](), Memory.fsync
+
+    def counted(disk: Memory, fd: int) -> None:
+        synced.append(fd)
+        fsync(disk, fd)
+
+    monkeypatch.setattr(Memory, "fsync", counted)
+    life.turns(5)
+    [live] = life.parts.pipeline.units
+    assert set(live.unit.associations.values()) == {"released"}
+    assert len(live.unit.associations) == 20
+    assert 0 < len(synced) < 20
