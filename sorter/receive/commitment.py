@@ -11,9 +11,9 @@ from functools import partial
 
 from sorter.protocol.commitment import MOST_BYTES, Unreadable, parse
 from sorter.protocol.dimse import Command, Outcome, Status
+from sorter.protocol.peers import household
 from sorter.protocol.uids import COMMITMENT_INSTANCE, STORAGE_COMMITMENT
 from sorter.receive.file_meta import Route
-from sorter.receive.tally import household
 from sorter.spool.commitments import Commitments, TooMany
 
 log = logging.getLogger("sorter.receive")

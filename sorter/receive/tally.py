@@ -7,8 +7,9 @@ of the same moment; two workers may give the last place away at once.
 
 from __future__ import annotations
 
-import ipaddress
 import mmap
+
+from sorter.protocol.peers import household
 
 _VISITORS, _ASSOCIATIONS, _PLACES = range(3)
 _FREE = 0
@@ -76,10 +77,3 @@ class Row:
 def _key(address: str) -> int:
     """The same number in all workers, as they are forked from one process, and another one in its next life."""
     return hash(household(address)) & 0xFFFF_FFFF_FFFF_FFFF or 1
-
-
-def household(address: str) -> str:
-    """What counts as one address: of IPv6 the /64, in which a single host may choose its addresses."""
-    if ":" not in address:
-        return address
-    return str(ipaddress.ip_network((address, 64), strict=False))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import secrets
 from collections.abc import Iterator, Mapping
@@ -23,10 +24,14 @@ from typing import Any
 
 from sorter.durable import PART, Files
 from sorter.protocol.commitment import Reference
+from sorter.protocol.peers import household
 from sorter.spool.lines import line, now
 
 MOST_WAITING = 1000
-"""Requests that may wait for their report; beyond, the receiver takes no more (0x0213, resource limitation)."""
+"""Requests that may wait for their report; beyond, the receiver takes no more (0x0213, resource limitation).
+
+One address may have half of them, and of their bytes: a scanner that never takes its reports keeps others from nothing.
+"""
 
 MOST_BYTES_WAITING = 32 << 20
 """Of their files, with some 250,000 instances: the sorter holds them all in memory."""
@@ -88,10 +93,13 @@ class Commitments:
 
         TooMany where so many wait already; OSError where it cannot be written: then there is nothing of it.
         """
+        asker = hashlib.sha256(household(who[2]).encode()).hexdigest()[:8]
         waiting = self._files.scan(self._waiting)
-        if len(waiting) >= MOST_WAITING or sum(info.st_size for _, info in waiting) >= MOST_BYTES_WAITING:
-            raise TooMany
-        request = Commitment(_new_id(), transaction, *who, now(), instances)
+        of_asker = [info.st_size for name, info in waiting if name.endswith(f"-{asker}.json")]
+        for sizes, share in ([info.st_size for _, info in waiting], 1), (of_asker, 2):
+            if len(sizes) >= MOST_WAITING // share or sum(sizes) >= MOST_BYTES_WAITING // share:
+                raise TooMany
+        request = Commitment(_new_id(asker), transaction, *who, now(), instances)
         path = self._waiting / f"{request.id}.json"
         try:
             self._files.write_file(path, _encoded(request))
@@ -195,9 +203,9 @@ class Commitments:
         return self._told / identifier[:6] / f"{identifier}.json"
 
 
-def _new_id() -> str:
-    """Sorts by time, and starts with the month; the random part keeps processes apart."""
-    return f"{datetime.datetime.now().strftime('%Y%m%dT%H%M%S%f')}-{secrets.token_hex(4)}"
+def _new_id(asker: str) -> str:
+    """Sorts by time, and starts with the month; the random part keeps processes apart, and the last says who asks."""
+    return f"{datetime.datetime.now().strftime('%Y%m%dT%H%M%S%f')}-{secrets.token_hex(4)}-{asker}"
 
 
 def _encoded(request: Commitment) -> bytes:

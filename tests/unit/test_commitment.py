@@ -269,13 +269,27 @@ def test_there_is_a_limit_to_what_waits(kept: Commitments, tmp_path: Path) -> No
 
 def test_there_is_a_limit_to_what_waits_together(kept: Commitments, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sorter has it all in memory."""
-    kept.add("1.2.3", WHO, ASKED)
-    monkeypatch.setattr(commitments, "MOST_BYTES_WAITING", 400)
-    second = kept.add("1.2.4", WHO, ASKED)
+    size = len(commitments._encoded(kept.add("1.2.3", WHO, ASKED)))
+    monkeypatch.setattr(commitments, "MOST_BYTES_WAITING", 2 * size - 10)
+    other = ("SCANNER", "SORTER", "10.1.2.4")
+    second = kept.add("1.2.4", other, ASKED)
     with pytest.raises(TooMany):
-        kept.add("1.2.5", WHO, ASKED)
+        kept.add("1.2.5", ("SCANNER", "SORTER", "10.1.2.5"), ASKED)
     kept.finish(kept.decide(second, {}))
-    kept.add("1.2.5", WHO, ASKED)
+    kept.add("1.2.5", other, ASKED)
+
+
+def test_one_address_has_half_of_what_may_wait(kept: Commitments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scanner that asks and never takes its reports keeps no other from asking."""
+    monkeypatch.setattr(commitments, "MOST_WAITING", 4)
+    for number, address in enumerate(("2001:db8::1", "2001:db8::2")):  # of one host
+        kept.add(f"1.2.{number}", ("SCANNER", "SORTER", address), ASKED)
+    with pytest.raises(TooMany):
+        kept.add("1.2.3", ("ANOTHER", "SORTER", "2001:db8::3"), ASKED)
+    for number in range(2):
+        kept.add(f"1.3.{number}", WHO, ASKED)
+    with pytest.raises(TooMany):
+        kept.add("1.4.1", ("SCANNER", "SORTER", "10.1.2.4"), ASKED)
 
 
 # --- asking much ------------------------------------------------------------------------------------------------------
