@@ -30,9 +30,13 @@ MOST_AT_ONCE = 10_000
 MOST_REMEMBERED = 200_000
 """Images; of more, the first are sent again."""
 
+MOST_DONE = 20_000
+"""Images that have their receipt."""
+
 MOST_QUESTIONS = 200
 """That have no answer yet: a node may take them for ever and never say a word. Of more, the first count no longer."""
 
+_SEVERAL = ""  # in place of the digest: contents under one UID, of which none is alone
 _REQUEST_COMMITMENT = 1  # the one action type (PS3.4 J.3.2.1)
 _BETWEEN_LOOKS = 0.05  # seconds between two looks at whether an association of ours brought an answer
 
@@ -71,6 +75,7 @@ class Ledger:
         self._sent: dict[str, Sent] = {}  # by the digest of its file
         self._latest: dict[str, Sent] = {}  # by SOP Instance UID
         self._questions: dict[str, tuple[Sent, ...]] = {}
+        self._done: dict[str, str] = {}  # digests of what has its receipt, by SOP Instance UID
 
     def find(self, sha256: str) -> Sent | None:
         return self._sent.get(sha256)
@@ -81,13 +86,23 @@ class Ledger:
             sent, other = Sent(reference, sha256), self._latest.get(reference.sop_uid)
             if other is not None and other.sha256 != sha256:
                 sent.alone = other.alone = False
+            sent.alone = sent.alone and self._done.get(reference.sop_uid, sha256) == sha256
             self._sent[sha256] = self._latest[reference.sop_uid] = sent
             while len(self._sent) > MOST_REMEMBERED:
                 self._drop(next(iter(self._sent.values())))
             return sent
 
+    def done(self, images: Sequence[Sent]) -> None:
+        """They have their receipt. Of each only its digest is remembered: another content under its UID, of another
+        series perhaps, is not alone there."""
+        self.forget(images)
+        with self._changed:
+            self._done |= {each.reference.sop_uid: each.sha256 if each.alone else _SEVERAL for each in images}
+            while len(self._done) > MOST_DONE:
+                del self._done[next(iter(self._done))]
+
     def forget(self, images: Iterable[Sent]) -> None:
-        """They have their receipt, or are to be sent again."""
+        """They are to be sent again, if at all."""
         with self._changed:
             for each in images:
                 self._drop(each)

@@ -100,7 +100,7 @@ class DicomTarget:
         for index, each in sent.items():
             want, state = job.files[index], _COMMITTED if asked and each.alone and each.safe else "written"
             there[want.file, want.sha256] = Delivered(each.reference.sop_uid, want.sha256, want.size, want.file, state)
-        self._ledger.forget(sent.values())
+        self._ledger.done(list(sent.values()))
         files = tuple(there.get((want.file, want.sha256)) or _missed(want) for want in job.files)
         return Done(str(self._peer), files, _note(files, sender, len(sent) - len(alone)))
 

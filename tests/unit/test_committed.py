@@ -315,6 +315,21 @@ def test_two_contents_under_one_uid_are_never_committed(keeper: Keeper, made: li
     assert {each.state for each in done.files[:3]} == {"written"}
 
 
+def test_two_contents_under_one_uid_in_two_series_are_not_both_committed(
+    keeper: Keeper, made: list[DicomTarget], monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    place = of(keeper, made)
+    assert place.put(job(IMAGES), store).note == "committed"
+    other = IMAGES[0][:-1] + bytes([IMAGES[0][-1] ^ 1])
+    store.images = (other,)
+    for _ in range(2):
+        assert [each.state for each in place.put(job(store.images), store).files] == ["written"]
+    monkeypatch.setattr(committed, "MOST_DONE", 2)
+    store.images = IMAGES
+    place.put(job(store.images), store)
+    assert place._ledger._done.keys() == set(uids(IMAGES[-2:]))
+
+
 def test_not_offered_and_not_asked_for_are_told_apart(made: list[DicomTarget], store: Store) -> None:
     entity = AE(ae_title="NODE")
     entity.add_supported_context(Verification)
