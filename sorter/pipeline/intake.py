@@ -17,6 +17,9 @@ from sorter.watch import Incoming, Lookout, Ready, Tree, Watched
 BATCH = 128
 """Files taken in one go: one sync of the folders serves them all, and a large one delays the others little."""
 
+ENDS = 1024
+"""Ends of associations that are told in one go: most of them may have brought nothing."""
+
 DROPPED = 512
 """The same of what was dropped: as many as are offered at once, so that what is offered first is taken first."""
 
@@ -208,7 +211,7 @@ class Intake:
         to be told before what came after it, which says that its sender goes on.
         """
         batch, ends, broken = list[Candidate](), list[Ended](), False
-        while self._own:
+        while self._own and len(ends) < ENDS:
             come = self._own[0]
             if isinstance(come.item, Ended):
                 ends.append(come.item)

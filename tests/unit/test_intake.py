@@ -39,6 +39,14 @@ def test_images_that_have_an_association_each_are_taken_together() -> None:
     assert made._next_own() == ([], [])
 
 
+def test_so_many_ends_are_told_in_one_go() -> None:
+    ended = Ended("a", "released")
+    made = an_intake(*[ended] * 1500, image(1))
+    assert made._next_own() == ([], [ended] * 1024)
+    assert made.busy
+    assert made._next_own() == ([image(1)], [ended] * 476)
+
+
 def test_an_abort_is_told_before_what_came_after_it() -> None:
     aborted, lost, released = Ended("a", "aborted"), Ended("b", "lost"), Ended("c", "released")
     made = an_intake(image(1), aborted, released, image(2), lost, image(3), released, image(4))
