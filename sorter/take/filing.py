@@ -197,8 +197,8 @@ class Filing:
             unfinished = isinstance(reason, Truncated) and not (candidate.own or candidate.final)
             step.filed = Filed(candidate, "changed" if unfinished else "aside", why=str(reason))
         except OSError as error:
-            if error.errno not in _NOT_THAT_FILE:
-                raise
+            if error.errno not in _NOT_THAT_FILE or (candidate.own and error.errno != errno.ENOENT):
+                raise  # what we received ourselves is offered once: it is said, and tried again
             step.filed = Filed(candidate, "changed", why="it is not what it was")
         return None
 

@@ -16,7 +16,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 
-from sorter.durable import Files
+from sorter.durable import Files, PathLike
 from sorter.model import Instance, Source, Standing
 from sorter.pipeline.intake import _Door
 from sorter.spool import Spool, Unit
@@ -176,6 +176,30 @@ def test_a_corrected_patient_name_supersedes_only_if_its_sender_may(bench: Bench
     assert filed.instance is not None
     assert filed.instance.standing is Standing.CURRENT
     assert bench.standings() == ["current", "superseded", "superseded"]
+
+
+class Foreign(Files):
+    """A received file that somebody else owns: the receiver once ran as root."""
+
+    may_open = False
+
+    def open(self, path: PathLike, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+        if not self.may_open and str(path).endswith("/1.dcm"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return super().open(path, flags, mode, at=at)
+
+
+def test_a_received_file_that_may_not_be_read_is_not_forgotten(tmp_path: Path) -> None:
+    files = Foreign()
+    bench = Bench(tmp_path / "spool", files)
+    candidate = bench.received(image())
+    with pytest.raises(PermissionError):
+        bench.take(candidate)
+    gone = bench.received(image(2))
+    gone.path.unlink()
+    assert [each.outcome for each in bench.take(gone)] == ["changed"]  # its receiver took it back
+    files.may_open = True
+    assert [each.outcome for each in bench.take(candidate)] == ["new"]
 
 
 def test_a_header_that_changed_elsewhere_never_supersedes(bench: Bench) -> None:
