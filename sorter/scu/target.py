@@ -127,6 +127,8 @@ class DicomTarget:
         """What the file is, which has the digest it came with; Held when it has another, or is no image."""
         try:
             image = look(self._files, fd)
+        except OSError as error:
+            raise TryLater(f"an image cannot be read: {error.strerror}") from error
         except Quarantine as error:
             if self._digest(fd) != want.sha256:
                 raise Held(_ANOTHER_DIGEST) from None

@@ -6,6 +6,7 @@ limited child process. Nothing but the standard library is imported: the worker 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import sorter
 from sorter.durable import Files
-from sorter.errors import Quarantine, TryLater
+from sorter.errors import Quarantine
 from sorter.take import elements
 from sorter.take.elements import Stream, Truncated, Walked
 
@@ -305,7 +306,8 @@ def _child_said(child: subprocess.CompletedProcess[bytes], dataset: str) -> Walk
     if child.returncode < 0 or child.returncode == 3:
         raise Quarantine("its deflated data set needs more memory or time than an image does")
     if child.returncode != 0 or len(child.stdout) > _CHILD_SAYS_AT_MOST:
-        raise TryLater(f"the process that reads deflated data sets ended with code {child.returncode}")
+        says = f"the process that reads deflated data sets ended with code {child.returncode}"
+        raise OSError(errno.EIO, says)  # the file may be whole: whoever reads it tries again, as after a bad read
     answer = json.loads(child.stdout)
     if "truncated" in answer:
         raise Truncated(answer["truncated"])

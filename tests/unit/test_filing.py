@@ -14,12 +14,19 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MRImageStorage,
+)
 
 from sorter.durable import Files, PathLike
 from sorter.model import Instance, Source, Standing
 from sorter.pipeline.intake import _Door
 from sorter.spool import Spool, Unit
+from sorter.take import contents
 from sorter.take.filing import Candidate, Filed, Filing
 from sorter.watch import Incoming, Ready, Taken
 
@@ -199,6 +206,18 @@ def test_a_received_file_that_may_not_be_read_is_not_forgotten(tmp_path: Path) -
     gone.path.unlink()
     assert [each.outcome for each in bench.take(gone)] == ["changed"]  # its receiver took it back
     files.may_open = True
+    assert [each.outcome for each in bench.take(candidate)] == ["new"]
+
+
+def test_a_deflated_file_whose_reader_could_not_begin_is_taken_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory for a process, say: that ends neither the sorter nor the image."""
+    candidate = bench.received(image(syntax=DeflatedExplicitVRLittleEndian))
+    with monkeypatch.context() as patched:
+        patched.setattr(contents.sys, "executable", "/bin/false")
+        with pytest.raises(OSError, match="ended with code 1"):
+            bench.take(candidate)
     assert [each.outcome for each in bench.take(candidate)] == ["new"]
 
 
