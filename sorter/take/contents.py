@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -303,7 +304,8 @@ def _inflated(stream: Stream, fd: int, meta: Meta, wanted: Mapping[int, int]) ->
 
 
 def _child_said(child: subprocess.CompletedProcess[bytes], dataset: str) -> Walked:
-    if child.returncode < 0 or child.returncode == 3:
+    killed = child.returncode == -signal.SIGKILL  # by somebody else, as where the machine has no memory left
+    if (child.returncode < 0 and not killed) or child.returncode == 3:
         raise Quarantine("its deflated data set needs more memory or time than an image does")
     if child.returncode != 0 or len(child.stdout) > _CHILD_SAYS_AT_MOST:
         says = f"the process that reads deflated data sets ended with code {child.returncode}"

@@ -209,14 +209,18 @@ def test_a_received_file_that_may_not_be_read_is_not_forgotten(tmp_path: Path) -
     assert [each.outcome for each in bench.take(candidate)] == ["new"]
 
 
-def test_a_deflated_file_whose_reader_could_not_begin_is_taken_later(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("how", "code"), [("exit 1", 1), ("kill -9 $$", -9)])
+def test_a_deflated_file_whose_reader_could_not_do_its_work_is_taken_later(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, code: int
 ) -> None:
     """No memory for a process, say: that ends neither the sorter nor the image."""
     candidate = bench.received(image(syntax=DeflatedExplicitVRLittleEndian))
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\n{how}\n")
+    program.chmod(0o700)
     with monkeypatch.context() as patched:
-        patched.setattr(contents.sys, "executable", "/bin/false")
-        with pytest.raises(OSError, match="ended with code 1"):
+        patched.setattr(contents.sys, "executable", str(program))
+        with pytest.raises(OSError, match=f"ended with code {code}"):
             bench.take(candidate)
     assert [each.outcome for each in bench.take(candidate)] == ["new"]
 
