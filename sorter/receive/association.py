@@ -92,7 +92,7 @@ class Association:
         finally:
             self._arrivals.ended(association, how)
             _tell(intake, how)
-            seat.leave()
+        seat.leave()  # but not where a fault ended it: there a thread and its basin wait for the peer to go
         say(self._socket, last_word)  # when all is done: a peer that is released may return at once
 
     def _established(self, request: Request, agreement: Agreement, intake: Intake, seat: Seat) -> tuple[str, bytes]:

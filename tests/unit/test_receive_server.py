@@ -658,6 +658,22 @@ def test_whoever_is_turned_away_and_does_not_go_keeps_no_place(served: Served, w
         assert served.receiver._row.count("127.0.0.1") == (0, 0)
 
 
+def test_whoever_broke_the_protocol_keeps_his_place_until_he_is_gone(tmp_path: Path) -> None:
+    """For a second at most: else those who come again and again would each leave a thread and a buffer behind."""
+    with serving(tmp_path / "received", per_address=1) as served:
+        with Client(served.port).associate() as client:
+            client.send(b"\x63\0\0\0\0\1x")
+            assert client.pdu()[0] == 7
+            with Client(served.port, request()) as another:
+                assert another.pdu()[0] == 3
+
+        def is_taken() -> bool:
+            with Client(served.port, request()) as another:
+                return another.pdu()[0] == 2
+
+        wait_until(is_taken)
+
+
 def test_a_large_request_is_taken_and_a_silent_connection_is_not(tmp_path: Path) -> None:
     with serving(tmp_path / "received", request_timeout=0.3) as served:
         with Client(served.port) as silent, Client(served.port, request()[:40]) as slow:
