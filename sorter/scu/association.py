@@ -44,7 +44,8 @@ MOST_NEGOTIATED = 256 << 10
 """Bytes of an A-ASSOCIATE-RQ, or of its answer."""
 
 _MOST_COMMAND = 64 << 10
-_LEAST_RATE = 1024.0  # bytes/s inside a message, over as many seconds as a message may take
+_STALL = 30.0  # seconds without a byte inside a message, or without one taken of ours
+_LEAST_RATE = 1024.0  # bytes/s inside a message, over as many
 
 Contexts: TypeAlias = Sequence[tuple[str, tuple[str, ...]]]
 """What is proposed: an abstract syntax and its transfer syntaxes, each."""
@@ -67,7 +68,7 @@ class Peer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an association may take: seconds until each message, seconds in all, and bytes that come in all."""
+    """What an association may take: seconds until each message is here, seconds in all, and bytes that come in all."""
 
     message: float
     seconds: float
@@ -102,8 +103,8 @@ class Association:
         self.cut = ""  # why it was, where its limits were exceeded
         self.ended = False
         self._socket, self._agreed, self._limits, self._hear = sock, agreed, limits, hear
-        stall = min(limits.message, limits.seconds)
-        self._wire = Wire(sock, MOST_PDU, Patience(stall, stall, lambda: False, _LEAST_RATE), Basin())
+        idle = min(limits.message, limits.seconds)
+        self._wire = Wire(sock, MOST_PDU, Patience(min(idle, _STALL), idle, lambda: False, _LEAST_RATE), Basin())
         self._deadline, self._left = time.monotonic() + limits.seconds, limits.octets
         self._last = 0  # message ID
 

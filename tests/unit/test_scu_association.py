@@ -7,6 +7,7 @@ import io
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from sorter.protocol.commitment import Reference, encode, parse, parse_report
 from sorter.protocol.dimse import C_ECHO_RQ, C_STORE_RQ, N_ACTION_RQ, N_EVENT_REPORT_RQ, Command
 from sorter.protocol.uids import COMMITMENT_INSTANCE, EXPLICIT, IMPLICIT, STORAGE_COMMITMENT, VERIFICATION
 from sorter.protocol.upper_layer import Proposal, ProtocolError, Role
+from sorter.scu import association as association_module
 from sorter.scu.association import Association, Limits, Peer, associated
 from sorter.testing.peer import ABORT, RELEASE, element, item, pdu, pdv
 from sorter.testing.peer import Peer as Raw
@@ -218,6 +220,14 @@ def test_whoever_reads_nothing_or_little_is_cut() -> None:
         with a_node(waits) as peer:
             assert stores(peer, [bytes(1 << 20)] * 64) is None
             done.set()
+
+
+def test_whoever_may_think_for_long_may_not_stop_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(association_module, "_STALL", 0.3)
+    began = time.monotonic()
+    with a_node(answering(response(C_STORE_RQ, 1, context=3)[:20])) as peer:
+        assert stores(peer, [b"12"], Limits(message=60, seconds=60, octets=1 << 20)) is None
+    assert time.monotonic() - began < 30
 
 
 def test_endless_bytes_and_endless_time_have_their_sentence() -> None:
