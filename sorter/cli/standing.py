@@ -92,6 +92,8 @@ def from_now_on(
             f"{dest} is in no folder that sorter delivers to: a rule is for the lab's own; give one in it"
         )
     lab = lab_of(where, corner.root, asked.choice.lab)
+    own = OwnFile(corner.root, Files())
+    own.rules()  # a mistake in it is to be mended first
     rules = standing_rules(replace(asked, below=Path(corner.dest).parts), account())
     said = [sentence(each) for each in rules]
     of = f"From now on, for lab {lab}:" if lab else "From now on:"
@@ -102,18 +104,23 @@ def from_now_on(
         console.print("What it would have done cannot be told from here, where there is only the lab's folder.")
     if dry_run:
         return
-    own = OwnFile(corner.root, Files())
-    text: str | None = own.read()
-    for each in reversed(rules):
-        text = with_rule(text, written(each)) if text is not None else None
     if not yes and not click.confirm(f"Write this into {own.path}?"):
         console.print("Nothing was changed.")
         return
-    own.write(text)
+    own.write(_with_rules(own, rules))
     console.print(
         "It is written, and counts within a minute; `sorter rules` lists and removes rules. What was delivered stays "
         "where it is; `sorter rules apply` moves it.", soft_wrap=True
     )  # fmt: skip
+
+
+def _with_rules(own: OwnFile, rules: Sequence[Rule]) -> str | None:
+    """Read only now: while a person was asked, somebody else of the lab may have changed it. None as `with_rule`."""
+    own.rules()
+    text: str | None = own.read()
+    for each in reversed(rules):
+        text = with_rule(text, written(each)) if text is not None else None
+    return text
 
 
 def _some(lines: Sequence[str]) -> None:

@@ -233,6 +233,25 @@ def test_a_file_with_a_mistake_is_mended_first(site: Site) -> None:
     assert own(site).read_text() == "[naming]\nfoldr = 1\n"
 
 
+def test_a_file_that_is_no_toml_is_said_before_anything_is_asked(site: Site) -> None:
+    own(site).write_text("[naming\n")
+    done = say(site, "rename", "P1", str(site.root / "labs/memory/x"), "--from-now-on", answer="y\n")
+    assert done.exit_code != 0
+    assert "lab.toml:1: this is not TOML" in str(done.exception)
+    assert done.output == ""
+
+
+def test_what_somebody_wrote_while_a_person_was_asked_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def agree(_text: str) -> bool:
+        own(site).write_text("# of a colleague\n[deliver]\nproducts = []\n")
+        return True
+
+    monkeypatch.setattr(standing.click, "confirm", agree)
+    assert say(site, "rename", "P1", str(site.root / "labs/memory/x"), "--from-now-on").exit_code == 0
+    assert own(site).read_text().startswith("# of a colleague\n")
+    assert len(tomli.loads(own(site).read_text())["rules"]) == 1
+
+
 # --- the text that a person wrote -------------------------------------------------------------------------------------
 
 _COMMENT = st.sampled_from(["", "# a comment\n", "\n", "# [[rules]]\n", "# ä\u2028b\n"])
