@@ -49,7 +49,7 @@ def numbers(text: str) -> list[tuple[int, int]] | None:
     """[(3, 3), (5, 7)] of "3,5-7"; None where it is no list of numbers."""
     found: list[tuple[int, int]] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
+        first, dash, last = (each.strip() for each in part.partition("-"))
         if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 40:
             return None
         found.append((int(first), int(last or first)))

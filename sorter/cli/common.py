@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from sorter.accounts import name_of
 from sorter.config import Config, NoConfiguration, load
@@ -133,6 +134,6 @@ def log_to_stderr() -> None:
         logging.getLogger(loud).setLevel(logging.CRITICAL)
 
 
-def literal(text: str) -> str:
-    """Rich reads square brackets as markup; headers are no markup."""
-    return text.replace("[", "\\[")
+def literal(text: str) -> Text:
+    """For a table, whose cells Rich reads as markup; headers are no markup."""
+    return Text(text)

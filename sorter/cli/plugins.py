@@ -52,7 +52,7 @@ def _list(config: Config) -> None:
     console.print(table)
     for each in plugins.listing():
         for note in each.notes:
-            console.print(f"WARNING: {each.name}: {literal(note)}")
+            console.print(f"WARNING: {each.name}: {note}", markup=False)
 
 
 def _settings(values: Mapping[str, Any]) -> str:

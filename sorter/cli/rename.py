@@ -29,6 +29,7 @@ from sorter.exports import (
     Left,
     Report,
     Source,
+    Store,
     copy_all,
     in_folder,
     naming,
@@ -91,6 +92,8 @@ def rename_command(
         NIFTI if nifti else "",
     )
     source = None if folder else _source(where, dest)
+    if target and isinstance(source, Store):
+        _check_target(where, target[0])
     if lasting:
         if folder or force or as_list or as_json or dest is None:
             raise SorterError("a rule copies nothing: leave out --from, --force, --list and --json")
@@ -119,6 +122,7 @@ def rename_command(
         chosen.found = source.complete(chosen.found)
     if as_list or dest is None:
         _list(chosen.found, as_json)
+        _tell_missing(chosen.missing)
         return
     copies, lacking = plan(source, chosen, asked)
     what = "files" if nifti else "images"
@@ -134,10 +138,7 @@ def rename_command(
             console.print("The files themselves are unchanged: inside them the subject is called as before.")
         if report.failed or report.taken:
             sys.exit(1)
-    for says in [*lacking, *(f"not found: {each.text}" for each in chosen.missing)]:
-        click.echo(printable(says), err=True)
-    if chosen.missing or lacking:
-        sys.exit(1)
+    _tell_missing(chosen.missing, lacking)
 
 
 def _source(where: Where, dest: Path | None) -> Source | Corner:
@@ -148,11 +149,19 @@ def _source(where: Where, dest: Path | None) -> Source | Corner:
     return replace(found, dest=str(dest)) if target and isinstance(found, Corner) else found
 
 
+def _check_target(where: Where, name: str) -> None:
+    """SorterError: it would be asked for, and wait for ever. (The door knows what its askers may name.)"""
+    targets = where.load().all_targets()
+    if name not in targets:
+        near = did_you_mean(name, targets) or f"; there are {', '.join(targets)}"
+        raise SorterError(f'there is no target "{name}"{near}')
+
+
 def _listed(wanted: Sequence[Subject]) -> str | tuple[str, ...]:
     """The subjects as a request file has them."""
     if len(wanted) == 1 and not wanted[0].new_name:
         return wanted[0].text
-    return tuple(f"{each.text},{each.new_name}" if each.new_name else each.text for each in wanted)
+    return tuple(each.row for each in wanted)
 
 
 def _in_source(source: Source, asked: Asked) -> list[Found]:
@@ -168,9 +177,17 @@ def _in_folder(folder: Path, *, quiet: bool) -> list[Found]:
     if left and not quiet:
         console.print(f"{counted(len(left), 'files are no images, or cannot be read')}:", soft_wrap=True)
         for each in left[:_MOST_SAID]:
-            console.print(f"  {literal(each.path)}: {each.why}", soft_wrap=True)
+            console.print(printable(f"  {each.path}: {each.why}"), soft_wrap=True, markup=False)
     return sorted(found, key=lambda each: (each.subject, each.text("StudyDate"), each.text("StudyTime"),
                                            each.study_uid, in_number(each.number)))  # fmt: skip
+
+
+def _tell_missing(missing: Sequence[Subject], lacking: Sequence[str] = ()) -> None:
+    """What was asked for and is not there; then the command has failed in part."""
+    for says in [*lacking, *(f"not found: {each.text}" for each in missing)]:
+        click.echo(printable(says), err=True)
+    if missing or lacking:
+        sys.exit(1)
 
 
 def _send(source: Source, copies: Sequence[Copy], target: tuple[str, str], as_json: bool) -> None:
@@ -180,7 +197,7 @@ def _send(source: Source, copies: Sequence[Copy], target: tuple[str, str], as_js
         click.echo(json.dumps({"target": name, "asked": [copy.name for copy in copies]}, indent=1))
         return
     says = "as soon as it can; `sorter why` says when they are there."
-    console.print(f"{counted(len(copies), 'files are')} copied to the target {name} by sorter, {says}", soft_wrap=True)
+    _say(f"{counted(len(copies), 'files are')} copied to the target {name} by sorter, {says}")
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------
@@ -199,6 +216,11 @@ def _list(found: Sequence[Found], as_json: bool) -> None:
     console.print(table)
 
 
+def _say(text: str) -> None:
+    """One line, in which a path may stand: what Rich or a terminal would take for its own is only shown."""
+    console.print(printable(text), soft_wrap=True, markup=False)
+
+
 def _shown(value: Any) -> str:
     return "" if value is None else str(value)
 
@@ -208,7 +230,7 @@ def _show(copies: Sequence[Copy], what: str, dest: Path, as_json: bool) -> None:
         click.echo(json.dumps({"dest": str(dest), "copies": [copy.name for copy in copies]}, indent=1))
         return
     megabytes = sum(copy.size for copy in copies) / 1e6
-    console.print(f"{len(copies)} {what}, {megabytes:.1f} MB, would be copied to {dest}:", soft_wrap=True)
+    _say(f"{len(copies)} {what}, {megabytes:.1f} MB, would be copied to {dest}:")
     folders: dict[str, int] = {}
     for copy in copies:
         folder = str(Path(copy.name).parent)
@@ -247,7 +269,7 @@ def _tell(report: Report, what: str, dest: Path, as_json: bool) -> None:
         return
     copied = f"{len(report.written)} {what} were" if len(report.written) != 1 else f"1 {what.removesuffix('s')} was"
     there = f"{len(report.same)} were" if len(report.same) != 1 else "1 was"
-    console.print(f"{copied} copied to {dest}; {there} there already.", soft_wrap=True)
+    _say(f"{copied} copied to {dest}; {there} there already.")
     _some([f"not overwritten: {name} is there with other content" for name in report.taken])
     if report.taken:
         console.print("Move these away, give --name, or --force to overwrite them.")

@@ -12,6 +12,7 @@ from sorter.exports.finding import Found, Made
 from sorter.exports.naming import Naming, plan_copies, plan_products
 from sorter.exports.source import Source
 from sorter.model import DICOM
+from sorter.naming import safe_value
 from sorter.spool import UnitSummary
 from sorter.summaries import in_order
 
@@ -59,17 +60,25 @@ def choose(every: Sequence[Found], asked: Asked) -> Chosen:
         fits = narrowed.meant(one)
         if not fits:
             chosen.missing.append(one)
+        _check_name(one.new_name, fits, one.text)
         for each in fits:
             found.setdefault(each.key, each)
-            if one.new_name:
-                chosen.new_names.setdefault(each.key, one.new_name)
+            name = chosen.new_names.setdefault(each.key, one.new_name) if one.new_name else ""
+            if name != one.new_name:
+                raise SorterError(f"the list calls {each.subject} {name} and {one.new_name}; leave out one of the two")
     chosen.found = list(found.values())
     if asked.new_name:
-        if len({each.subject for each in chosen.found}) > 1:
-            says = " ".join(each.text for each in asked.subjects)
-            raise SorterError(f"--as {asked.new_name} is for one subject, and {says} fits several; a list names each")
+        _check_name(asked.new_name, chosen.found, " ".join(each.text for each in asked.subjects), "--as ")
         chosen.new_names = dict.fromkeys(found, asked.new_name)
     return chosen
+
+
+def _check_name(name: str, found: Sequence[Found], text: str, by: str = "") -> None:
+    """SorterError: nothing can be called so, or several subjects would be."""
+    if name and not safe_value(name):
+        raise SorterError(f'"{name}" can be the name of no subject; write letters and digits')
+    if name and len({each.subject for each in found}) > 1:
+        raise SorterError(f"{by}{name} is for one subject, and {text} fits several; a list names each")
 
 
 def plan(source: Source | None, chosen: Chosen, asked: Asked) -> tuple[list[Copy], list[str]]:

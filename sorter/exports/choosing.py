@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,22 @@ class Subject:
 
     text: str
     new_name: str = ""
+
+    @classmethod
+    def of_row(cls, row: str) -> Subject:
+        """Of `subject` or `subject,newname`, as a line of a list; what has a comma in it stands in quotation marks."""
+        try:
+            who, *new = next(csv.reader([row]), [""])
+        except csv.Error:  # no row at all; then nobody is called so
+            return cls(row)
+        return cls(who.strip(), ",".join(new).strip())
+
+    @property
+    def row(self) -> str:
+        """The same again."""
+        quoted = io.StringIO()
+        csv.writer(quoted, lineterminator="").writerow([self.text, self.new_name] if self.new_name else [self.text])
+        return quoted.getvalue()
 
     @property
     def is_glob(self) -> bool:
@@ -99,20 +116,38 @@ def subjects(text: str) -> list[Subject]:
         return [Subject(text)]
     path = text[1:]
     try:
-        lines = Files().read_file(path, limit=_LONGEST_LIST).decode("utf-8-sig").splitlines()
+        text = Files().read_file(path, limit=_LONGEST_LIST).decode("utf-8-sig")
     except OSError as error:
         raise SorterError(f"{path}: the list of subjects cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SorterError(f"{path} is no text in UTF-8; save it as CSV in UTF-8") from None
     found = [
         Subject(row[0].strip(), row[1].strip() if len(row) > 1 else "")
-        for number, row in enumerate(csv.reader(lines))
+        for number, row in enumerate(_rows(path, text))
         if row and row[0].strip() and not row[0].startswith("#")
         and not (number == 0 and row[0].strip().casefold() in _TITLES)
     ]  # fmt: skip
     if not found:
         raise SorterError(f"{path} names no subject; write one in each line, as subject or subject,newname")
     return found
+
+
+def _rows(path: str, text: str) -> list[list[str]]:
+    """SorterError: a quotation mark is never closed, or something that no list of subjects is."""
+    reader = csv.reader(text.splitlines(), delimiter=_delimiter(text), strict=True)
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise SorterError(f"{path}, line {reader.line_num}: {error}; write subject or subject,newname") from None
+
+
+def _delimiter(text: str) -> str:
+    """What stands between the columns: where a comma is part of a number, spreadsheets write a semicolon."""
+    lines = [each for each in text.splitlines() if each.strip() and not each.startswith("#")]
+    if any("\t" in each for each in lines):
+        return "\t"
+    semicolons = [";" in each for each in lines]
+    return ";" if all(semicolons) or (any(semicolons) and "," not in text) else ","
 
 
 def study_meant(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sorter.errors import SorterError
+from sorter.errors import SorterError, did_you_mean
 from sorter.exports.copying import Copy
 from sorter.exports.finding import Found, Made
 from sorter.model import Value
@@ -41,6 +41,9 @@ class Naming:
 
 def naming(text: str = "pretty") -> Naming:
     """Of a preset's name or a pattern of folders and file name in one. SorterError says where it is wrong."""
+    if text not in PRESETS and not any(each in text for each in "%{/"):
+        near = did_you_mean(text, PRESETS) or f"; right are {', '.join(PRESETS)}, or fields as {{subject}}"
+        raise SorterError(f'pattern "{text[:120]}": it is no name that --name knows, and has no field{near}')
     pattern = PRESETS.get(text, text)
     if "%" in pattern and "{" not in pattern:
         pattern = from_percent(pattern)

@@ -82,7 +82,8 @@ class Request(Section):
     """What a lab asks for."""
 
     subject: Words | Subjects
-    """Whom: an ID, a name, a glob or a UID; or a list of them, each as `"DEV01"` or `"DEV01,newname"`."""
+    """Whom: an ID, a name, a glob or a UID; or a list of them, each as `"DEV01"` or `"DEV01,newname"`; with a comma in
+    it, as `'"Doe, Jane",newname'`."""
     dest: Annotated[str, AfterValidator(_dest)] = ""
     """Where to: a folder below the lab's own, as `"pilot/2026"`, or `"target:NAME/FOLDER"` of a target of the lab."""
     study: Annotated[Words, AfterValidator(_study)] = ""
@@ -125,8 +126,7 @@ class Request(Section):
     def subjects(self) -> Sequence[Subject]:
         if isinstance(self.subject, str):
             return [Subject(self.subject)]
-        halves = (each.partition(",") for each in self.subject)
-        return [Subject(who.strip(), new.strip()) for who, _, new in halves]
+        return [Subject.of_row(each) for each in self.subject]
 
 
 def read_request(data: bytes, name: str) -> Request:

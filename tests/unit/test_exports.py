@@ -187,6 +187,54 @@ def test_a_list_of_subjects(tmp_path: Path) -> None:
         subjects("@/nowhere/list.csv")
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("subject;newname\r\nDEV01;P1\r\nDEV02\r\n", [Subject("DEV01", "P1"), Subject("DEV02")]),
+        ("Doe, Jane;P1\nRoe, Max;P2\n", [Subject("Doe, Jane", "P1"), Subject("Roe, Max", "P2")]),
+        ("DEV01\tP1\n", [Subject("DEV01", "P1")]),
+        ("DEV01,a;b\nDEV02\n", [Subject("DEV01", "a;b"), Subject("DEV02")]),
+    ],
+)
+def test_a_list_as_spreadsheets_of_other_countries_write_it(tmp_path: Path, text: str, wanted: list[Subject]) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    assert subjects(f"@{tmp_path}/list.csv") == wanted
+
+
+@pytest.mark.parametrize(("text", "says"), [('DEV01\n"DEV02\nDEV03\n', "line 3: unexp"), ("x" * 200_000, "line 1: ")])
+def test_what_is_no_list_is_said_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(SorterError, match=says):
+        subjects(f"@{tmp_path}/list.csv")
+
+
+@pytest.mark.parametrize(
+    "one", [Subject("DEV01"), Subject("Doe, Jane"), Subject('A "B", C', "x, y"), Subject("a", "b")]
+)
+def test_a_subject_as_a_line_of_a_list(one: Subject) -> None:
+    assert Subject.of_row(one.row) == one
+
+
+def test_a_line_that_is_no_row_is_nobodys() -> None:
+    assert Subject.of_row("a\rb") == Subject("a\rb")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "new_name", "says"),
+    [
+        ([Subject("DEV01")], "../..", "can be the name of no subject"),
+        ([Subject("DEV01", " ")], "", "can be the name of no subject"),
+        ([Subject("DEV*", "P1")], "", r"P1 is for one subject, and DEV\* fits several"),
+        ([Subject("DEV01", "P1"), Subject("DEV*"), Subject("DEV01", "P2")], "", "the list calls DEV01 P1 and P2"),
+    ],
+)
+def test_a_new_name_is_a_name_and_of_one_subject(
+    several: list[Found], wanted: list[Subject], new_name: str, says: str
+) -> None:
+    with pytest.raises(SorterError, match=says):
+        choose(several, Asked(wanted, Choice(), naming(), new_name))
+
+
 def test_days_as_people_say_them() -> None:
     days = [day_of(each) for each in ("today", "yesterday", "0d", "1d")]
     assert days[0] == days[2] > days[1] == days[3]
@@ -229,6 +277,14 @@ def test_the_presets(tmp_path: Path) -> None:
 def test_a_wrong_pattern_is_said(pattern: str) -> None:
     with pytest.raises(SorterError, match="pattern"):
         naming(pattern)
+
+
+def test_a_misspelt_preset_makes_no_folder_of_that_name() -> None:
+    with pytest.raises(SorterError, match=r'pattern "prety": .* did you mean "pretty"'):
+        naming("prety")
+    with pytest.raises(SorterError, match=r"right are pretty, percent, flat, or fields as \{subject\}"):
+        naming("")
+    assert naming("anat/").folder is not None
 
 
 def test_a_percent_sign_itself() -> None:
@@ -526,6 +582,30 @@ def test_the_command_from_a_folder(tmp_path: Path) -> None:
     assert "not found: NOBODY" in said
     assert {Path(name).parts[0] for name in tree(tmp_path / "list")} == {"two"}
     assert tree(tmp_path / "disk") == before, "the originals stay"
+
+
+def test_what_lies_in_an_old_folder_under_any_name_stops_nothing(tmp_path: Path) -> None:
+    series(tmp_path / "disk/ok")
+    for name in (b"[/b] a\\[/c]", b"\xff\xfe", b"up\x1b[2J"):
+        path = tmp_path / "disk" / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("junk")
+    said = run("*", tmp_path / "to [/b]", "--from", tmp_path / "disk", "--root", tmp_path)
+    assert "3 files are no images" in said
+    assert "[/b] a\\[/c]: a text file" in said
+    assert "\x1b" not in said
+    assert f"2 images were copied to {tmp_path}/to [/b]; " in said
+    assert f"would be copied to {tmp_path}/to [/b]:" in run(
+        "*", tmp_path / "to [/b]", "--from", tmp_path / "disk", "--root", tmp_path, "--dry-run"
+    )
+
+
+def test_a_list_says_who_is_missing_also_where_it_is_only_shown(tmp_path: Path) -> None:
+    series(tmp_path / "disk/a", 1, PatientID="DEV01")
+    (tmp_path / "list.csv").write_text("DEV01\nNOBODY\n")
+    said = run(f"@{tmp_path}/list.csv", "--list", "--from", tmp_path / "disk", "--root", tmp_path, code=1)
+    assert "DEV01" in said
+    assert "not found: NOBODY" in said
 
 
 def test_help_says_first_that_it_copies() -> None:

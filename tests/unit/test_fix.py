@@ -279,6 +279,15 @@ def test_what_cannot_be_fixed(site: Site, arguments: list[str], says: str) -> No
     assert tree(site) == before
 
 
+@pytest.mark.parametrize(("target", "says"), [("memry", 'did you mean "memory"'), ("", "there are memory, vision")])
+def test_copies_to_a_target_that_there_is_not_are_not_promised(site: Site, target: str, says: str) -> None:
+    for more in ([], ["--dry-run"]):
+        done = site.command("rename", "P1", f"target:{target}", *more)
+        assert done.exit_code == 1
+        assert says in str(done.exception)
+    assert not list(site.spool.requests.iterdir())
+
+
 # --- claims ---------------------------------------------------------------------------------------------------------
 
 STRAY = "1.2.9"
