@@ -24,6 +24,9 @@ from sorter.spool.lines import now
 STEP = 5
 """Units that one turn takes up, or asks about again, beside its daily work: each is read from its folder."""
 
+MOST_CLAIMS = 200
+"""Of one lab that wait for an answer. A member can make as many as there are choices of what is nobody's."""
+
 Trust = Callable[[Series], bool]
 """Is this a series that a lab may claim by itself?"""
 
@@ -150,8 +153,11 @@ class Deciding:
 
     def _note(self, lives: Sequence[Live], lab: str, by: str) -> None:
         """For a person to grant or refuse."""
-        claim = Claim(lab, tuple(sorted(live.key for live in lives)), by, now())
-        if self.spool.claims.find(claim.code) is None:
+        claim, waiting = Claim(lab, tuple(sorted(live.key for live in lives)), by, now()), self.spool.claims.waiting()
+        if claim.code not in waiting:
+            if sum(each.lab == lab for each in waiting.values()) >= MOST_CLAIMS:
+                self.spool.note("not claimed", lab=lab, why=f"{MOST_CLAIMS} claims of this lab wait already")
+                return
             self.spool.claims.add(claim)
             self.spool.note("claimed", claim=claim.code, lab=lab, series=str(len(lives)))
             for live in lives:

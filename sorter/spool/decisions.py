@@ -150,18 +150,24 @@ class Claims:
         """Durable when this returns."""
         self._files.make_folders(self._folder)
         self._files.write_file(self._folder / f"{claim.code}.json", line(plain(claim)))
-        self._waiting = None
+        self.waiting()[claim.code] = claim
 
     def remove(self, code: str) -> None:
-        self._waiting = None
+        waiting, self._waiting = self.waiting(), None  # read anew where the disk fails now
         self._files.unlink(self._folder / f"{code}.json")
         self._files.fsync_folder(self._folder)
+        waiting.pop(code, None)
+        self._waiting = waiting
 
     def of(self, key: str) -> list[Claim]:
-        """Those that this unit is claimed by. For the sorting process: what others write is not seen."""
+        """Those that this unit is claimed by."""
+        return [each for each in self.waiting().values() if key in each.keys]
+
+    def waiting(self) -> dict[str, Claim]:
+        """All of them, by code, read once. For the sorting process: what others write is not seen."""
         if self._waiting is None:
             self._waiting = {each.code: each for each in self.all()}
-        return [each for each in self._waiting.values() if key in each.keys]
+        return self._waiting
 
     def all(self) -> list[Claim]:
         """The oldest first."""

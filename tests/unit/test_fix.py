@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,11 @@ from sorter.daemon.assembly import assemble
 from sorter.daemon.sort import mark_defaults
 from sorter.durable import Files
 from sorter.model import UnitKind, unit_key
-from sorter.pipeline import outlets
+from sorter.pipeline import deciding, outlets
 from sorter.spool import Spool, Unit
+from sorter.spool.decisions import Claim
 from sorter.spool.labs import LabRecords
+from sorter.summaries import summaries
 from tests.crash.scenario import Idle, Near, data_set
 from tests.unit.test_withdraw import FIRST, SECOND, Site
 
@@ -368,6 +371,45 @@ def test_a_claim_ends_when_a_rule_a_fix_or_a_withdrawal_took_the_last_of_it(stra
     started(stray.root).turns(80)
     assert stray.said("claim") == []
     assert "the claim is over" in news(stray, "vision")
+
+
+def test_a_flood_of_claims_ends_somewhere_and_takes_no_time(stray: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [f"{number:032x}" for number in range(40)]
+    for key in keys:
+        stray.spool.claims.add(Claim("memory", (key,), "somebody", "2026-01-02"))
+    stray.receive(data_set(1, study="1.2.10", subject="X2"))
+    stray.turns(80)
+    monkeypatch.setattr(deciding, "MOST_CLAIMS", 41)
+    stray.spool.claims.of(keys[0])
+    read = Reading(stray.disk)
+    monkeypatch.setattr(stray.spool.claims, "_files", read)
+    mine = [each.key for each in summaries(stray.spool) if each.lab is None]
+    for each in ([mine[0]], [mine[1]], mine):
+        stray.parts.pipeline.deciding.claim(each, "memory", "somebody")
+    stray.parts.pipeline.deciding.claim(mine, "vision", "somebody")
+    assert read.count == 0, "none is read again for each that comes"
+    claims = stray.spool.claims.all()
+    assert sorted(each.keys for each in claims if set(each.keys) & set(mine)) == sorted(
+        [(mine[0],), tuple(sorted(mine))]
+    )
+    journal = "".join(path.read_text() for path in stray.spool.journal.iterdir())
+    assert journal.count("41 claims of this lab wait already") == 2
+    stray.spool.claims.remove(claims[0].code)
+    assert stray.spool.claims.of(claims[0].keys[0]) == []
+
+
+class Reading:
+    """A disk that counts what is read whole."""
+
+    def __init__(self, files: Files) -> None:
+        self._files, self.count = files, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def read_file(self, *arguments: Any, **more: Any) -> bytes:
+        self.count += 1
+        return self._files.read_file(*arguments, **more)
 
 
 def test_configured_trust_and_an_admin_grant_at_once(stray: Site) -> None:
