@@ -355,6 +355,7 @@ class StudySeries:
     verdict: str
     revision: int
     lab: str | None = None
+    subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +373,8 @@ class Missing:
 class Study:
     """The table of a study that has settled. `revision` counts how often it did: once, and again when it grew.
 
-    It names the subject: it is for the lab's own people, and for no log.
+    It names the subject: it is for the lab's own people, and for no log. Where it has series of several labs, `lab` and
+    `subject` are as the first of them has it.
     """
 
     key: str

@@ -214,8 +214,8 @@ def _print_studies(status: dict[str, Any]) -> None:
     for record in lacking[:5]:
         study = record["study"]
         title = f"{study.get('subject', 'no subject')} {study.get('date', '')}".strip()
-        says = "; ".join(each["says"] for each in study["missing"])
-        console.print(f"       {title}: {study['lab']} {says}", soft_wrap=True, markup=False)
+        says = "; ".join(f"{each['lab']} {each['says']}" for each in study["missing"])
+        console.print(f"       {title}: {says}", soft_wrap=True, markup=False)
     if len(lacking) > 5:
         console.print(f"       … and {len(lacking) - 5} more such studies; `sorter status --json` has them all")
 

@@ -20,7 +20,7 @@ from sorter.errors import SorterError
 from sorter.exports import in_store
 from sorter.exports.finding import Made, delivered
 from sorter.exports.remembered import can_be
-from sorter.exports.source import LONGEST_NAME, made, not_granted, part_of, tell
+from sorter.exports.source import LONGEST_NAME, made, not_granted, of_lab, part_of, tell
 from sorter.labs import claiming
 from sorter.labs.moving import Trial
 from sorter.model import DICOM, build, plain
@@ -30,7 +30,7 @@ from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.exports import Export, ExportedFile
 from sorter.spool.exports import ask as request_export
 from sorter.spool.lines import now
-from sorter.spool.studies import StudyRecords
+from sorter.spool.studies import StudyRecord, StudyRecords
 from sorter.spool.veils import Veil, Veils
 from sorter.summaries import is_called, summaries, summary_of
 
@@ -319,9 +319,12 @@ def rules(desk: Desk, asked: ask.Rules) -> Iterator[Line]:
 def why(desk: Desk, asked: ask.Why) -> Iterator[Line]:
     found = desk.series(asked.key)
     desk.saw("why", [asked.key])
-    told = tell(desk.spool, found, desk.sight.sees)
-    if desk.veil(asked.key) is not None and told.study:
-        told = replace(told, study={**told.study, "study": {**told.study["study"], "study_uid": ""}})
+    if desk.veil(asked.key) is None:
+        yield {"told": plain(tell(desk.spool, found, desk.sight.sees))}
+        return
+    told = tell(desk.spool, found, of_lab(found.lab))  # others may call the subject by its name
+    if told.study:
+        told = replace(told, study={**told.study, "study": {**told.study["study"], "study_uid": "", "scanner": ""}})
     yield {"told": plain(told)}
 
 
@@ -341,8 +344,20 @@ def status(desk: Desk, asked: ask.Status) -> Iterator[Line]:  # noqa: ARG001  it
         "running": desk.spool.is_sorting(),
         "unassigned": [plain(each) for each in unassigned(summaries(desk.spool))],
         "targets": [plain(each) for each in outages(desk.spool) if sight.admin or each.target in mine],
-        "lacking": [plain(each) for each in (part_of(one, sight.sees) for one in lacking) if each.study.missing],
+        "lacking": [each for one in lacking for each in _lacking(desk, one)],
     }
+
+
+def _lacking(desk: Desk, record: StudyRecord) -> Iterator[Mapping[str, Any]]:
+    """What a study lacks of what each of the asker's labs expected: of those that may see all of it, and each other."""
+    veils = Veils(desk.spool.labs, desk.spool.files)
+    labs = {each.lab for each in record.study.missing if desk.sight.sees(each.lab)}
+    veiled = {lab for lab in labs if veils.of(lab) is not None}
+    if labs - veiled:
+        yield plain(part_of(record, lambda lab: desk.sight.sees(lab) and veils.of(lab) is None))
+    for each in sorted(veiled):
+        part = part_of(record, of_lab(each))
+        yield plain(replace(part, study=replace(part.study, study_uid="", scanner="")))
 
 
 def unassigned(found: Iterator[UnitSummary]) -> list[ask.Unassigned]:

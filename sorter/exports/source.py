@@ -262,12 +262,26 @@ def tell(spool: Spool, unit: UnitSummary, sees: Callable[[str | None], bool] = _
     )
 
 
+def of_lab(lab: str | None) -> Callable[[str | None], bool]:
+    """What is seen by who sees the series of one lab alone."""
+    return lambda whose: whose == lab
+
+
+def study_of(study: Study, sees: Callable[[str | None], bool]) -> Study:
+    """The same, without what is another lab's: also what that one calls the subject."""
+    own = replace(
+        study,
+        series=tuple(each for each in study.series if sees(each.lab)),
+        missing=tuple(each for each in study.missing if sees(each.lab)),
+    )
+    if sees(study.lab):
+        return own
+    lab, subject = next(((each.lab, each.subject) for each in own.series if each.lab is not None), (None, None))
+    return replace(own, lab=lab, subject=subject)
+
+
 def part_of(record: StudyRecord, sees: Callable[[str | None], bool]) -> StudyRecord:
     """What of a study is of the labs that are seen."""
-    study: Study = replace(
-        record.study,
-        series=tuple(each for each in record.study.series if sees(each.lab)),
-        missing=tuple(each for each in record.study.missing if sees(each.lab)),
-    )
+    study = study_of(record.study, sees)
     own = {each.key for each in study.series}
     return replace(record, study=study, members={key: at for key, at in record.members.items() if key in own})

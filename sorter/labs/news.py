@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sorter.config.lab import LabFile
 from sorter.deliver.target import Wanted
+from sorter.exports.source import of_lab, study_of
 from sorter.labs.pages import described, page
 from sorter.model import Event, Study
 from sorter.spool.labs import LabRecords
@@ -28,9 +29,14 @@ class News:
 
     def heed(self, event: Event) -> None:
         """Something happened; it may be nobody's news."""
-        lab = event.details.get("lab") or (event.study.lab if event.study is not None else None)
-        if lab is None:
-            return
+        if event.study is not None:  # each lab hears of its own part
+            for lab in dict.fromkeys(each.lab for each in event.study.series):
+                if lab is not None:
+                    self._tell(lab, replace(event, study=study_of(event.study, of_lab(lab))))
+        elif "lab" in event.details:
+            self._tell(event.details["lab"], event)
+
+    def _tell(self, lab: str, event: Event) -> None:
         wanted = (self.says(lab) or LabFile()).notifications.news
         kind, says = _sentence(event)
         if not says or kind not in wanted:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from sorter.errors import ConfigError, SorterError
 from sorter.exports.asking import choose, meant, plan, rows
 from sorter.exports.copying import Copy
-from sorter.exports.source import Store, lines, not_granted, target_of, tell
+from sorter.exports.source import Store, lines, not_granted, of_lab, target_of, tell
 from sorter.labs.asking import Request, read_request
 from sorter.labs.claiming import CLAIMED, claim, unassigned
 from sorter.spool import Spool, Unit
@@ -99,7 +99,7 @@ def _stories(spool: Spool, lab: str, what: Sequence[str]) -> Prepared:
         return Prepared(says=["no series of this lab fits; what has not settled yet is nobody's so far"], failed=True)
     says: list[str] = []
     for each in in_order(own)[:MOST_SAID]:
-        says += lines(each, tell(spool, each, lambda whose: whose == lab))
+        says += lines(each, tell(spool, each, of_lab(lab)))
     more = len(own) - MOST_SAID
     return Prepared(says=[*says, *([f"… and {more} more series"] if more > 0 else [])])
 

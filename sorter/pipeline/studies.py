@@ -333,7 +333,9 @@ class Studies:
     def _note_lacking(self, record: StudyRecord) -> None:
         self._lacking.pop(record.study.key, None)
         if record.study.missing:
-            self._lacking[record.study.key] = replace(record, members={}, study=replace(record.study, series=()))
+            first = {each.lab: each for each in reversed(record.study.series)}  # says what each lab calls the subject
+            study = replace(record.study, series=tuple(reversed(first.values())))
+            self._lacking[record.study.key] = replace(record, members={}, study=study)
             while len(self._lacking) > LACKING:
                 del self._lacking[min(self._lacking, key=lambda key: self._lacking[key].at)]
         self._changed = True
@@ -350,8 +352,9 @@ def _sender(live: Live, instance: Instance) -> str:
 
 def _row(summary: UnitSummary) -> StudySeries:
     return StudySeries(
-        summary.key, summary.number, summary.description, summary.images, summary.verdict, summary.revision, summary.lab
-    )
+        summary.key, summary.number, summary.description, summary.images, summary.verdict, summary.revision,
+        summary.lab, summary.subject,
+    )  # fmt: skip
 
 
 def _number(text: str) -> tuple[int, str]:

@@ -37,12 +37,13 @@ from sorter.exports import Choice, Store, naming
 from sorter.exports.asking import Asked, choose, plan
 from sorter.exports.choosing import Subject
 from sorter.labs.preparing import prepare
-from sorter.model import Product, UnitKind, Verdict, unit_key
+from sorter.model import Missing, Product, Study, StudySeries, UnitKind, Verdict, unit_key
 from sorter.pipeline import outlets
 from sorter.pipeline.deciding import decision
 from sorter.pipeline.recipes import Recipes, faults
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.bundles import Bundle
+from sorter.spool.studies import Overview, StudyRecord, StudyRecords, study_key
 from sorter.spool.veils import Veils
 from sorter.summaries import summaries
 from sorter.testing.plugins import made_up
@@ -568,6 +569,34 @@ def test_the_door_shows_and_hands_out_nothing_else(root: Path) -> None:
     (made,) = answer(desk, {"ask": "hand", "key": key, "files": ["out.txt"], "product": "deid"})
     assert isinstance(made, Handed)
     assert made.message["files"] == ["out.txt"]
+
+
+def test_the_door_tells_nothing_that_another_lab_of_the_study_knows(root: Path) -> None:
+    kitchen(root, DEID, lab=ONLY)
+    site = begun(root)
+    site.engine.makers["deid"] = blank
+    site.receive(data_set(1))
+    site.turns(80)
+    key = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    shown = site.summary(key).subject
+    rows = (StudySeries("k", "1", "T1", 1, "quiet", 1, "other", "P1"),
+            StudySeries(key, "2", "T2", 1, "quiet", 1, "memory", shown))  # fmt: skip
+    missing = tuple(Missing(lab, "T9", 1, 0, "expected T9") for lab in ("other", "memory"))
+    study = Study(study_key("1.2.3"), "1.2.3", 1, "other", "P1", scanner="Secret", series=rows, missing=missing)
+    records = StudyRecords(site.spool.studies, site.spool.files)
+    record = StudyRecord(study, {key: 1, "k": 1}, "2999-01-01")
+    records.write(record)
+    records.write_overview(Overview((), (record,)))
+    for labs in (frozenset({"memory"}), frozenset({"memory", "other"})):
+        desk = Desk(site.spool, Shelf(site.spool), AccessLog(site.spool), DoorTerms(), Sight(1234, labs=labs))
+        told = [*answer(desk, {"ask": "why", "key": key})]
+        assert not re.search(r"P1\b|One|1\.2\.3|Secret|other", repr(told))
+        assert repr(told).count(f"'subject': '{shown}'") == 2, "of the study, and of its row"
+        (status,) = answer(desk, {"ask": "status"})
+        assert isinstance(status, dict)
+        lacking = {each["study"]["lab"]: each["study"] for each in status["lacking"]}
+        assert not re.search(r"P1\b|1\.2\.3|Secret|other", repr(lacking.pop("memory")))
+        assert set(lacking) == labs - {"memory"}
 
 
 def test_what_was_planned_before_does_not_leave_any_more(root: Path) -> None:

@@ -19,10 +19,13 @@ from sorter.config import load
 from sorter.durable import Files
 from sorter.errors import ConfigError
 from sorter.expected import ExpectedSeries, missing_of
+from sorter.exports.source import of_lab, study_of
+from sorter.labs.news import News
 from sorter.model import Event, Missing, Study, StudySeries, UnitKind, build, plain, unit_key
 from sorter.pipeline.studies import MOST_ROWS, READ_STEP, Studies
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.alarms import AlarmFile, AlarmState, Raised
+from sorter.spool.labs import LabRecords
 from sorter.spool.studies import Overview, StudyRecord, StudyRecords, study_key
 
 TIMING = Timing(quiet=30, cap=900, study=1200)
@@ -111,6 +114,35 @@ def test_never_before_the_quiet_time_and_never_later_than_the_longest(steps: lis
         else:
             state = ended(state, "a")
         assert last + TIMING.quiet <= settles(state, Moves(), TIMING).due <= last + TIMING.study
+
+
+# --- a study of two labs ----------------------------------------------------------------------------------------------
+
+MIXED = Study(
+    "key", "1.2", 1, "memory", "P1", "20260102",
+    series=(StudySeries("a", "1", "T1", 3, "quiet", 1, "memory", "P1"), StudySeries("b", "2", "T2", 4, "quiet", 1),
+            StudySeries("c", "3", "T3", 5, "quiet", 1, "vision", "V7")),
+    missing=(Missing("memory", "rest", 1, 0, "expected rest"), Missing("vision", "dots", 1, 0, "expected dots")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lab", "subject", "series", "missing"), [("memory", "P1", ["a"], ["rest"]), ("vision", "V7", ["c"], ["dots"])]
+)
+def test_each_lab_sees_its_own_part_of_a_study(lab: str, subject: str, series: list[str], missing: list[str]) -> None:
+    part = study_of(MIXED, of_lab(lab))
+    assert (part.lab, part.subject) == (lab, subject)
+    assert ([each.key for each in part.series], [each.series for each in part.missing]) == (series, missing)
+    assert study_of(MIXED, of_lab("other")) == replace(MIXED, lab=None, subject=None, series=(), missing=())
+
+
+def test_each_lab_hears_of_its_own_part_of_a_study(tmp_path: Path) -> None:
+    records = LabRecords(tmp_path, Files())
+    News(records, lambda _: None).heed(Event("study_settled", "key", "2026-01-02T10:11", {"lab": "memory"}, MIXED))
+    assert {lab: records.read_page(lab, "NEWS.txt").decode() for lab in ("memory", "vision")} == {
+        "memory": "2026-01-02 10:11  P1 of 2026-01-02: 1 series, 3 images; missing: expected rest\n",
+        "vision": "2026-01-02 10:11  V7 of 2026-01-02: 1 series, 5 images; missing: expected dots\n",
+    }
 
 
 # --- what is expected -----------------------------------------------------------------------------------------------
