@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,8 +49,17 @@ def rules_command(where: Where, lab: str | None) -> None:
     ctx.obj = (where, lab)
     if ctx.invoked_subcommand is not None:
         return
-    for name, own in _files(where, lab):
-        _list(name, own)
+    found, wrong = _files(where, lab), False
+    for name, own in found:
+        try:
+            _list(name, own)
+        except SorterError as error:
+            if len(found) == 1:
+                raise
+            _tell_wrong(name, error)
+            wrong = True
+    if wrong:
+        sys.exit(1)
 
 
 def with_given(command: F) -> F:
@@ -82,6 +92,12 @@ def _files(where: Where, lab: str | None) -> list[tuple[str, OwnFile]]:
     if lab is not None and lab not in config.labs:
         raise SorterError(f"lab {lab} is not configured{did_you_mean(lab, config.labs)}")
     return [(name, OwnFile(config.lab_root(name), files)) for name in ([lab] if lab else config.labs)]
+
+
+def _tell_wrong(lab: str, error: SorterError) -> None:
+    """One lab's mistake is no other's."""
+    says = f"Lab {lab}: its own file cannot be used now, and the last good one stays in force: {error}"
+    click.echo(printable(says), err=True)
 
 
 def _list(name: str, own: OwnFile) -> None:
@@ -191,13 +207,19 @@ def _site(where: Where, lab: str | None) -> _Site:
 
 
 def _planner(config: Config, spool: Spool, lab: str | None) -> Planner:
-    """One that obeys the labs' files as they are now, and the last good ones of labs whose root is away."""
+    """One that obeys the labs' files as they are now, and the last good ones of labs whose root is away; where all
+    labs are asked about, of those too whose file has a mistake."""
     plugins, kept = load_plugins(config, Files()), LabFiles(LabRecords(spool.labs, spool.files))
     kept.load(config.labs)
     for name in [lab] if lab else config.labs:
         own = OwnFile(config.lab_root(name), Files())
-        if own.files.exists(own.root / ".sorter"):
-            kept.in_force[name] = kept.read(own.read().encode(), plugins, planner_of(config, plugins).products)
+        try:
+            if own.files.exists(own.root / ".sorter"):
+                kept.in_force[name] = kept.read(own.read().encode(), plugins, planner_of(config, plugins).products)
+        except SorterError as error:
+            if lab:
+                raise
+            _tell_wrong(name, error)
     kept.give(plugins)
     veils = {name: veil for name in config.labs if (veil := Veils(spool.labs, spool.files).of(name)) is not None}
     return planner_of(config, plugins, kept.in_force, veils)

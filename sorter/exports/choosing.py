@@ -111,7 +111,10 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def subjects(text: str) -> list[Subject]:
-    """Of the argument SUBJECT, or of a file `@list.csv` whose lines are `subject` or `subject,newname`."""
+    """Of the argument SUBJECT, or of a file `@list.csv` whose lines are `subject` or `subject,newname`. SorterError: it
+    is empty, as a variable of a script that was never set, or no such file."""
+    if not text.strip():
+        raise SorterError("say whom: an ID, a name, a glob as 'sub-*', a UID, or @list.csv")
     if not text.startswith("@"):
         return [Subject(text)]
     path = text[1:]

@@ -241,6 +241,28 @@ def test_a_file_that_is_no_toml_is_said_before_anything_is_asked(site: Site) -> 
     assert done.output == ""
 
 
+def test_one_labs_mistake_is_no_others(site: Site) -> None:
+    own(site).write_text("[naming\n")
+    other = site.root / "labs/vision/.sorter/lab.toml"
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.write_text('[[rules]]\nsubject = "V1"\nbelow = "x"\n')
+    for words in (["rules"], ["rules", "try", "2026-01-01"], ["rules", "apply", "--yes"]):
+        done = say(site, *words)
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        assert "Lab memory: its own file cannot be used now" in done.output
+        assert "lab.toml:1: this is not TOML" in done.output
+        assert done.exit_code == (1 if words == ["rules"] else 0)
+        one = say(site, *words, "--lab", "memory")
+        assert "lab.toml:1: this is not TOML" in str(one.exception)
+    assert "Series of subject V1, come into x" in say(site, "rules").output
+
+
+def test_no_subject_is_not_every_subject(site: Site) -> None:
+    done = say(site, "rename", " ", str(site.root / "labs/memory/x"), "--from-now-on", "--yes")
+    assert "say whom" in str(done.exception)
+    assert not own(site).exists()
+
+
 def test_what_somebody_wrote_while_a_person_was_asked_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def agree(_text: str) -> bool:
         own(site).write_text("# of a colleague\n[deliver]\nproducts = []\n")
