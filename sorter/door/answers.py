@@ -35,6 +35,10 @@ from sorter.spool.veils import Veil, Veils
 from sorter.summaries import is_called, summaries, summary_of
 
 LONGEST_PATH = 4096
+MOST_UNASSIGNED, LONGEST_UNASSIGNED = 3000, 100
+"""Lines of what is of no lab, and characters of each of their texts: whoever sends makes them, and an answer is to fit
+into `LONGEST_ANSWER` whatever was sent."""
+
 MOST_NOTED = 16 << 20  # bytes of what is remembered of one series' copies by way of the door
 
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -363,11 +367,11 @@ def _lacking(desk: Desk, record: StudyRecord) -> Iterator[Mapping[str, Any]]:
 def unassigned(found: Iterator[UnitSummary]) -> list[ask.Unassigned]:
     """Latest day first; of series that were asked whose they are, and are nobody's."""
     counts = Counter(
-        (unit.study_date, unit.scanner, unit.description)
+        tuple(text[:LONGEST_UNASSIGNED] for text in (unit.study_date, unit.scanner, unit.description))
         for unit in found
         if unit.lab is None and unit.state not in ("open", "withdrawn")
     )
     return [
         ask.Unassigned(date, scanner, protocol, count)
-        for (date, scanner, protocol), count in sorted(counts.items(), reverse=True)
+        for (date, scanner, protocol), count in sorted(counts.items(), reverse=True)[:MOST_UNASSIGNED]
     ]

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.exports.finding import Found
-from sorter.matching import checked_series, day_of, fits_series
+from sorter.matching import checked_series, day_of, fits_series, numbers
 
 _LONGEST_LIST = 16 << 20  # bytes of a list of subjects
 _TITLES = ("subject", "subjects", "id", "patientid", "patient")
@@ -160,7 +160,8 @@ def study_meant(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the flags say; an empty one says nothing. `since` is YYYYMMDD. SorterError: `series` fits nothing at all."""
+    """What the flags say; an empty one says nothing. `since` is YYYYMMDD. SorterError: `series` fits nothing at all, or
+    seems to mean numbers, and is no list of them."""
 
     study: str = ""  # its day, or its UID
     series: str = ""  # "3,5-7", or a glob of the description
@@ -170,6 +171,8 @@ class Choice:
 
     def __post_init__(self) -> None:
         checked_series(self.series)
+        if self.series and numbers(self.series) is None and not re.search(r"[^\d\s,-]", self.series):
+            raise SorterError(f"{self.series!r} is no list of numbers; write them as 3,5-7")
 
     def fits(self, found: Found) -> bool:
         day = found.text("StudyDate").replace("-", "").replace(".", "")

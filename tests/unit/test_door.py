@@ -28,10 +28,12 @@ from conftest import Account, made_account
 from sorter.builtin.path_target import mark
 from sorter.cli.main import sorter as cli
 from sorter.door import Door
-from sorter.door.wire import LONGEST_PAUSE, Connection
+from sorter.door.answers import unassigned
+from sorter.door.wire import LONGEST_ANSWER, LONGEST_PAUSE, Connection
 from sorter.durable import Files
 from sorter.errors import SorterError
-from sorter.spool import Unit
+from sorter.model import UnitKind, plain
+from sorter.spool import Unit, UnitSummary
 from sorter.testing.running import RunningSorter
 from sorter.testing.synthetic import Plan, localizer
 from sorter.testing.waiting import wait_until
@@ -241,6 +243,17 @@ def test_why_and_status_tell_a_lab_of_its_own_and_of_the_rest_how_many(site: Sit
     assert "NOB01" not in json.dumps(status)
     assert "VIS01" not in json.dumps(status)
     assert "Of no lab; if one is yours, claim it" in site.run("amy", "status")
+
+
+def test_whoever_sends_strays_without_end_keeps_no_lab_from_its_status() -> None:
+    found = (
+        UnitSummary("k", UnitKind.SERIES, "1.2", (), "kept", study_date=str(number), scanner="😀" * 1024,
+                    description="😀" * 1024)
+        for number in range(20_000, 0, -1)
+    )  # fmt: skip
+    told = unassigned(found)
+    assert len(json.dumps([plain(each) for each in told])) < LONGEST_ANSWER
+    assert [each.date for each in told[:2]] == ["9999", "9998"]
 
 
 def test_what_was_read_is_written_down_for_the_admin_alone(site: Site) -> None:

@@ -158,7 +158,7 @@ def test_a_long_list_is_looked_for_at_once(several: list[Found]) -> None:
     ("choice", "numbers"),
     [
         (Choice(series="3,5-7"), ["3", "5"]), (Choice(series="*T1*"), ["3"]), (Choice(series="REST"), ["12", "5"]),
-        (Choice(series="1-2"), []), (Choice(study="2026-01-05"), ["3", "12"]), (Choice(series="3-"), []),
+        (Choice(series="1-2"), []), (Choice(study="2026-01-05"), ["3", "12"]),
         (Choice(modality="mr"), ["3", "12", "5"]), (Choice(modality="CT"), []), (Choice(lab="x"), []),
         (Choice(since="20260101"), ["3", "12"]),
         (Choice(series="1-99999999999999999999"), ["3", "12", "5"]),
@@ -171,6 +171,16 @@ def test_flags_narrow_it_down(several: list[Found], choice: Choice, numbers: lis
 def test_a_range_that_counts_backwards_is_an_error_not_an_empty_choice() -> None:
     with pytest.raises(SorterError, match="in '3,9-5' the range 9-5 ends before it begins; write 5-9"):
         Choice(series="3,9-5")
+
+
+@pytest.mark.parametrize("text", ["3-", "-3", "3,,5", "3,", "1-2-3", "3 5"])
+def test_numbers_that_are_no_list_of_numbers_are_an_error_not_an_empty_choice(text: str) -> None:
+    with pytest.raises(SorterError, match="is no list of numbers"):
+        Choice(series=text)
+
+
+def test_blanks_between_numbers_mean_nothing(several: list[Found]) -> None:
+    assert [each.number for each in several if Choice(series=" 3, 11 - 12 ").fits(each)] == ["3", "12"]
 
 
 def test_a_list_of_subjects(tmp_path: Path) -> None:
