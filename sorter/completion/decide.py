@@ -179,8 +179,10 @@ class State:
     carrying: frozenset[str] = frozenset()  # open associations that brought images of this unit
     broken: bool = False  # one that brought some was aborted or lost, and nothing came since
     drops: frozenset[str] = frozenset()  # drops that brought pending images
-    whole: frozenset[str] = frozenset()  # of those, the ones that are known to be whole
+    before: frozenset[str] = frozenset()  # drops that brought images of earlier revisions
+    whole: frozenset[str] = frozenset()  # of both, the ones that are known to be whole
     by_network: bool = False  # pending images that came by an association
+    networked: bool = False  # images of earlier revisions did
     told: bool = False  # an operator called it complete
     looked: bool = False  # `facts` are of what is here now
     facts: Facts = Facts()
@@ -220,7 +222,7 @@ def _take_note(state: State, event: Input, now: float) -> State:
             broken = state.broken or (how != "released" and association in state.carrying)
             return replace(state, carrying=state.carrying - {association}, broken=broken)
         case DropWhole(drop):
-            return replace(state, whole=state.whole | ({drop} & state.drops))
+            return replace(state, whole=state.whole | ({drop} & (state.drops | state.before)))
         case Looked(facts):
             return replace(state, looked=True, facts=facts)
         case Told():
@@ -230,6 +232,9 @@ def _take_note(state: State, event: Input, now: float) -> State:
                 last=state.last,
                 carrying=state.carrying,
                 broken=state.broken,
+                before=state.before | state.drops,
+                whole=state.whole,
+                networked=state.networked or state.by_network,
                 looked=state.looked,
                 facts=state.facts,
                 revision=revision,
@@ -245,7 +250,7 @@ def outlook(state: State, timing: Timing = Timing()) -> Outlook | None:
         return _upgrade(state, timing)
     if state.told:
         return Outlook(state.last, _TOLD)
-    if state.drops and state.drops == state.whole and not state.by_network:
+    if state.drops and state.drops | state.before == state.whole and not (state.by_network or state.networked):
         return Outlook(state.last, Publish(Verdict.LISTED, ("all of it came in a drop that is whole",)))
     if not state.looked:
         return Outlook(state.last + timing.settle, Look())

@@ -145,6 +145,8 @@ def revive(unit: Unit, now: float) -> Live:
     if live.revision is not None:
         live.first = unit.revision(1).made if live.revision.revision > 1 else live.revision.made
         live.state, _ = step(live.state, Published(live.revision.revision, live.revision.verdict), now)
+        drops = {each.source.drop for each in live.revision.instances}
+        live.state = dataclasses.replace(live.state, before=frozenset(drops - {""}), networked="" in drops)
     published = content(live.revision.instances if live.revision else ())
     waiting = (each for each in unit.deliverable if (each.file, each.standing) not in published)
     for arrived in dict.fromkeys(map(arrival, waiting)):  # all at once: a second that came the same way says nothing

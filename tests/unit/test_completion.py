@@ -114,6 +114,24 @@ def test_a_drop_that_is_whole_says_nothing_of_what_came_by_network_too() -> None
     assert effect.verdict is Verdict.QUIET
 
 
+def test_nor_of_what_came_by_network_and_was_published_before() -> None:
+    published = run([(0, Arrived()), (100, Arrived(drop="d")), (101, DropWhole("d"))], until=200)
+    assert [(at, each.verdict) for at, each in published] == [(30, Verdict.QUIET), (130, Verdict.QUIET)]
+
+
+def test_nor_of_what_came_in_another_drop_that_was_not_whole() -> None:
+    events: list[tuple[float, Input]] = [(0, Arrived(drop="c")), (100, Arrived(drop="d")), (101, DropWhole("d"))]
+    assert [each.verdict for _, each in run(events, until=200)] == [Verdict.QUIET, Verdict.QUIET]
+    events += [(300, Arrived(drop="c")), (301, DropWhole("c"))]
+    assert [each.verdict for _, each in run(events, until=400)] == [Verdict.QUIET, Verdict.QUIET, Verdict.LISTED]
+
+
+def test_one_whole_drop_after_the_other_is_all_of_it() -> None:
+    events: list[tuple[float, Input]] = [(0, Arrived(drop="c")), (1, DropWhole("c"))]
+    events += [(100, Arrived(drop="d")), (101, DropWhole("d"))]
+    assert [(at, each.verdict) for at, each in run(events, until=200)] == [(1, Verdict.LISTED), (101, Verdict.LISTED)]
+
+
 def test_another_drop_being_whole_is_no_evidence() -> None:
     [(at, _)] = run([(0, Arrived(drop="d")), (1, DropWhole("other"))], until=100)
     assert at == 30

@@ -9,10 +9,11 @@ import pytest
 
 from sorter.pipeline import intake
 from sorter.pipeline.intake import Intake
+from sorter.spool import Unit
 from sorter.take.filing import Candidate
 from sorter.take.received import Ended
 from tests.crash.memory import Memory
-from tests.crash.scenario import begin, data_set, settings_of
+from tests.crash.scenario import as_file, begin, data_set, settings_of
 
 
 def an_intake(*came: Candidate | Ended) -> Intake:
@@ -72,3 +73,27 @@ def test_ends_of_many_associations_are_made_durable_together(tmp_path: Path, mon
     assert set(live.unit.associations.values()) == {"released"}
     assert len(live.unit.associations) == 20
     assert 0 < len(synced) < 20
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_whole_drop_is_a_list_of_a_series_only_if_all_of_that_came_in_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    disk, config = Memory(), settings_of(tmp_path, monkeypatch)
+    life = begin(disk, config)
+
+    def drop(folder: str, *data: bytes) -> None:
+        life.drop(folder, *map(as_file, data))
+        disk.write_file(f"{life.spool.incoming}/{folder}/.done", b"")
+        life.turns(60)
+
+    life.receive(data_set(1))
+    life.turns(60)
+    drop("usb", data_set(1, series=2))
+    if restarted:
+        life = begin(disk, config)
+        life.turns(10)
+    drop("more", data_set(2), data_set(2, series=2))
+    units = {unit.series_uids: unit for unit in (Unit.load(life.spool, key) for key in life.spool.keys())}  # noqa: SIM118
+    said = {uids[0]: [unit.revision(number).verdict.value for number in (1, 2)] for uids, unit in units.items()}
+    assert said == {"1.2.3.1": ["quiet", "quiet"], "1.2.3.2": ["listed", "listed"]}
