@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,9 @@ def rename_command(
 
 def _source(where: Where, dest: Path | None) -> Source | Corner:
     """Where the series come from; where neither the store nor the door is here, who is asked by a file: the lab whose
-    folder DEST lies in, or, for a target, whose folder one is in."""
+    folder DEST lies in, or, for a target or without DEST, whose folder one is in."""
     target = target_of(str(dest or ""))
-    found = source_or_corner(where, Path() if target else dest)
+    found = source_or_corner(where, Path() if target or dest is None else dest)
     return replace(found, dest=str(dest)) if target and isinstance(found, Corner) else found
 
 
@@ -255,7 +256,10 @@ def _run(giver: Giver, copies: Sequence[Copy], dest: Path, *, quiet: bool, force
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("copying", total=sum(copy.size for copy in copies))
         try:
-            return copy_all(giver, copies, dest, lambda size: progress.advance(task, size), force=force)
+            told = partial(
+                click.echo, f"another `sorter rename` copies into {dest}; waiting until that is done", err=True
+            )
+            return copy_all(giver, copies, dest, lambda size: progress.advance(task, size), force=force, waits=told)
         except KeyboardInterrupt:
             says = "interrupted: what has its name there is whole, and the same command goes on where it stopped"
             raise SorterError(says) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -61,16 +62,23 @@ class Report:
 
 def copy_all(
     giver: Giver, copies: Sequence[Copy], dest: Path, progress: Callable[[int], None], *, force: bool = False,
-    files: Files | None = None,
+    files: Files | None = None, waits: Callable[[], None] = lambda: None,
 ) -> Report:  # fmt: skip
     """Copy to `dest`. A file that is there with other content is overwritten only with `force`.
 
     An interrupted run goes on where it stopped: what is there and equal is left. One bad file never stops the others.
-    `progress` is called with the bytes of each copy when it is through; `files` are the effects on `dest`.
+    `progress` is called with the bytes of each copy when it is through; `files` are the effects on `dest`; `waits` is
+    called where somebody else copies into `dest` just now, who is waited for.
     """
     report, rest = Report(), iter(copies)
+    if not copies:
+        return report
     disk, before = files or Files(), _Settling(progress)
-    with ThreadPoolExecutor(_THREADS, "copy") as pool, ThreadPoolExecutor(1, "sync") as beside:
+    with (
+        _alone(disk, dest, waits),
+        ThreadPoolExecutor(_THREADS, "copy") as pool,
+        ThreadPoolExecutor(1, "sync") as beside,
+    ):
         while copying := list(islice(rest, BATCH)):
             batch = _Batch(disk, Path(os.path.abspath(dest)), report, force)
             batch.write(pool, giver, copying)
@@ -78,6 +86,20 @@ def copy_all(
             before = _Settling(progress, copying, beside.submit(batch.settle, pool))
         before.wait()
     return report
+
+
+@contextlib.contextmanager
+def _alone(files: Files, dest: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Two that copy one image to one place have one temporary name for it: each would give its name to what the other
+    is still writing."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a mount without locks; what is wrong with the place is said of each file
+            files.make_folders(dest, 0o777)
+            held = stack.enter_context(files.opened(dest, os.O_RDONLY | os.O_DIRECTORY))
+            if not files.lock(held):
+                waits()
+                files.lock(held, wait=True)
+        yield
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import unicodedata
 import warnings
@@ -24,7 +25,7 @@ from click.testing import CliRunner
 from pydicom.uid import generate_uid
 
 from sorter.cli.main import sorter as cli
-from sorter.durable import Files
+from sorter.durable import Files, PathLike
 from sorter.errors import SorterError
 from sorter.exports import (
     PRESETS,
@@ -34,6 +35,7 @@ from sorter.exports import (
     Found,
     Left,
     Made,
+    Report,
     copy_all,
     in_folder,
     naming,
@@ -463,6 +465,31 @@ def test_interrupted_and_run_again(tmp_path: Path, at: int) -> None:
     report = copy_all(Disk(Files()), planned, tmp_path / "to", lambda size: None)
     assert sorted(report.written + report.same) == sorted(wanted)
     assert {name: content for name, content in tree(tmp_path / "to").items() if not name.endswith(".part")} == wanted
+
+
+def test_who_copies_to_the_same_place_waits_until_that_is_done(tmp_path: Path) -> None:
+    planned, wanted = copies(tmp_path / "from")
+    waits, once, reports = threading.Event(), threading.Lock(), list[Report]()
+
+    class Slow(Files):
+        """At its first name the other begins, who would write to what has no name yet."""
+
+        def rename_new(self, source: PathLike, target: PathLike) -> None:
+            with once:
+                if second.ident is None:
+                    second.start()
+            assert waits.wait(30)
+            super().rename_new(source, target)
+
+    def other() -> None:
+        reports.append(copy_all(Disk(Files()), planned, tmp_path / "to", lambda size: None, waits=waits.set))
+
+    second = threading.Thread(target=other)
+    first = copy_all(Disk(Files()), planned, tmp_path / "to", lambda size: None, files=Slow())
+    second.join(30)
+    assert sorted(first.written) == sorted(reports[0].same) == sorted(wanted)
+    assert not first.failed
+    assert tree(tmp_path / "to") == wanted
 
 
 def test_one_bad_file_never_stops_the_rest(tmp_path: Path) -> None:

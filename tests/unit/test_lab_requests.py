@@ -595,6 +595,7 @@ def test_in_the_labs_folder_it_is_listed_told_and_claimed(
     assert "MINE01" in run("list")
     assert [row["subject"] for row in json.loads(run("list", "mine*", "--json"))] == ["MINE01"]
     assert "no series of THEIRS01 that fits" in run("list", "THEIRS01", code=1)
+    assert "MINE01" in run("rename", "MINE01", "--list")
     assert "dicom at memory: delivered to MINE01/" in run("why", "MINE01")
     assert "no series of this lab fits" in run("why", "THEIRS01", code=1)
     said = [run("claim", what).replace(what, "") for what in ("NOBODY7", "THEIRS01")]
