@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import TypeAlias
 
+from sorter.errors import SorterError
 from sorter.model import UnitKind
 from sorter.pipeline.units import revive, summarise
 from sorter.spool import Spool, Unit, UnitSummary
 
+Unread: TypeAlias = Callable[[str, OSError], None]
+"""Is told of a unit, by its key, whose records the disk does not give."""
 
-def summaries(spool: Spool) -> Iterator[UnitSummary]:
-    """Of every unit, in no order; read from its records where the cached summary is gone."""
+
+def summaries(spool: Spool, unread: Unread | None = None) -> Iterator[UnitSummary]:
+    """Of every unit, in no order; read from its records where the cached summary is gone. What cannot be read is left
+    out where there is an `unread`, who only looks; who acts on all that there is has to have all (OSError)."""
     for key in spool.keys():  # noqa: SIM118  (a spool is no mapping)
-        found = summary_of(spool, key)
+        try:
+            found = summary_of(spool, key)
+        except OSError as error:
+            if unread is None:
+                raise
+            unread(key, error)
+            continue
         if found is not None:
             yield found
 
@@ -59,8 +71,11 @@ def is_called(unit: UnitSummary, text: str) -> bool:
 
 
 def find_units(spool: Spool, text: str) -> list[UnitSummary]:
-    """Every unit that `text` may mean, in order."""
-    return in_order([unit for unit in summaries(spool) if is_called(unit, text)])
+    """Every unit that `text` may mean, in order. SorterError: one cannot be read, and may be meant too."""
+    try:
+        return in_order([unit for unit in summaries(spool) if is_called(unit, text)])
+    except OSError as error:
+        raise SorterError(f"{error.filename}: {error.strerror}; nothing was done") from None
 
 
 def find_series(spool: Spool, text: str) -> list[UnitSummary]:

@@ -20,7 +20,7 @@ from sorter.cli import door, stored
 from sorter.cli.by_letter import Corner, ask, scans, source_or_corner
 from sorter.cli.common import Where, console, literal, printable, with_where
 from sorter.cli.completing import subjects_here
-from sorter.cli.source import open_source
+from sorter.cli.source import open_source, tell_unread
 from sorter.config import Config
 from sorter.daemon.receive import keep_of
 from sorter.door import Door
@@ -28,7 +28,7 @@ from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.expected import fits
 from sorter.exports import Source
-from sorter.exports.source import WORDS, lines, standing, unmade
+from sorter.exports.source import WORDS, Told, lines, not_read, standing, unmade
 from sorter.matching import day_of
 from sorter.model import UnitKind, build, plain
 from sorter.pipeline.outages import Outage, outages
@@ -41,7 +41,7 @@ from sorter.spool.commitments import Commitment, Commitments
 from sorter.spool.labs import LabRecords
 from sorter.spool.studies import StudyRecord, StudyRecords
 from sorter.story import lacks
-from sorter.summaries import in_order, summaries, title_of
+from sorter.summaries import in_order, title_of
 from sorter.watch.taken import still_there
 from sorter.words import counted
 
@@ -67,13 +67,14 @@ def status_command(where: Where, as_json: bool) -> None:
         status_by_the_door(source, as_json)
         return
     config, spool = where.load(), source.spool
-    units = in_order(summaries(spool))
+    units = in_order(list(source.units()))
     status = _status(config, units, spool)
     at_the_door = told(spool.received, spool.files)
     if as_json:
         _print_json({**status, **door.as_json(at_the_door, config)})
         return
     _print_status(status, units)
+    tell_unread(source)
     _print_store(status["store"])
     if status["space"]:
         console.print(f"now: {status['space']}", soft_wrap=True, markup=False)
@@ -358,6 +359,7 @@ def list_command(where: Where, subject: str | None, since: str | None, as_json: 
         _list_by_letter(source, subject, since, as_json)
         return
     found = in_order(list(source.units(subject or "")))
+    tell_unread(source)
     if since:
         day = day_of(since)
         found = [unit for unit in found if unit.study_date >= day]
@@ -411,6 +413,7 @@ def why_command(where: Where, subject: str, as_json: bool) -> None:
     if isinstance(source, Corner):
         sys.exit(0 if ask(replace(source, dest=""), {"subject": subject, "why": True}, Files(), as_json=as_json) else 1)
     found = in_order(list(source.units(subject)))
+    tell_unread(source)
     if not found and isinstance(source, Door):
         raise SorterError(
             f"nothing of {subject} is here that you may see. It may still be arriving, or lie among what no lab has: "
@@ -428,13 +431,20 @@ def why_command(where: Where, subject: str, as_json: bool) -> None:
         _tell(source, unit)
 
 
+def _told(source: Source, unit: UnitSummary) -> Told:
+    try:
+        return source.tell(unit)
+    except OSError as error:  # of the others it is told all the same
+        return Told((not_read(unit.key, error.strerror or str(error)),))
+
+
 def _as_json(source: Source, unit: UnitSummary) -> dict[str, Any]:
-    told = source.tell(unit)
+    told = _told(source, unit)
     return {**plain(unit), "study": told.study or None, "says": list(told.says), "story": list(told.story)}
 
 
 def _tell(source: Source, unit: UnitSummary) -> None:
-    for text in lines(unit, source.tell(unit)):
+    for text in lines(unit, _told(source, unit)):
         console.print(text, soft_wrap=True, markup=False)
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from sorter.cli.by_letter import Corner, ask, source_or_corner
 from sorter.cli.common import Where, console, literal, printable, with_where
 from sorter.cli.completing import labs_here, presets, series_here, subjects_here
+from sorter.cli.source import tell_unread
 from sorter.cli.standing import from_now_on
 from sorter.durable import Files
 from sorter.errors import SorterError, did_you_mean
@@ -110,6 +111,7 @@ def rename_command(
             0 if ask(source, {"subject": _listed(asked.subjects), **flags, **more}, Files(), as_json=as_json) else 1
         )
     every = _in_source(source, asked) if source else _in_folder(folder or Path(), quiet=as_json)
+    left_out = tell_unread(source) if source else False
     chosen = choose(every, asked)
     if not chosen.found:
         narrowed = "".join(f" --{name} {value}" for name, value in flags.items() if value)
@@ -140,6 +142,8 @@ def rename_command(
         if report.failed or report.taken:
             sys.exit(1)
     _tell_missing(chosen.missing, lacking)
+    if left_out:
+        sys.exit(1)
 
 
 def _source(where: Where, dest: Path | None) -> Source | Corner:

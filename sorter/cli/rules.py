@@ -15,7 +15,7 @@ import click
 
 from sorter.cli.by_letter import corner_above
 from sorter.cli.common import F, Where, account, admins_config, console, printable, soon, with_where
-from sorter.cli.source import open_source
+from sorter.cli.source import open_source, tell_unread
 from sorter.cli.standing import OwnFile
 from sorter.config import Config
 from sorter.config.rewriting import without_rule
@@ -25,6 +25,7 @@ from sorter.door import Door
 from sorter.durable import Files
 from sorter.errors import ConfigError, SorterError, did_you_mean
 from sorter.exports import Store
+from sorter.exports.source import not_read
 from sorter.exports.standing import sentence
 from sorter.labs.files import LabFiles
 from sorter.labs.moving import Move, Trial, Tried, delivered, move_of
@@ -32,10 +33,10 @@ from sorter.matching import day_of
 from sorter.model import plain
 from sorter.pipeline.deciding import decision
 from sorter.pipeline.planning import Planner
-from sorter.spool import Spool
+from sorter.spool import Spool, UnitSummary
 from sorter.spool.labs import LabRecords
 from sorter.spool.veils import Veils
-from sorter.summaries import in_order, summaries
+from sorter.summaries import in_order
 
 _MOST_SAID = 40  # series
 
@@ -151,11 +152,21 @@ class _Here:
 
     def tried(self, since: str) -> Tried:
         planner, apart = _planner(self.config, self.spool, self.lab), self._with_python()
-        every = in_order([each for each in delivered(summaries(self.spool), self.lab, since) if each.lab not in apart])
-        found = Tried.of([move for each in every if (move := move_of(planner, self.spool, each)) is not None])
+        source = Store(self.spool)
+        every = in_order([each for each in delivered(source.units(), self.lab, since) if each.lab not in apart])
+        tell_unread(source)
+        moves = (self._move_of(planner, each) for each in every)
+        found = Tried.of([move for move in moves if move is not None])
         for each in apart:
             found += Trial(each, since, os.getuid(), own=False).answered(self.spool)
         return found
+
+    def _move_of(self, planner: Planner, unit: UnitSummary) -> Move | None:
+        try:
+            return move_of(planner, self.spool, unit)
+        except OSError as error:  # that one's trouble alone
+            click.echo(not_read(unit.key, error.strerror or str(error)), err=True)
+            return None
 
     def _with_python(self) -> list[str]:
         """The labs with Python of their own that is asked, which is said; and where it cannot be."""

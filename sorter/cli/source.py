@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import click
+
 from sorter.cli import common
-from sorter.cli.common import SOCKET, NotYours, Where, open_spool
+from sorter.cli.common import SOCKET, NotYours, Where, open_spool, printable
 from sorter.config import NoConfiguration
 from sorter.door import Door
 from sorter.durable import Files
 from sorter.errors import ConfigError, SorterError
-from sorter.exports import Store
+from sorter.exports import Source, Store
 
 
 def open_source(where: Where) -> Store | Door:
@@ -39,3 +41,10 @@ def open_source(where: Where) -> Store | Door:
         return Store(open_spool(config), config.folders())
     except NotYours:
         return Door(Path(given) if given else config.socket, Files())
+
+
+def tell_unread(source: Source) -> bool:
+    """Say what was left out so far, as it cannot be read; True where there was something."""
+    for says in source.unread.values():
+        click.echo(printable(says), err=True)
+    return bool(source.unread)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import click
@@ -15,15 +15,18 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from sorter import verifying
 from sorter.cli.common import console, open_spool, soon, with_config
+from sorter.cli.source import tell_unread
 from sorter.config import Config
 from sorter.daemon.assembly import load_plugins, outlets_of
 from sorter.daemon.requests import request
 from sorter.durable import Files
 from sorter.errors import SorterError
+from sorter.exports import Store
+from sorter.exports.source import not_read
 from sorter.matching import day_of
 from sorter.model import Receipt
 from sorter.spool import Spool, Unit, UnitSummary
-from sorter.summaries import in_order, is_called, summaries
+from sorter.summaries import in_order, is_called
 from sorter.verifying import STORE, Finding, Standing, Tally, Targets
 from sorter.words import counted
 
@@ -59,10 +62,11 @@ def verify_command(
         raise SorterError(f"{target} is no configured target (known: {', '.join(sorted(targets)) or 'none'})")
     if since is not None and target is None:
         raise SorterError("--since says that a target lost what was delivered since; give --target too")
-    units = in_order([each for each in summaries(spool) if what is None or each.lab == what or is_called(each, what)])
-    if not units:
+    source = Store(spool)
+    units = in_order([each for each in source.units() if what is None or each.lab == what or is_called(each, what)])
+    if not units and not source.unread:
         raise SorterError(f"no series of {what or 'anybody'} is here; `sorter list` shows what there is")
-    check = _Check(spool, deep, target, day_of(since) if since else "")
+    check = _Check(spool, deep, target, day_of(since) if since else "", source)
     comparing = Targets(outlets_of(config, load_plugins(config, Files())), deep=deep)
     try:
         _run(check, units, comparing, quiet=as_json)
@@ -76,7 +80,7 @@ def verify_command(
         )
     elif not repair and not as_json and check.tally.can_be_mended:
         _say("With --repair they are delivered again from the store.")
-    sys.exit(1 if check.tally.faults else 0)
+    sys.exit(1 if tell_unread(source) or check.tally.faults else 0)
 
 
 # --- comparing ------------------------------------------------------------------------------------------------------
@@ -88,8 +92,16 @@ class _Check:
     deep: bool
     target: str | None
     since: str  # YYYYMMDD, "" for always
+    source: Store
     at_target: set[str] = dataclasses.field(default_factory=set)  # keys of what was compared there
     tally: Tally = dataclasses.field(default_factory=Tally)
+
+    def loaded(self, units: Iterable[UnitSummary]) -> Iterator[Unit]:
+        for each in units:
+            try:
+                yield Unit.load(self.spool, each.key)
+            except OSError as error:
+                self.source.unread[each.key] = not_read(each.key, error.strerror or str(error))
 
     def receipts(self, unit: Unit) -> Iterator[Receipt]:
         for receipt in unit.receipts().values():
@@ -109,7 +121,7 @@ def _run(check: _Check, units: Sequence[UnitSummary], comparing: Targets, *, qui
         total, task = 0, progress.add_task("comparing", total=None)
         rest = iter(units)
         while chunk := list(islice(rest, _CHUNK)):
-            loaded = [Unit.load(check.spool, each.key) for each in chunk]
+            loaded = list(check.loaded(chunk))
             left = {unit.key: unit.left for unit in loaded}
             receipts = [receipt for unit in loaded for receipt in check.receipts(unit)]
             share = sum(each.size for unit in loaded for each in unit.instances.values())

@@ -181,11 +181,15 @@ def answer(desk: Desk, message: Mapping[str, Any]) -> Iterator[Line]:
 # --- series -----------------------------------------------------------------------------------------------------------
 
 
+def _leave_out(_key: str, _error: OSError) -> None:
+    """What cannot be read is no reason to answer nobody; the admin's `sorter list` names it."""
+
+
 @answering(ask.Units)
 def units(desk: Desk, asked: ask.Units) -> Iterator[Line]:
     desk.saw("units")
     veils = Veils(desk.spool.labs, desk.spool.files)
-    for unit in summaries(desk.spool):
+    for unit in summaries(desk.spool, _leave_out):
         if desk.sight.sees(unit.lab) and (not asked.called or is_called(unit, asked.called)):
             veil = veils.of(unit.lab)
             yield {"unit": plain(unit if veil is None else replace(unit, study_uid="", series_uids=(), scanner=""))}
@@ -197,7 +201,7 @@ def heads(desk: Desk, asked: ask.Heads) -> Iterator[Line]:
         raise SorterError(f"no more than {ask.MOST_KEYS} series are answered at once")
     found = [desk.series(key) for key in asked.keys]
     desk.saw("heads", asked.keys)
-    for each in in_store(desk.spool, found):
+    for each in in_store(desk.spool, found, unread=_leave_out):
         yield {"head": plain(ask.Head.of(each))}
 
 
@@ -346,7 +350,7 @@ def status(desk: Desk, asked: ask.Status) -> Iterator[Line]:  # noqa: ARG001  it
         "labs": labs,
         "admin": sight.admin,
         "running": desk.spool.is_sorting(),
-        "unassigned": [plain(each) for each in unassigned(summaries(desk.spool))],
+        "unassigned": [plain(each) for each in unassigned(summaries(desk.spool, _leave_out))],
         "targets": [plain(each) for each in outages(desk.spool) if sight.admin or each.target in mine],
         "lacking": [each for one in lacking for each in _lacking(desk, one)],
     }

@@ -20,9 +20,9 @@ from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.exports import Copy, Found
 from sorter.exports.finding import Made
-from sorter.exports.source import Told, open_copy, parcels
+from sorter.exports.source import Told, not_read, open_copy, parcels
 from sorter.labs.moving import Tried
-from sorter.model import Header, build, plain
+from sorter.model import Header, UnitKind, build, plain
 from sorter.spool import UnitSummary
 from sorter.spool.unit import instance_from, product_from
 
@@ -39,6 +39,7 @@ class Door:
 
     def __init__(self, path: Path, files: Files) -> None:
         self.path, self._files = path, files
+        self.unread: dict[str, str] = {}
 
     def asked(self, request: Any, descriptors: int = 0) -> Iterator[tuple[dict[str, Any], list[int]]]:
         """The lines of the answer, with the descriptors that came with each: the caller's to close.
@@ -120,13 +121,16 @@ class Door:
         return next((line for line, _ in self.asked(ask.Status())), {})
 
     def candidates(self, units: Sequence[UnitSummary]) -> Iterator[Found]:
-        keys = iter([each.key for each in units])
+        keys, series = iter([each.key for each in units]), {each.key for each in units if each.kind is UnitKind.SERIES}
         while batch := tuple(itertools.islice(keys, ask.MOST_KEYS)):
+            left = series.intersection(batch)
             for head in self._items(ask.Heads(batch), "head", ask.Head):
+                left.discard(head.key)
                 yield Found(
                     head.key, head.identity, head.study_uid, head.series_uids, head.face, head.verdict,
                     folder=Path(head.key), images=(), only=head.only,
                 )  # fmt: skip
+            self.unread |= {key: not_read(key, "ask the admin of sorter") for key in left}
 
     def complete(self, found: Sequence[Found]) -> list[Found]:
         return [self._with_images(each) for each in found]

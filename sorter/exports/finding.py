@@ -15,6 +15,7 @@ from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.unit import Product
 from sorter.spool.veils import Veils
 from sorter.spool.whereabouts import whereabouts
+from sorter.summaries import Unread
 from sorter.take.header import Parsed, examine, instance_of
 
 NOT_YET = "not published"
@@ -68,15 +69,23 @@ class Left:
     why: str
 
 
-def in_store(spool: Spool, units: Iterable[UnitSummary], roots: Mapping[str, Path] | None = None) -> Iterator[Found]:
-    """The series of these summaries, with everything that is deliverable of them.
+def in_store(
+    spool: Spool, units: Iterable[UnitSummary], roots: Mapping[str, Path] | None = None, unread: Unread | None = None
+) -> Iterator[Found]:
+    """The series of these summaries, with everything that is deliverable of them. `unread` as in `summaries`.
 
     `roots` are the folders of targets, by name: where delivered copies lie of images that have left the store.
     """
     for summary in units:
         if summary.kind is not UnitKind.SERIES:  # it has no images itself
             continue
-        unit = Unit.load(spool, summary.key)
+        try:
+            unit = Unit.load(spool, summary.key)
+        except OSError as error:
+            if unread is None:
+                raise
+            unread(summary.key, error)
+            continue
         identity = Identity(lab=summary.lab, subject=summary.subject, session=summary.session)
         veil = Veils(spool.labs, spool.files).of(summary.lab)
         if veil is not None:

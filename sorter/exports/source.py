@@ -46,6 +46,10 @@ class Told:
 class Source(Protocol):
     """The series that whoever asks may see. `sorter.door.client.Door` is the other one."""
 
+    unread: dict[str, str]
+    """By key, in sentences: what was left out so far, as its records cannot be read. One such ends nobody's look at the
+    others."""
+
     def units(self, called: str = "") -> Iterable[UnitSummary]:
         """Of every series, or of those that are called so; in no order."""
 
@@ -123,16 +127,20 @@ class Store(Disk):
     def __init__(self, spool: Spool, roots: Mapping[str, Path] = MappingProxyType({}), who: str = "") -> None:
         super().__init__(spool.files)
         self.spool, self.roots, self.who = spool, roots, who
+        self.unread: dict[str, str] = {}
+
+    def _not_read(self, key: str, error: OSError) -> None:
+        self.unread[key] = not_read(key, error.strerror or str(error))
 
     def units(self, called: str = "") -> Iterator[UnitSummary]:
-        found = summaries(self.spool)
+        found = summaries(self.spool, self._not_read)
         return (unit for unit in found if is_called(unit, called)) if called else found
 
     def tell(self, unit: UnitSummary) -> Told:
         return tell(self.spool, unit)
 
     def candidates(self, units: Sequence[UnitSummary]) -> Iterator[Found]:
-        return in_store(self.spool, units, self.roots)
+        return in_store(self.spool, units, self.roots, self._not_read)
 
     def complete(self, found: Sequence[Found]) -> list[Found]:
         return list(found)
@@ -158,6 +166,11 @@ class Store(Disk):
 
     def _key(self, copy: Copy) -> str:
         return copy.source.relative_to(self.spool.store).parts[1]
+
+
+def not_read(key: str, why: str) -> str:
+    """What is said of a series that the disk does not give."""
+    return f"the records of the series {key[:8]} cannot be read: {why}"
 
 
 def target_of(dest: str) -> tuple[str, str] | None:

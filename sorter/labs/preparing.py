@@ -12,8 +12,8 @@ from sorter.exports.copying import Copy
 from sorter.exports.source import Store, lines, not_granted, of_lab, target_of, tell
 from sorter.labs.asking import Request, read_request
 from sorter.labs.claiming import CLAIMED, claim, unassigned
-from sorter.spool import Spool, Unit
-from sorter.summaries import in_order, is_called, summaries
+from sorter.spool import Spool, Unit, UnitSummary
+from sorter.summaries import in_order, is_called
 
 MOST_FILES = 50_000
 """Files of one request; who wants more asks twice."""
@@ -59,9 +59,9 @@ def _prepared(spool: Spool, lab: str, granted: Collection[str], request: Request
     source, asked, target = Store(spool, who=who), request.asked, target_of(request.dest)
     if target is not None and target[0] not in granted:
         raise not_granted(target[0])
-    own = [unit for unit in summaries(spool) if unit.lab == lab]
+    own = [unit for unit in source.units() if unit.lab == lab]
     chosen = choose(list(source.candidates(meant(own, asked.subjects))), asked)
-    missing = _some([f"not found: {each.text}" for each in chosen.missing])
+    missing = _some([*(f"not found: {each.text}" for each in chosen.missing), *_unread(source, own)])
     if request.list:
         return Prepared(says=[*_table(rows(chosen.found)), *missing], failed=not chosen.found)
     if not chosen.found:
@@ -75,7 +75,7 @@ def _prepared(spool: Spool, lab: str, granted: Collection[str], request: Request
         [Copy(each.source, f"{above}{each.name}", each.sha256, each.size) for each in copies],
         request.force,
         [*missing, *_some(lacking)],
-        bool(chosen.missing or lacking),
+        bool(chosen.missing or lacking or _unread(source, own)),
         len(chosen.found),
         "files" if request.nifti else "images",
         request.dest,
@@ -92,9 +92,15 @@ def _prepared(spool: Spool, lab: str, granted: Collection[str], request: Request
     return prepared
 
 
+def _unread(source: Store, own: Sequence[UnitSummary]) -> list[str]:
+    """Of the lab's own series those that cannot be read; what is known of none of them is nobody's."""
+    return [source.unread[unit.key] for unit in own if unit.key in source.unread]
+
+
 def _stories(spool: Spool, lab: str, what: Sequence[str]) -> Prepared:
     """Of the lab's own series, as `sorter why` tells them."""
-    own = [unit for unit in summaries(spool) if unit.lab == lab and any(is_called(unit, text) for text in what)]
+    every = Store(spool).units()
+    own = [unit for unit in every if unit.lab == lab and any(is_called(unit, text) for text in what)]
     if not own:
         return Prepared(says=["no series of this lab fits; what has not settled yet is nobody's so far"], failed=True)
     says: list[str] = []

@@ -13,7 +13,12 @@ from sorter.config import load
 from sorter.daemon import assembly
 from sorter.daemon.assembly import assemble
 from sorter.daemon.sort import mark_defaults
+from sorter.door import Sight, Terms
+from sorter.door.access import AccessLog
+from sorter.door.answers import Desk, Shelf, answer
 from sorter.durable import Files
+from sorter.errors import SorterError
+from sorter.labs.preparing import prepare
 from sorter.model import UnitKind, unit_key
 from sorter.pipeline import deciding, outlets
 from sorter.spool import Spool, Unit
@@ -289,6 +294,41 @@ def test_copies_to_a_target_that_there_is_not_are_not_promised(site: Site, targe
         assert done.exit_code == 1
         assert says in str(done.exception)
     assert not list(site.spool.requests.iterdir())
+
+
+# --- a disk that does not give all ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("summary", [True, False])
+def test_one_series_that_cannot_be_read_ends_no_look_at_the_others(site: Site, summary: bool) -> None:
+    folder = site.spool.unit_folder(SECOND)
+    if summary:
+        (folder / "evidence.jsonl").unlink()
+        (folder / "evidence.jsonl").mkdir()
+    else:
+        (folder / "rev-0001.json").write_text("{")
+        (folder / "series.json").unlink()
+    why = "Is a directory" if summary else "rev-0001.json is damaged; put it back from a backup"
+    says = f"the records of the series {SECOND[:8]} cannot be read: {why}"
+    for words in (["why", "P1"], ["rename", "P1", str(site.root / "to")], ["rules", "try", "2026-01-01"], ["verify"],
+                  *([] if summary else [["list"], ["status"]])):  # fmt: skip
+        done = site.command(*words)
+        assert done.exception is None or isinstance(done.exception, SystemExit), words
+        assert says in done.output
+        assert done.exit_code == (words[0] in ("rename", "verify"))
+    assert "delivered to P1/20260102_1011/001_T1" in site.command("why", "P1").output
+    assert len(list((site.root / "to").rglob("*.dcm"))) == 2
+    said = prepare(site.spool, "memory", (), "x.toml", b'subject = "P1"\ndest = "pilot"\n')
+    assert (said.series, said.failed, says in said.says) == (1, summary, summary)
+    desk = Desk(site.spool, Shelf(site.spool), AccessLog(site.spool), Terms(), Sight(1234, labs=frozenset({"memory"})))
+    keys = [FIRST, SECOND] if summary else [FIRST]
+    told = [*answer(desk, {"ask": "units"})], [*answer(desk, {"ask": "heads", "keys": keys})]
+    assert [len(each) for each in told] == [len(keys), 1]
+    assert isinstance(next(answer(desk, {"ask": "status"})), dict)
+    if not summary:  # who acts on all that is called so has to have all
+        done = site.command("fix", "P1", "--as", "P7")
+        assert isinstance(done.exception, SorterError)
+        assert "rev-0001.json is damaged; put it back from a backup; nothing was done" in str(done.exception)
 
 
 # --- claims ---------------------------------------------------------------------------------------------------------
