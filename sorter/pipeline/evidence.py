@@ -102,6 +102,7 @@ class Witness:
             return None
         habits, named = self.tracker.habits, set[str]().union(*lists.values())
         kind, sender = next(iter(lists))
+        answers = set[str]().union(*(names for (kind, _), names in lists.items() if kind == "query"))
         return Listing(
             by=KINDS.get(kind, "a list of {}").format(sender),
             named=len(named | missing),
@@ -110,7 +111,8 @@ class Witness:
             trusted=all(habits.list_trusted(each) for _, each in lists),
             proven=all(habits.list_proven(each) for _, each in lists),
             stood=live.unit.at_rest and live.unit.taught["list_final"] is True,
-            asked=any(kind == "query" for kind, _ in lists),
+            # of an answer that what came since has outgrown, other lists have no more weight
+            asked=bool(answers) and (here <= answers or not answers <= here),
         )
 
     def _assign(self, live: Live, here: Set[str]) -> set[str]:

@@ -75,6 +75,28 @@ def test_ends_of_many_associations_are_made_durable_together(tmp_path: Path, mon
     assert 0 < len(synced) < 20
 
 
+def test_an_answer_that_was_outgrown_lends_its_weight_to_no_other_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = begin(Memory(), settings_of(tmp_path, monkeypatch))
+    life.receive(data_set(1), data_set(2))
+    life.turns(60)
+    pipeline, sender = life.parts.pipeline, "SCANNER@127.0.0.1"
+    live = pipeline.units.get(next(iter(life.spool.keys())), life.now)
+    one, two = sorted(live.unit.by_sop)
+
+    def listing(kind: str, name: str) -> tuple[bool, bool]:
+        live.unit.add_list(kind, sender, [name])
+        found = pipeline.settling.witness.facts(live).listing
+        assert found is not None
+        return found.exact, found.asked
+
+    assert listing("query", one) == (False, False)
+    assert listing("commitment", two) == (True, False)
+    assert listing("query", two) == (True, True)
+    assert listing("query", "1.2.3.999") == (False, True), "there is more, and it is surely of this series"
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_whole_drop_is_a_list_of_a_series_only_if_all_of_that_came_in_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool
