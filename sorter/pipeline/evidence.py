@@ -160,11 +160,13 @@ class Witness:
         if live.revision is None:
             return
         came, shown = len(live.unit.by_sop), live.state.facts.structure or structure(live)
-        live.counts = tuple(
-            CountSaid(like, CountOutcome(live.first, live.key, count, came))
-            for like, count, _ in live.asked or self._asked(live)
-            if judged(count, shown, came) is not None
-        )
+        said_of, counts = live.asked or self._asked(live), list[CountSaid]()
+        for like, count, _ in said_of:
+            if judged(count, shown, came) is None:
+                self.ledger.forget(like, live.key)  # what an earlier revision seemed to show, too
+            else:
+                counts.append(CountSaid(like, CountOutcome(live.first, live.key, count, came)))
+        live.counts = tuple(counts)
         for said in live.counts:
             changed = self.ledger.note(said.like, said.outcome, time.time())
             if changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,8 +11,10 @@ import pytest
 from sorter.pipeline import intake
 from sorter.pipeline.intake import Intake
 from sorter.spool import Unit
+from sorter.structure import Structure
 from sorter.take.filing import Candidate
 from sorter.take.received import Ended
+from sorter.trust import Like
 from tests.crash.memory import Memory
 from tests.crash.scenario import as_file, begin, data_set, settings_of
 
@@ -95,6 +98,22 @@ def test_an_answer_that_was_outgrown_lends_its_weight_to_no_other_list(
     assert listing("commitment", two) == (True, False)
     assert listing("query", two) == (True, True)
     assert listing("query", "1.2.3.999") == (False, True), "there is more, and it is surely of this series"
+
+
+def test_a_count_that_cannot_be_judged_any_more_is_forgotten_as_a_restart_forgets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = begin(Memory(), settings_of(tmp_path, monkeypatch))
+    life.receive(data_set(1), data_set(2))
+    life.turns(60)
+    witness, like = life.parts.pipeline.settling.witness, Like("siemens", "1", "epfid2d1", "rule")
+    live = life.parts.pipeline.units.get(next(iter(life.spool.keys())), life.now)
+    live.asked = [(like, 3, "")]
+    for shown, known in ((Structure(True, ""), [(3, 2)]), (Structure(True, "", holes=("one is missing",)), [])):
+        live.state = replace(live.state, facts=replace(live.state.facts, structure=shown))
+        witness.learn_counts(live)
+        assert [(each.expected, each.came) for each in witness.ledger.likes.get(like, ())] == known
+        assert [(each.outcome.expected, each.outcome.came) for each in live.counts] == known
 
 
 @pytest.mark.parametrize("restarted", [False, True])
