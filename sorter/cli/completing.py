@@ -11,11 +11,15 @@ from click.shell_completion import CompletionItem
 
 from sorter.cli.common import Where
 from sorter.cli.source import open_source
+from sorter.door import Door
 from sorter.errors import SorterError
 from sorter.exports.choosing import Subject
 from sorter.exports.naming import PRESETS
 from sorter.spool import UnitSummary
 from sorter.summaries import in_order
+
+AT_A_TAB = 1.0
+"""Seconds in which a sorter is asked that does not answer at once: somebody waits with half a line typed."""
 
 
 def subjects_here(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -45,8 +49,11 @@ def presets(_context: click.Context, _parameter: click.Parameter, typed: str) ->
 def _units(context: click.Context) -> list[UnitSummary]:
     """Whatever is wrong is said when the command is given, not while it is typed."""
     try:
-        return list(open_source(Where(_path(context, "path"), _path(context, "root"))).units())
-    except SorterError:
+        source = open_source(Where(_path(context, "path"), _path(context, "root")))
+        if isinstance(source, Door):
+            source.patience = AT_A_TAB
+        return list(source.units())
+    except (SorterError, OSError):
         return []
 
 

@@ -39,6 +39,7 @@ class Door:
 
     def __init__(self, path: Path, files: Files) -> None:
         self.path, self._files = path, files
+        self.patience = PATIENCE
         self.unread: dict[str, str] = {}
 
     def asked(self, request: Any, descriptors: int = 0) -> Iterator[tuple[dict[str, Any], list[int]]]:
@@ -48,7 +49,7 @@ class Door:
         answers.
         """
         message = {"ask": type(request).__name__.casefold(), **plain(request)}
-        until, pause = time.monotonic() + PATIENCE, threading.Event()
+        until, pause = time.monotonic() + self.patience, threading.Event()
         while True:
             connection = None
             try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +27,7 @@ from click.testing import CliRunner
 from pydicom.uid import generate_uid
 
 from sorter.cli.main import sorter as cli
+from sorter.door.client import PATIENCE
 from sorter.durable import Files, PathLike
 from sorter.errors import SorterError
 from sorter.exports import (
@@ -730,6 +733,19 @@ def test_a_place_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     for dest in (tmp_path / "file", tmp_path / "file/below"):
         told = CliRunner().invoke(cli, ["rename", "*", str(dest), "--from", str(tmp_path / "from")])
         assert str(told.exception) == f"{tmp_path}/file is no folder; nothing can be copied into it"
+
+
+def test_a_tab_does_not_wait_for_a_sorter_that_ended(tmp_path: Path) -> None:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as left:
+        left.bind(str(tmp_path / "sock"))
+    script = Path(sys.executable).with_name("sorter")
+    words = {"COMP_WORDS": "sorter rename D", "COMP_CWORD": "2", "_SORTER_COMPLETE": "bash_complete"}
+    begun = time.monotonic()
+    done = subprocess.run(
+        [script], env={**os.environ, **words, "SORTER_SOCKET": str(tmp_path / "sock")}, capture_output=True, text=True
+    )
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+    assert time.monotonic() - begun < PATIENCE
 
 
 def test_completion_in_a_shell() -> None:
