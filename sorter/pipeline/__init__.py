@@ -129,8 +129,8 @@ class Pipeline:
         self.making = self.delivering.making
         self.retiring = Retiring(self.outlets, self.delivering.wait_for, telling.happened)
         self.bundles = Bundles(
-            self.spool, lambda: self.planner, self.live, lambda uid: self.studies.members(uid), self._plan,
-            self.delivering.deliver,
+            self.spool, lambda: self.planner, self.live, lambda uid: self.studies.members(uid), self.outlets.withhold,
+            self._plan, self._deliver,
         )  # fmt: skip
         self.studies = Studies(
             StudyRecords(self.spool.studies, self.spool.files), self.units.timing, self.units.at_work, self._summary,
@@ -467,9 +467,13 @@ class Pipeline:
             self.reasking.planned(live)
             if answer.identity.lab is not None:
                 self.alarms.owned(live)
-        self.delivering.deliver(live)
+        self._deliver(live)
         if live.unit.bundle is not None:  # perhaps nothing of it is to be anywhere any more
             self.retiring.retire(live)
+
+    def _deliver(self, live: Live) -> None:
+        """What is owed of it, and what waited for something of it."""
+        self.delivering.deliver(live)
         for key in self.making.awaiting(live.key):
             self._step(key, self.delivering.deliver)
 

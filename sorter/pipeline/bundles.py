@@ -27,15 +27,17 @@ STEP = 20
 class Bundles:
     """`members` says of a study which revisions of its series it settled with, None while it waits to settle.
 
-    `published` and `improved` go on with one of these units that has a new revision, or another verdict.
+    `withhold` takes back what of one of these units still waits for a target. `published` goes on with one that has a
+    new revision, `looked_at` with one that has none, but perhaps another verdict.
     """
 
     spool: Spool
     planner: Callable[[], Planner]
     live: Callable[[str], Live]
     members: Callable[[str], Mapping[str, int] | None]
+    withhold: Callable[[str], None]
     published: Callable[[Live], None]
-    improved: Callable[[Live], None]
+    looked_at: Callable[[Live], None]
     _due: dict[str, None] = field(default_factory=dict)
     _of_study: dict[str, set[str]] = field(default_factory=dict)  # study UID -> those that wait for it to settle
     _ready: bool = False  # at the last turn
@@ -51,6 +53,7 @@ class Bundles:
             if of.unit.bundle is None:
                 of.unit.found(bundle)
             of.unit.join(live.key, live.unit.study_uid)
+            self.withhold(of.key)  # a series of it may be held, withdrawn or another's by now
             self.look(of)
 
     def _bundles(self, live: Live, plan: Plan) -> Iterator[Bundle]:
@@ -105,15 +108,19 @@ class Bundles:
         members = {each.key: each.revision.revision for each in mine if each.revision is not None}
         verdict = min((each.revision.verdict for each in mine if each.revision is not None),
                       key=list(Verdict).index, default=Verdict.QUIET)  # fmt: skip
-        before, new = of.revision, members != (of.revision.members if of.revision else {})
+        before, new, grew = of.revision, members != (of.revision.members if of.revision else {}), of.growing
         if new:
             self._publish(of, members, verdict)
-        if unit.gathered < unit.changes:
+        if grew:
             unit.gather(unit.base)
         if new:
             self.published(of)
-        elif before is not None and members and before.verdict is not verdict:
+            return
+        better = before is not None and members and before.verdict is not verdict
+        if before is not None and better:
             self._improve(of, before, verdict)
+        if better or grew:
+            self.looked_at(of)
 
     def _publish(self, of: Live, members: Mapping[str, int], verdict: Verdict) -> None:
         number = of.revision.revision + 1 if of.revision else 1
@@ -127,7 +134,6 @@ class Bundles:
         of.unit.raise_verdict(before.revision, verdict, before.reasons)
         of.revision = replace(before, verdict=verdict)
         of.unit.tell(f"revision {before.revision} is {verdict} by now")
-        self.improved(of)
 
     def plan(self, of: Live) -> Plan | NoPlan:
         """Where what is made of it goes: to where its series go."""

@@ -45,7 +45,7 @@ class Delivering:
 
     def deliver(self, live: Live) -> None:
         """Start every delivery that is owed and not on its way."""
-        plan = live.plan if not live.unit.held and not live.unplanned else None
+        plan = live.plan if not live.unit.held and not live.unplanned and not live.growing else None
         for delivery in plan.deliveries if plan else ():
             errand = (live.key, delivery.product, delivery.target)
             assert plan is not None

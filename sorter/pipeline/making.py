@@ -103,6 +103,8 @@ class Making:
     def _given(self, source: Live, need: str) -> Copies | Waits:
         if source.revision is None or source.unplanned or source.plan is None:
             return Waits(f"series {source.key[:8]}, which it is made of, has no plan yet")
+        if source.growing:
+            return Waits(f"study {source.key[:8]}, which it is made of, waits until what came of it has settled")
         if need == DICOM:
             return self._images(source)
         made = self.provide(source, need)

@@ -229,7 +229,7 @@ def _standing(live: Live, awaited: str) -> tuple[str, str]:
         return ("withdrawn", why) if live.gone else ("owed", f"{why}; {trouble}")
     if live.state.pending:
         return "open", awaited
-    if live.growing and not live.owed:
+    if live.growing:
         return "open", "it waits until what came of its studies has settled"
     if live.no_plan is not None:
         return live.no_plan.state, live.no_plan.why

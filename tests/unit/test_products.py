@@ -39,6 +39,7 @@ from sorter.exports.choosing import Subject
 from sorter.labs.preparing import prepare
 from sorter.model import Missing, Product, Study, StudySeries, UnitKind, Verdict, unit_key
 from sorter.pipeline import outlets
+from sorter.pipeline.bundles import Bundles
 from sorter.pipeline.deciding import decision
 from sorter.pipeline.recipes import Recipes, faults
 from sorter.spool import Spool, Unit, UnitSummary
@@ -453,6 +454,74 @@ def test_a_series_that_is_held_holds_its_study_until_it_is_released(root: Path) 
     site.parts.pipeline.hold(series, "")
     site.turns(20)
     assert site.made() == ["book"]
+
+
+def test_a_series_that_is_held_holds_what_its_study_still_owes(root: Path) -> None:
+    broken = True
+
+    def book(work: Work, folder: Path) -> str | None:
+        if broken:
+            raise RuntimeError("no")
+        return listing(work, folder)
+
+    kitchen(root, together(), lab='products = ["book"]')
+    site = begun(root, makers={"book": book})
+    site.receive(data_set(1), data_set(2, series=2))
+    wait_until(lambda: site.turns(5) or site.made(), 20, "a job")
+    site.turns(1)
+    assert site.summary().why == "book could not be made: no"
+    series = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    site.parts.pipeline.hold(series, "is it the right subject?")
+    broken = False
+    site.turns(4000)
+    assert site.delivered() == {}
+    site.parts.pipeline.hold(series, "")
+    site.turns(20)
+    assert len(site.delivered()) == 1
+
+
+def test_a_series_that_is_held_holds_what_waits_for_a_busy_target(root: Path) -> None:
+    kitchen(root, together(), lab='products = ["book"]')
+    site = begun(root, lane=Queueing)
+    site.receive(data_set(1), data_set(2, series=2))
+    site.turns(200)
+    assert [put.product for _, put in Queueing.waiting_puts] == ["book"]
+    series = unit_key(UnitKind.SERIES, "1.2.3", "1.2.3.1")
+    site.parts.pipeline.hold(series, "is it the right subject?")
+    Queueing.go_on()
+    site.turns(200)
+    Queueing.go_on()
+    assert site.delivered() == {}
+    site.parts.pipeline.hold(series, "")
+    site.turns(20)
+    Queueing.go_on()
+    assert len(site.delivered()) == 1
+
+
+def test_what_is_made_of_what_is_made_of_a_study_is_made_anew_with_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = Bundle(UnitKind.SUBJECT, "memory", "P1").key
+
+    def settled(self: Bundles, study_uid: str) -> None:
+        waited = sorted(self._of_study.pop(study_uid, ()), key=lambda key: key != subject)
+        self._due.update(dict.fromkeys(waited))  # the subject is looked at first, its study still is as it was
+
+    monkeypatch.setattr(Bundles, "settled", settled)
+    kitchen(root, together(), 'Product("line", "kitchen:line", ("book",), "subject")', lab='products = ["line"]')
+
+    def line(work: Work, folder: Path) -> None:
+        (book,) = (folder / "in/book").rglob("out.txt")
+        (folder / "out/out.txt").write_text(book.read_text())
+
+    site = begun(root, makers={"line": line})
+    site.receive(data_set(1))
+    site.turns(200)
+    site.receive(data_set(2, series=2))
+    site.turns(200)
+    (text,) = site.delivered().values()
+    assert len(text.split()) == 3
+    assert site.made() == ["book", "line", "book", "line"]
 
 
 def test_the_verdict_of_a_study_is_the_least_of_its_series(root: Path) -> None:
