@@ -48,8 +48,23 @@ class PluginError(SorterError):
 
     def __init__(self, plugin: str, hook: str, cause: BaseException | str) -> None:
         self.plugin, self.hook, self.cause = plugin, hook, cause
-        said = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
+        said = cause if isinstance(cause, str) else words_of(cause)
         super().__init__(f"plugin {plugin}: {hook} failed: {said}")
+
+
+_LONGEST = 1000  # characters
+
+
+def words_of(error: BaseException) -> str:
+    """ "ValueError: …" of an error that the code of somebody else raised. It may quote all of a data set, in a reason
+    that is kept with the series; and its text is code, too, which may fail.
+    """
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 (a plugin)
+        said = "nobody can say what"
+    cut = "…" if len(said) > _LONGEST else ""
+    return f"{type(error).__name__}: {said[:_LONGEST]}{cut}"
 
 
 _MANY = 1000  # words; to compare one with all that DICOM knows takes 20 ms, and a file may hold hundreds

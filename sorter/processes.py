@@ -138,6 +138,14 @@ def started_in(folder: Path) -> list[int]:
     return found
 
 
+def name_of(sign: int) -> str:
+    """What a signal is called; those of real time have numbers alone, and any process may send them."""
+    try:
+        return signal.Signals(sign).name
+    except ValueError:
+        return f"signal {sign}"
+
+
 def tasks_of_account() -> int:
     """Threads of all processes of this account: what RLIMIT_NPROC counts."""
     account, count = os.getuid(), 0

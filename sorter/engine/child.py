@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from sorter.durable import Files
 from sorter.engine.scratch import OUT, OUTCOME, TMP, collect, excess
 from sorter.engine.work import Limits
-from sorter.processes import adopt_orphans, descendants, die_with, end_descendants, take_more_memory
+from sorter.processes import adopt_orphans, descendants, die_with, end_descendants, name_of, take_more_memory
 
 WHY = 500  # characters of a sentence
 
@@ -220,9 +220,9 @@ def _result(fd: int, status: int | dict[str, Any], description: dict[str, Any]) 
     if isinstance(status, dict):
         return {**status, "why": f"making {product} was ended: {status['why']}"}
     if os.WIFSIGNALED(status):
-        sign = signal.Signals(os.WTERMSIG(status))
-        why = {signal.SIGXCPU: f"more than {description['timeout']} s of each processor"}.get(sign, sign.name)
-        return _failed(f"making {product} was ended: {why}")
+        sign = os.WTERMSIG(status)
+        spent = f"more than {description['timeout']} s of each processor"
+        return _failed(f"making {product} was ended: {spent if sign == signal.SIGXCPU else name_of(sign)}")
     os.set_blocking(fd, False)
     try:
         said = json.loads(os.read(fd, 1 << 16))

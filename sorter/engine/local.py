@@ -21,7 +21,7 @@ from sorter.engine import scratch
 from sorter.engine.engine import Engine, description, environment, environment_in, outcome_in
 from sorter.engine.turns import Turns
 from sorter.engine.work import Limits, Outcome, Work
-from sorter.processes import end, started_in
+from sorter.processes import end, name_of, started_in
 from sorter.wire import Channel
 
 _SUPERVISOR_GRACE = 300  # seconds beyond a job's own time, for ending it and for the digests of what it made
@@ -201,7 +201,8 @@ class LocalEngine(Engine):
             ended = [job for job in state.cancelled if job in self._done]
             state.cancelled.clear()
         for job in ended:
-            self.drop(job)
+            with contextlib.suppress(OSError):
+                self.drop(job)
         for each in wanted:
             if not each.cancelled:
                 each.cancelled = True
@@ -224,7 +225,7 @@ class LocalEngine(Engine):
         with self._lock:
             running = self._state.running.pop(said["ended"])
         if running.cancelled:
-            self._sweep(running.work.id)
+            self._forget(running)
         elif "error" in said:
             self._finish(_not_started(running.work, said["error"]))
         else:
@@ -238,9 +239,15 @@ class LocalEngine(Engine):
             lost, self._state.running = self._state.running, {}
         for running in lost.values():
             if running.cancelled:
-                self._sweep(running.work.id)
+                self._forget(running)
             else:
                 self._finish(self._outcome(running.work, -signal.SIGKILL))
+
+    def _forget(self, running: _Running) -> None:
+        """It was cancelled. Scratch that the disk does not let go now is in the way of its own next job alone, which
+        removes it, or of nobody until the next start."""
+        with contextlib.suppress(OSError):
+            self._sweep(running.work.id)
 
     def _close_keeper(self) -> None:
         if self._keeper is not None:
@@ -251,7 +258,7 @@ class LocalEngine(Engine):
         found = outcome_in(self.scratch / work.id, work, self.files) if code == 0 else None
         if found is not None:
             return found
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        how = name_of(-code) if code < 0 else f"exit code {code}"
         return Outcome(work.id, "failed", f"the process of the job was ended from outside ({how})", later=code < 0)
 
     def _finish(self, outcome: Outcome) -> None:

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from sorter.errors import words_of
 from sorter.model import Job, build
 from sorter.processes import die_with, limit, yield_to_others
 
@@ -30,7 +31,8 @@ def run(description: dict[str, Any], log: int, result: int) -> None:
     os.set_inheritable(result, False)
     _limit(description)
     answer = _make(description)
-    os.write(result, json.dumps(answer).encode()[:4000])  # below PIPE_BUF: written at once, whole
+    said = json.dumps(answer, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    os.write(result, said[:4000])  # below PIPE_BUF: written at once, whole
 
 
 def _redirect(log: int) -> None:
@@ -69,7 +71,7 @@ def _make(description: dict[str, Any]) -> dict[str, str]:
         return _failed(f"more than {description['memory']} MiB of memory")
     except (Exception, SystemExit) as error:  # noqa: BLE001 (a plugin)
         traceback.print_exc()
-        return _failed(f"{type(error).__name__}: {error}"[:600])
+        return _failed(words_of(error)[:600])
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -21,11 +21,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from sorter.durable import Files
-from sorter.errors import PluginError
+from sorter.errors import PluginError, words_of
 from sorter.model import Event, Instance, Series, Value, build, plain
 from sorter.plugins.loading import Finder, Source
 from sorter.plugins.local import Local
-from sorter.processes import adopt_orphans, die_with, end_descendants, limit
+from sorter.processes import adopt_orphans, die_with, end_descendants, limit, name_of
 from sorter.wire import Channel
 
 MEMORY = 4 << 30  # bytes of address space of one life
@@ -79,7 +79,7 @@ def _ended(life: int) -> str:
         finally:
             os.close(fd)
         if os.WIFSIGNALED(status):
-            return signal.Signals(os.WTERMSIG(status)).name
+            return name_of(os.WTERMSIG(status))
         return f"exit code {os.WEXITSTATUS(status)}"
     return ""
 
@@ -147,7 +147,7 @@ def _answer(channel: Channel, local: Local, question: Mapping[str, Any]) -> None
         arguments["series"] = dataclasses.replace(arguments["series"], ask=lambda keyword: _values(channel, keyword))
     for name, said in local.answers(question["hook"], arguments, question["plugins"]):
         if isinstance(said, PluginError):
-            cause = said.cause if isinstance(said.cause, str) else f"{type(said.cause).__name__}: {said.cause}"
+            cause = said.cause if isinstance(said.cause, str) else words_of(said.cause)
             channel.send({"plugin": name, "failed": cause})
             continue
         channel.send({"plugin": name, "answer": plain(said)})

@@ -50,6 +50,11 @@ def nothing(job): return "nothing"
 def wrong(job): return 7
 def no_file(job): pass
 def raises(job): raise ValueError("no\\x1b[31m good")
+class Mute(Exception):
+    def __str__(self): raise RuntimeError
+def mute(job): raise Mute
+def brains(job): raise ValueError("\\U0001f9e0" * 1000)
+def odd_text(job): raise ValueError("\\udc80\\0" * 1000)
 def exits(job): sys.exit("gone")
 def exits_hard(job): os._exit(7)
 def segfault(job): ctypes.string_at(0)
@@ -101,6 +106,8 @@ def _daemon():
     shell.wait()
     pid = Path("pid").read_text()
     Path(os.environ["TMPDIR"], "../../../pid").write_text(pid)
+def real_time(job): os.kill(os.getpid(), signal.SIGRTMIN + 6)
+def kills_supervisor_in_real_time(job): os.kill(os.getppid(), signal.SIGRTMIN + 6)
 def waits(job):
     Path("../../started-" + job.settings["name"]).write_text(str(os.getpid()))
     with open("../../go-" + job.settings["name"]): pass
@@ -242,8 +249,12 @@ def test_what_a_job_is_given(
         ("no_file", "failed", "it made no file"),
         ("raises", "failed", "ValueError: no?[31m good"),
         ("exits", "failed", "SystemExit: gone"),
+        ("mute", "failed", "Mute: nobody can say what"),
+        ("brains", "failed", "ValueError: \U0001f9e0\U0001f9e0"),
+        ("odd_text", "failed", "ValueError: ????"),
         ("exits_hard", "failed", "making text ended early with exit code 7"),
         ("segfault", "failed", "making text was ended: SIGSEGV"),
+        ("real_time", "failed", "making text was ended: signal 40"),
         ("memory", "failed", "more than 1024 MiB of memory"),
         ("link", "failed", "'out.txt' is no regular file"),
         ("link_folder", "failed", "'sub' is no regular file"),
@@ -310,6 +321,34 @@ def test_a_job_that_kills_its_supervisor(makers: Path, start: Callable[..., Loca
     assert (outcome.state, outcome.later) == ("failed", True)
     assert "ended from outside (SIGKILL)" in outcome.why
     wait_until(lambda: gone(int((tmp_path / "pid").read_text())), 5, "the daemon to go")
+
+
+def test_a_signal_without_a_name_ends_one_job_alone(makers: Path, start: Callable[..., LocalEngine]) -> None:
+    engine = start()
+    engine.submit(work(makers, "kills_supervisor_in_real_time"))
+    outcome = ended(engine)
+    assert (outcome.state, outcome.later) == ("failed", True)
+    assert "ended from outside (signal 40)" in outcome.why
+    engine.submit(work(makers, "good", "j2"))
+    assert ended(engine).state == "made"
+
+
+def test_a_disk_that_will_not_let_scratch_go_ends_one_job_alone(
+    makers: Path, start: Callable[..., LocalEngine], tmp_path: Path
+) -> None:
+    class Failing(Files):
+        def rename(self, old: Any, new: Any, *, at: int | None = None, to: int | None = None) -> None:
+            if Path(old).name == "a":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super().rename(old, new, at=at, to=to)
+
+    engine = start(files=Failing())
+    os.mkfifo(tmp_path / "go-a")
+    engine.submit(work(makers, "waits", "a", name="a"))
+    wait_until((tmp_path / "started-a").exists, 20, "the job to start")
+    engine.cancel("a")
+    engine.submit(work(makers, "good", "b"))
+    assert ended(engine).state == "made"
 
 
 def test_a_job_cannot_spoil_the_inputs(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:

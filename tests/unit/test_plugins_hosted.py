@@ -29,6 +29,11 @@ from sorter import Identity, hookimpl
 def leave(series): os._exit(7)
 def crash(series): ctypes.string_at(0)
 def raises(series): raise RuntimeError("boo")
+class Mute(Exception):
+    def __str__(self): raise RuntimeError
+def mute(series): raise Mute
+def much(series): raise ValueError("x" * 10_000_000)
+def real_time(series): os.kill(os.getpid(), signal.SIGRTMIN + 6)
 def leaves(series): sys.exit(3)
 def hog(series): return Identity(subject=str(len(bytearray(8 << 30))))
 def noise(series):
@@ -122,6 +127,9 @@ def lives() -> set[int]:
         ("daemon", "its process ended before it answered (exit code 1)"),
         ("raises", "RuntimeError: boo"),
         ("leaves", "SystemExit: 3"),
+        ("mute", "Mute: nobody can say what"),
+        ("much", f"ValueError: {'x' * 1000}…"),
+        ("real_time", "its process ended before it answered (signal 40)"),
         ("hog", "MemoryError"),
     ],
 )
