@@ -98,6 +98,10 @@ class SlurmError(Exception):
     """Slurm, or the share, does not do what it is asked; as a sentence."""
 
 
+class Refused(SlurmError):
+    """Slurm does not take this job: it may be for the terms of its lab, so others are tried."""
+
+
 class SlurmEngine(Engine):
     """Makes products on a cluster."""
 
@@ -112,6 +116,7 @@ class SlurmEngine(Engine):
         self._unwanted: set[str] = set()
         self._clear_rest = self._stopping = False
         self._trouble = self._away = ""
+        self._refused: dict[str, tuple[float, str]] = {}  # by lab: until when it is not asked again, and why
         self._busy_since: float | None = None  # monotonic, since when the thread waits for Slurm or the share
         self._poke = threading.Event()
         self._nodes_looked_at = -_CLUSTER_EVERY
@@ -164,19 +169,24 @@ class SlurmEngine(Engine):
 
     def standing(self) -> Mapping[str, str]:
         with self._lock:
-            waits = {work.id: self._trouble or "waits for its turn" for work in self._turns.waiting}
+            waits = {
+                work.id: self._trouble or self._refused.get(work.lab, (0.0, "waits for its turn"))[1]
+                for work in self._turns.waiting
+            }
             return waits | {job: each.says for job, each in self._jobs.items() if each.says}
 
     def problems(self) -> list[str]:
         with self._lock:
             count = len(self._jobs) + len(self._turns.waiting)
             stuck = self._busy_since is not None and time.monotonic() - self._busy_since > _STUCK
+            refused = Counter(self._refused[work.lab][1] for work in self._turns.waiting if work.lab in self._refused)
         if stuck:
             return [
                 f"the engine has not come back from {self.cluster.shared}, or from Slurm, for a while; products wait"
             ]
-        meanwhile = f"{count} products wait; images are delivered meanwhile"
-        return [f"{each}: {meanwhile}" for each in (self._trouble, self._away) if each]
+        said = [(each, count) for each in (self._trouble, self._away) if each]
+        said += refused.items()
+        return [f"{each}: {count} products wait; images are delivered meanwhile" for each, count in said]
 
     # --- the engine's own thread ----------------------------------------------------------------------------------
 
@@ -191,7 +201,7 @@ class SlurmEngine(Engine):
             self._busy_since = None
             rest = _AGAIN if says else _LOOK_EVERY
             if not self._stopping and not self._more():
-                self._poke.wait(rest if self._jobs or self._unwanted or says else None)
+                self._poke.wait(rest if self._jobs or self._unwanted or self._refused or says else None)
 
     def _tried(self) -> str:
         """A turn; why there is trouble, "" if there is none."""
@@ -208,7 +218,13 @@ class SlurmEngine(Engine):
 
     def _more(self) -> bool:
         with self._lock:
-            return bool(self._turns.waiting) and len(self._jobs) < self.cluster.jobs and not self._trouble
+            asked = any(work.lab not in self._resting() for work in self._turns.waiting)
+            return asked and len(self._jobs) < self.cluster.jobs and not self._trouble
+
+    def _resting(self) -> set[str]:
+        """Labs of which Slurm has just refused a job."""
+        now = time.monotonic()
+        return {lab for lab, (until, _) in self._refused.items() if until > now}
 
     def _call(self) -> None:
         if self.wake is not None:
@@ -258,9 +274,11 @@ class SlurmEngine(Engine):
         """Submit what waits; what an earlier life submitted is taken up where it is."""
         while not self._stopping:
             with self._lock:
-                running = [each.work.lab for each in self._jobs.values()]
-                work = self._turns.take(running) if len(running) < self.cluster.jobs else None
+                running, resting = [each.work.lab for each in self._jobs.values()], self._resting()
+                work = self._turns.take(running, resting) if len(running) < self.cluster.jobs else None
                 if work is None:
+                    labs = {each.lab for each in self._turns.waiting}
+                    self._refused = {lab: each for lab, each in self._refused.items() if lab in labs}
                     return
                 job = self._jobs[work.id] = _Job(work)
             self._busy_since = time.monotonic()
@@ -273,11 +291,24 @@ class SlurmEngine(Engine):
                 continue
             try:
                 self._submit(job)
-            except SlurmError:
+            except SlurmError as error:
                 with self._lock:
                     self._jobs.pop(work.id, None)
                     self._turns.waiting.insert(0, work)
-                raise
+                if not isinstance(error, Refused):
+                    raise
+                self._refuse(work.lab, str(error))
+            else:
+                self._refuse(work.lab, "")
+
+    def _refuse(self, lab: str, why: str) -> None:
+        """Slurm takes no job of this lab for now; "": it does."""
+        with self._lock:
+            before = self._refused.pop(lab, (0.0, ""))[1]
+            if why:
+                self._refused[lab] = time.monotonic() + _AGAIN, why
+        if why != before:
+            self._call()
 
     def _is_there(self, job: str, listed: Listed | None) -> bool:
         active = listed is not None and listed.state not in _OVER | _NODE_FAILED
@@ -427,7 +458,8 @@ class Slurm:
             executor.update_parameters(**_parameters(work, folder, terms))
             return str(executor.submit(remote.run, str(folder)).job_id)
         except (RuntimeError, submitit.core.utils.FailedJobError) as error:
-            raise SlurmError(f"Slurm does not take a job: {_last(str(error))}") from None
+            of = f" of lab {work.lab}" if work.lab else ""
+            raise Refused(f"Slurm does not take a job{of}: {_last(str(error))}") from None
 
     def cancel(self, number: str) -> None:
         self._run("scancel", number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from sorter.engine.work import Work
@@ -16,12 +16,14 @@ class Turns:
     waiting: list[Work] = field(default_factory=list)
     _last: dict[str, int] = field(default_factory=dict)  # of each lab, when one of its jobs was last begun
 
-    def take(self, running: Iterable[str]) -> Work | None:
-        """The next one: of the lab with the fewest of `running`, and of these of whoever has waited longest."""
-        if not self.waiting:
+    def take(self, running: Iterable[str], without: Collection[str] = ()) -> Work | None:
+        """The next one: of the lab with the fewest of `running`, and of these of whoever has waited longest. Labs in
+        `without` are passed over."""
+        waiting = [each for each in self.waiting if each.lab not in without]
+        if not waiting:
             return None
         busy = Counter(running)
-        work = min(self.waiting, key=lambda each: (busy[each.lab], self._last.get(each.lab, 0)))
+        work = min(waiting, key=lambda each: (busy[each.lab], self._last.get(each.lab, 0)))
         self.waiting.remove(work)
         self._last[work.lab] = max(self._last.values(), default=0) + 1
         return work

@@ -202,6 +202,19 @@ def test_what_a_job_sees_and_says(
         wait_until(lambda: not nodes.jobs() and not shared(place), 60, "its jobs to be gone")
 
 
+def test_a_lab_whose_terms_slurm_refuses_holds_up_no_other(cluster: tuple[Cluster, Path], account: Account) -> None:
+    _, place = cluster
+    sorter = sorter_of(place, account)
+    path = sorter.root / "sorter.toml"
+    path.write_text(path.read_text().replace('partition = "other"', 'partition = "nowhere"'))
+    with sorter:
+        drop(sorter, account, [Plan(seed=n, size=16, patient_id=f"{'AB'[n % 2]}{n:03d}") for n in range(16)])
+        wait_until(lambda: at_labs(sorter, "*.nii.gz") == 24, 40, "the products of the other lab")
+        said = status(sorter)
+        assert "Slurm does not take a job of lab second: " in said
+        assert "8 products wait; images are delivered meanwhile" in said
+
+
 def test_a_check_says_whether_a_job_could_run(cluster: tuple[Cluster, Path], account: Account) -> None:
     _, place = cluster
     sorter = sorter_of(place, account)
