@@ -13,10 +13,10 @@ import os
 import secrets
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sorter.durable import Files
@@ -175,7 +175,7 @@ def outcome_in(folder: Path, work: Work, files: Files) -> Outcome | None:
     that can be read.
     """
     try:
-        said = json.loads(files.read_file(folder / scratch.OUTCOME, limit=16 << 20))
+        said = json.loads(scratch.left(folder / scratch.OUTCOME, 16 << 20, files))
         made = tuple(Made(str(name), str(sha256), int(size)) for name, sha256, size in said.get("files", ()))
         later = said.get("later") is True
         outcome = Outcome(work.id, said["state"], str(said["why"]), str(said["log"]), made, later=later)
@@ -188,7 +188,15 @@ def outcome_in(folder: Path, work: Work, files: Files) -> Outcome | None:
     if unsafe is not None:
         why = f"it made a file with a name that is not safe: {unsafe[:80]!a}"
         return Outcome(work.id, "failed", why, outcome.log)
+    if not _are_apart([each.name for each in made]):
+        return Outcome(work.id, "failed", "the job's outcome names two things alike", outcome.log)
     return outcome
+
+
+def _are_apart(names: Sequence[str]) -> bool:
+    """Could all of these be files below one folder?"""
+    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    return len(set(names)) == len(names) and folders.isdisjoint(names)
 
 
 def _is_safe(name: str) -> bool:

@@ -150,6 +150,15 @@ def _open_below(folder: Path, name: str, files: Files) -> int:
     return at
 
 
+def left(path: Path, limit: int, files: Files) -> bytes:
+    """What a job left in a file; OSError where it is none. A job may have put anything there, a pipe too."""
+    with files.opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
+        info = files.stat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
+            raise OSError(errno.EINVAL, "no regular file, or too large a one", os.fspath(path))
+        return files.pread(fd, info.st_size, 0)
+
+
 def excess(roots: Iterable[str], limits: Limits, files: Files) -> str:
     """What there is too much of below these folders while a job may still write there, "" if nothing."""
     count = size = 0

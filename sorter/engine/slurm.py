@@ -407,7 +407,7 @@ class SlurmEngine(Engine):
         """What the job printed; of one that did not get as far, what stood in its way."""
         for path in (folder / remote.LOG, folder / "slurm" / f"{number}_0_log.out"):
             with contextlib.suppress(OSError):
-                return self.files.read_file(path, limit=4 * self.limits.log).decode(errors="replace")
+                return scratch.left(path, 4 * self.limits.log, self.files).decode(errors="replace")
         return ""
 
     def _look_at_nodes(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from sorter.config import load
 from sorter.daemon.assembly import cluster_of
 from sorter.durable import Files
 from sorter.engine import remote, scratch
-from sorter.engine.engine import Engine
+from sorter.engine.engine import Engine, outcome_in
 from sorter.engine.slurm import Cluster, JobTerms, SlurmEngine
 from sorter.engine.work import Limits, Made, Outcome, Work
 from sorter.errors import ConfigError
@@ -129,6 +130,29 @@ def test_what_is_fetched_is_what_the_job_said(tmp_path: Path, spoil: Callable[[P
     assert (tmp_path / "whole" / "sub" / "out.txt").read_bytes() == b"image a"
     spoil(source)
     assert says in scratch.fetch(made, source, tmp_path / "spoilt", Files())
+
+
+@pytest.mark.timeout(20)
+def test_what_a_job_left_in_place_of_its_outcome_is_not_waited_for(makers: Path, tmp_path: Path) -> None:
+    """A job could end its supervisor, and leave what blocks whoever opens it."""
+    os.mkfifo(tmp_path / scratch.OUTCOME)
+    os.mkfifo(tmp_path / remote.LOG)
+    assert outcome_in(tmp_path, work(makers, "good"), Files()) is None
+    cluster = Cluster(tmp_path / "share", "this")
+    engine = SlurmEngine(cluster, tmp_path / "scratch", Files(), Limits())
+    try:
+        assert engine._log(tmp_path) == ""
+    finally:
+        engine.stop()
+
+
+@pytest.mark.parametrize("names", [("out.txt", "out.txt"), ("out", "out/out.txt"), ("out/out.txt", "out")])
+def test_an_outcome_that_names_two_things_alike_is_none(makers: Path, tmp_path: Path, names: tuple[str, str]) -> None:
+    said = {"state": "made", "why": "", "log": "", "files": [[name, "0" * 64, 0] for name in names]}
+    (tmp_path / scratch.OUTCOME).write_text(json.dumps(said))
+    outcome = outcome_in(tmp_path, work(makers, "good"), Files())
+    assert outcome is not None
+    assert (outcome.state, outcome.files) == ("failed", ())
 
 
 def test_without_slurm_products_wait_and_it_is_said(
