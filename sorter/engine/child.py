@@ -17,11 +17,12 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from sorter.durable import Files
-from sorter.engine.scratch import OUT, OUTCOME, TMP, collect, excess
+from sorter.durable import PART, Files
+from sorter.engine.scratch import OUT, OUTCOME, TMP, clear, collect, excess
 from sorter.engine.work import Limits
 from sorter.processes import adopt_orphans, descendants, die_with, end_descendants, name_of, take_more_memory
 
@@ -69,7 +70,7 @@ class Watch:
 
     limits: Limits
     memory: int  # bytes
-    log: str | None = None  # a file to keep the log in while the job runs, for those who cannot see it otherwise
+    log: int | None = None  # a file to keep the log in while the job runs, for those who cannot see it otherwise
     _files_next: float = 0.0
     _next: float = field(default_factory=lambda: time.monotonic() + _FIRST_LOOK)
     _said: int = 0
@@ -83,7 +84,7 @@ class Watch:
         if time.monotonic() < self._next:
             return None
         if self.log is not None and log.added != self._said:
-            Files().write_file(self.log, log.text().encode(), durable=False)
+            self._tell(self.log, log.text().encode())
             self._said = log.added
         said = self._processes()
         begun = time.monotonic()
@@ -92,6 +93,15 @@ class Watch:
             self._files_next = time.monotonic() + _MODESTY * (time.monotonic() - begun)
         self._next = time.monotonic() + _LOOK_EVERY
         return said
+
+    def _tell(self, file: int, text: bytes) -> None:
+        """In place, for the job could put anything, a pipe too, where another file is to take its name. Whoever reads
+        it meanwhile may see a part of it."""
+        with contextlib.suppress(OSError):  # a disk that is full ends no job for this
+            Files().truncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+            Files().write_all(file, text)
+            Files().fsync(file)  # it stays open, and until then a share may show it to nobody else
 
     def _processes(self) -> dict[str, Any] | None:
         below = descendants(os.getpid())
@@ -129,12 +139,21 @@ def supervise(description: dict[str, Any]) -> int:
         return 1
     adopt_orphans()
     try:
-        outcome = _make(description)
-        Files().write_file(OUTCOME, json.dumps(outcome).encode(), durable=False)
+        _leave(_make(description))
     except _Stopped:
-        end_descendants()
         return 1
+    finally:
+        end_descendants()
     return 0
+
+
+def _leave(outcome: dict[str, Any]) -> None:
+    """Write it down. The job, of which nothing runs any more, may have put something where it is to stand."""
+    files = Files()
+    files.chmod(".", 0o700)
+    for name in (OUTCOME, f"{OUTCOME}{PART}"):
+        clear(Path(name), files)
+    files.write_file(OUTCOME, json.dumps(outcome).encode(), durable=False)
 
 
 def _stop(_sign: int, _frame: FrameType | None) -> None:
@@ -148,16 +167,18 @@ def _make(description: dict[str, Any]) -> dict[str, Any]:
     log = Log(limits.log)
     log_in, log_out = os.pipe()
     result_in, result_out = os.pipe()
-    supervisor = os.getpid()
+    supervisor, shown = os.getpid(), _shown(description.get("log"))
     worker = os.fork()  # one thread only, so a fork is safe
     if worker == 0:
         os.close(log_in)
         os.close(result_in)
+        if shown is not None:
+            os.close(shown)
         _work({**description, "supervisor": supervisor}, log_out, result_out)
     os.close(log_out)
     os.close(result_out)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    watch = Watch(limits, description["memory"] << 20, description.get("log"))
+    watch = Watch(limits, description["memory"] << 20, shown)
     ended = _wait(worker, log_in, log, description["timeout"], watch)
     end_descendants()
     _drain(log_in, log)
@@ -168,6 +189,10 @@ def _make(description: dict[str, Any]) -> dict[str, Any]:
             said = 'it made no file; a maker answers "nothing" when there is nothing to make'
         result = {"state": "failed", "why": said} if said else {"state": "made", "files": made}
     return {**result, "why": showable(result.get("why", ""))[:WHY], "log": log.text()}
+
+
+def _shown(log: str | None) -> int | None:
+    return None if log is None else Files().open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
 
 
 def _work(description: dict[str, Any], log: int, result: int) -> NoReturn:

@@ -27,7 +27,7 @@ from sorter.testing.waiting import wait_until
 PROJECT = Path(__file__).parents[2]
 
 MAKERS = """
-import os
+import os, signal
 from pathlib import Path
 def good(job):
     print("said so")
@@ -35,6 +35,12 @@ def good(job):
     Path(job.scratch, "sub", "out.txt").write_bytes(Path(job.inputs["dicom"], "a").read_bytes())
 def raises(job): raise ValueError("no good")
 def links(job): os.symlink("/etc/passwd", Path(job.scratch, "out.txt"))
+def pipes_its_log(job):
+    for name in ("log.txt", "log.txt.part"):
+        Path(name).unlink(missing_ok=True)
+        os.mkfifo(name)
+    print("said so", flush=True)
+    while True: signal.pause()
 """
 
 
@@ -93,6 +99,16 @@ def test_a_single_file_comes_along(makers: Path, tmp_path: Path) -> None:
     assert (folder / "in" / "dicom" / "a").stat().st_mode & 0o777 == 0o400
     assert remote.run(str(folder)) == 0
     assert (folder / "out" / "sub" / "out.txt").read_bytes() == b"image a"
+
+
+def test_a_job_that_pipes_its_log_is_ended_in_time(makers: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    remote.stage(work(makers, "pipes_its_log"), folder, Limits(), 2, Files())
+    assert remote.run(str(folder)) == 0
+    outcome = outcome_in(folder, work(makers, "pipes_its_log"), Files())
+    assert outcome is not None
+    assert "took longer than 2 s" in outcome.why
+    assert outcome.log == "said so\n"
 
 
 def _linked(folder: Path) -> None:

@@ -106,6 +106,10 @@ def _daemon():
     shell.wait()
     pid = Path("pid").read_text()
     Path(os.environ["TMPDIR"], "../../../pid").write_text(pid)
+def pipes_outcome(job):
+    os.mkfifo("outcome.json.part"); Path("out/out").write_text("")
+def takes_outcome(job):
+    Path("outcome.json/sub").mkdir(parents=True); os.mkdir("outcome.json.part"); Path("out/out").write_text("")
 def real_time(job): os.kill(os.getpid(), signal.SIGRTMIN + 6)
 def kills_supervisor_in_real_time(job): os.kill(os.getppid(), signal.SIGRTMIN + 6)
 def waits(job):
@@ -348,6 +352,15 @@ def test_a_disk_that_will_not_let_scratch_go_ends_one_job_alone(
     wait_until((tmp_path / "started-a").exists, 20, "the job to start")
     engine.cancel("a")
     engine.submit(work(makers, "good", "b"))
+    assert ended(engine).state == "made"
+
+
+@pytest.mark.parametrize("maker", ["pipes_outcome", "takes_outcome"])
+def test_a_job_cannot_stand_in_the_way_of_its_outcome(
+    makers: Path, start: Callable[..., LocalEngine], maker: str
+) -> None:
+    engine = start()
+    engine.submit(work(makers, maker))
     assert ended(engine).state == "made"
 
 
