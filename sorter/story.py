@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from sorter.model import Instance, Revision, Standing, Verdict
+from sorter.model import Instance, Revision, Standing, UnitKind, Verdict
 from sorter.spool import Unit, UnitSummary
 from sorter.spool.studies import StudyRecord
 from sorter.words import counted
@@ -99,6 +99,8 @@ def _evidence(unit: Unit) -> Iterator[str]:
 def _verdict(revision: Revision) -> str:
     missing = f" Named, and not here: {_images(len(revision.missing))}." if revision.missing else ""
     made, count = revision.made[:19].replace("T", " "), _images(len(revision.deliverable))
+    if revision.kind is not UnitKind.SERIES:
+        count = f"{len(revision.members)} series"
     why = f"{_MEANS[revision.verdict]} ({'; '.join(revision.reasons)})"
     return f"Revision {revision.revision} of {made} has {count} and is {why}.{missing}"
 
@@ -144,7 +146,9 @@ def _sentence(text: str) -> str:
 
 
 def of_study(record: StudyRecord | None, summary: UnitSummary) -> Iterator[str]:
-    """Whether the study of this series has settled, and what it lacks."""
+    """Whether the study of this series has settled, and what it lacks. A subject has none of its own."""
+    if summary.kind is UnitKind.SUBJECT:
+        return
     if record is None or not record.study.revision:
         if summary.state == "open" or record is None or record.members.get(summary.key) != summary.revision:
             yield "Its study has not settled yet."
@@ -154,7 +158,8 @@ def of_study(record: StudyRecord | None, summary: UnitSummary) -> Iterator[str]:
     yield f"Its study settled on {at}{again}, with {len(study.series)} series: {record.why}."
     for missing in study.missing:
         yield f"The lab {missing.lab} {missing.says}."
-    if summary.state == "open" or record.members.get(summary.key) != summary.revision:
+    seen = summary.kind is not UnitKind.SERIES or record.members.get(summary.key) == summary.revision
+    if summary.state == "open" or not seen:
         yield "More of the study came since; it has not settled again yet."
 
 

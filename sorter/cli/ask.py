@@ -17,7 +17,7 @@ from sorter.errors import SorterError
 from sorter.scu.association import Peer
 from sorter.scu.query import MOVE_DESTINATION_UNKNOWN, Moved, Series, fetch, instances
 from sorter.spool import Spool, Unit, UnitSummary
-from sorter.summaries import find_units, title_of
+from sorter.summaries import find_series, title_of
 from sorter.words import counted
 
 
@@ -32,7 +32,7 @@ def ask_command(config: Config, subject: str, dry_run: bool) -> None:
     images come as all others do, to sorter's own AE title.
     """
     spool = open_spool(config)
-    units = find_units(spool, subject)
+    units = find_series(spool, subject)
     if not units:
         raise SorterError(f"no series of {subject} is here to ask about; `sorter list` shows what there is")
     whole = [_about(config, spool, unit, dry_run) for unit in units]

@@ -8,7 +8,7 @@ from sorter.cli.common import console, open_spool, soon, with_config
 from sorter.config import Config
 from sorter.daemon.requests import request
 from sorter.errors import SorterError
-from sorter.summaries import find_units
+from sorter.summaries import find_series
 
 
 @click.command("retry")
@@ -26,7 +26,7 @@ def retry_command(config: Config) -> None:
 def complete_command(config: Config, uid: str) -> None:
     """Say that a series is complete as it is: it is published without waiting any longer."""
     spool = open_spool(config)
-    units = find_units(spool, uid)
+    units = find_series(spool, uid)
     if not units:
         raise SorterError(f"no series has the UID or key {uid}; `sorter list` shows what there is")
     for unit in units:

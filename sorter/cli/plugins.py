@@ -16,14 +16,15 @@ from sorter.cli.new_plugin import distribution, single_file
 from sorter.config import Config
 from sorter.daemon.assembly import load_plugins, planner_of
 from sorter.durable import Files
-from sorter.errors import PluginError, SorterError
+from sorter.errors import PluginError, SorterError, words_of
 from sorter.labs.files import LabFiles
 from sorter.model import DICOM, Series, plain
 from sorter.pipeline.planning import Planner, view
 from sorter.plugins import Asked, Plugins
+from sorter.plugins.loading import BUILT_IN
 from sorter.spool import Unit
 from sorter.spool.labs import LabRecords
-from sorter.summaries import find_units
+from sorter.summaries import find_series, find_units
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _LONGEST = 40
@@ -79,15 +80,16 @@ def new_command(name: str, file: bool) -> None:
         raise click.UsageError(
             f"{name!r} cannot be a plugin's name: small letters, digits and single hyphens, as my-lab"
         )
-    files, written = Files(), []
-    for path, text in (single_file(name) if file else distribution(name)).items():
+    if name in BUILT_IN:
+        raise click.UsageError(f"{name} is a built-in plugin; give yours another name")
+    files, texts = Files(), single_file(name) if file else distribution(name)
+    for path in texts:
+        if files.exists(path):
+            raise SorterError(f"{path} is there already; nothing of it was changed")
+    for path, text in texts.items():
         where = Path(path)
-        if files.exists(where):
-            raise SorterError(f"{where} is there already; nothing of it was changed")
         files.make_folders(where.parent, 0o755)
         files.write_file(where, text.encode(), mode=0o644)
-        written.append(where)
-    for where in written:
         click.echo(f"wrote {where}")
     click.echo(f"Next: {_next(name, file)}")
 
@@ -113,13 +115,17 @@ def try_command(where: Where, uid: str, trace: bool) -> None:
     """
     config = where.load()
     spool = open_spool(config)
-    found = find_units(spool, uid)
+    found = find_series(spool, uid)
+    if not found and find_units(spool, uid):
+        raise SorterError(f"{uid} is a whole study or subject; name one of its series, as `sorter list` shows them")
     if not found:
         raise SorterError(f"no series is called {uid}; `sorter list` shows what there is")
     if len(found) > 1:
         lines = "\n".join(f"  {each.key[:8]}  {each.subject or ''}  {each.number} {each.description}" for each in found)
         raise SorterError(f"{len(found)} series are called {uid}; name one of them:\n{printable(lines)}")
     unit = Unit.load(spool, found[0].key)
+    if not unit.instances:
+        raise SorterError(f"nothing is known of {uid} any more: it was withdrawn")
     plugins, kept = load_plugins(config, spool.files, apart=False), LabFiles(LabRecords(spool.labs, spool.files))
     kept.load(config.labs)
     kept.give(plugins)
@@ -177,7 +183,7 @@ class _Shown:
 
 
 def _why(failure: PluginError) -> str:
-    return failure.cause if isinstance(failure.cause, str) else f"{type(failure.cause).__name__}: {failure.cause}"
+    return failure.cause if isinstance(failure.cause, str) else words_of(failure.cause)
 
 
 def _text(value: Any) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sorter.durable import Files
-from sorter.errors import ConfigError, PluginError, SorterError
+from sorter.errors import ConfigError, PluginError, SorterError, words_of
 from sorter.hookspecs import signatures
 from sorter.model import Identity, Instance, Name, Series, Source, UnitKind, Value, Verdict, unit_key
 from sorter.naming import Pattern, file_name, folder_name, values_of
@@ -141,7 +141,7 @@ _HINTS = {"AttributeError": " (an attribute is None where the image does not hav
 
 
 def _why(failure: PluginError) -> str:
-    return failure.cause if isinstance(failure.cause, str) else f"{type(failure.cause).__name__}: {failure.cause}"
+    return failure.cause if isinstance(failure.cause, str) else words_of(failure.cause)
 
 
 def _questions(hook: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -122,7 +122,11 @@ def test_a_new_single_file_passes_its_own_test(tmp_path: Path, monkeypatch: pyte
     assert len([line for line in Path("my-lab.py").read_text().splitlines() if line.strip()]) <= 10
     again = CliRunner().invoke(cli, ["plugins", "new", "my-lab", "--file"])
     assert "my-lab.py is there already; nothing of it was changed" in str(again.exception)
-    for wrong in ("My", "a_b", "../x", "a--b", ""):
+    Path("my-lab.py").unlink()
+    again = CliRunner().invoke(cli, ["plugins", "new", "my-lab", "--file"])
+    assert "test_my_lab.py is there already" in str(again.exception)
+    assert not Path("my-lab.py").exists()
+    for wrong in ("My", "a_b", "../x", "a--b", "", "routing"):
         assert CliRunner().invoke(cli, ["plugins", "new", wrong]).exit_code == 2
 
 

@@ -524,6 +524,24 @@ def test_what_is_made_of_what_is_made_of_a_study_is_made_anew_with_it(
     assert site.made() == ["book", "line", "book", "line"]
 
 
+def test_what_is_said_of_a_study_is_true_of_a_study(root: Path) -> None:
+    kitchen(root, together(), lab='products = ["book"]')
+    site = begun(root)
+    site.receive(data_set(1))
+    site.turns(200)
+    where = ["-c", str(root / "sorter.toml")]
+    said = CliRunner().invoke(sorter, ["why", STUDY[:8], *where])
+    assert "has 1 series and is quiet" in said.output
+    assert "Its study settled on " in said.output
+    assert "since" not in said.output
+    tried = CliRunner().invoke(sorter, ["plugins", *where, "try", STUDY[:8]])
+    assert str(tried.exception).startswith(f"{STUDY[:8]} is a whole study or subject; name one of its series")
+    tried = CliRunner().invoke(sorter, ["plugins", *where, "try", "P1"])
+    assert "=> identity: " in tried.output
+    assert CliRunner().invoke(sorter, ["complete", "P1", *where]).output.startswith("1 series are published")
+    assert "(whole study)" not in CliRunner().invoke(sorter, ["ask", "P1", *where]).output
+
+
 def test_the_verdict_of_a_study_is_the_least_of_its_series(root: Path) -> None:
     kitchen(root, together(more='min_verdict="counted"'))
     site = begun(root)
