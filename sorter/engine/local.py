@@ -201,7 +201,7 @@ class LocalEngine(Engine):
             ended = [job for job in state.cancelled if job in self._done]
             state.cancelled.clear()
         for job in ended:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, KeyError):  # the caller may have just dropped it
                 self.drop(job)
         for each in wanted:
             if not each.cancelled:
@@ -223,7 +223,7 @@ class LocalEngine(Engine):
             self._lose_keeper()
             return
         with self._lock:
-            running = self._state.running.pop(said["ended"])
+            running = self._over(said["ended"])
         if running.cancelled:
             self._forget(running)
         elif "error" in said:
@@ -236,12 +236,19 @@ class LocalEngine(Engine):
         self._close_keeper()
         end(started_in(self.scratch))
         with self._lock:
-            lost, self._state.running = self._state.running, {}
-        for running in lost.values():
+            lost = [self._over(job) for job in list(self._state.running)]
+        for running in lost:
             if running.cancelled:
                 self._forget(running)
             else:
                 self._finish(self._outcome(running.work, -signal.SIGKILL))
+
+    def _over(self, job: str) -> _Running:
+        """It runs no more. One that was cancelled just now is nobody's: whoever cancelled it asks for no outcome."""
+        running = self._state.running.pop(job)
+        running.cancelled |= job in self._state.cancelled
+        self._state.cancelled.discard(job)
+        return running
 
     def _forget(self, running: _Running) -> None:
         """It was cancelled. Scratch that the disk does not let go now is in the way of its own next job alone, which

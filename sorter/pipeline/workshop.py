@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,8 @@ class Workshop:
         for outcome in self.engine.finished():
             task = self._tasks.pop(outcome.id, None)
             if task is None:  # it ended at the moment in which it was cancelled
-                self.engine.drop(outcome.id)
+                with suppress(KeyError, OSError):  # the engine may have dropped it; the next start removes what is left
+                    self.engine.drop(outcome.id)
                 continue
             count = (task.key, task.product, task.revision)
             outcome = self._kept(task, outcome)

@@ -500,6 +500,24 @@ def test_a_cancelled_job_has_no_outcome(makers: Path, start: Callable[..., Local
     swept(tmp_path)
 
 
+def test_a_job_that_is_cancelled_while_it_ends_has_no_outcome_either(makers: Path, tmp_path: Path) -> None:
+    heard: list[Outcome] = []
+
+    class Hearing(LocalEngine):
+        def _hear(self, keeper: Any) -> None:
+            self.cancel("a")  # its end has come, and was not read yet
+            super()._hear(keeper)
+
+    engine = Hearing(1, tmp_path / "scratch", Files(), wake=lambda: heard.extend(engine.finished()))
+    try:
+        engine.submit(work(makers, "good", "a"))
+        engine.submit(work(makers, "good", "b"))
+        wait_until(lambda: heard and heard[-1].id == "b", 20, "the next job")
+        assert [outcome.id for outcome in heard] == ["b"]
+    finally:
+        engine.stop()
+
+
 def test_stop_ends_what_runs(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
     engine = start()
     os.mkfifo(tmp_path / "go-a")
