@@ -44,9 +44,9 @@ def _rules(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     for number, row in enumerate(rows, 1):
         said = [name for name in ANSWERS if row.get(name)]
         if not said:
-            raise ValueError(f"row {number} says nothing: fill in one of {', '.join(ANSWERS)}")
+            raise ValueError(f"{_place(row, number)} says nothing: fill in one of {', '.join(ANSWERS)}")
         if len(routes := [name for name in said if name in ("hold", "skip", "only", "add")]) > 1:
-            raise ValueError(f"row {number} says {' and '.join(routes)}; one of them")
+            raise ValueError(f"{_place(row, number)} says {' and '.join(routes)}; one of them")
     return rows
 
 
@@ -54,8 +54,13 @@ def _listed(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     _check_columns(rows, ())
     for number, row in enumerate(rows, 1):
         if not dict(_conditions(row)):
-            raise ValueError(f"row {number} is empty, and would fit every series")
+            raise ValueError(f"{_place(row, number)} is empty, and would fit every series")
     return rows
+
+
+def _place(row: Row, number: int) -> str:
+    """File and line, where the row was just read."""
+    return str(getattr(row, "where", f"row {number}"))
 
 
 class Settings(BaseModel):

@@ -53,9 +53,9 @@ def test_who_is_not_listed_is_held(tmp_path: Path) -> None:
     ("rules", "listed", "said"),
     [
         ("PatientIdd,lab\nx,y\n", None, 'the column "PatientIdd" is no DICOM keyword'),
-        ("PatientID,lab\nx,\n", None, "row 1 says nothing"),
-        ("PatientID,hold,skip\nx,a,b\n", None, "row 1 says hold and skip; one of them"),
-        (RULES, "PatientID,note\n,x\n", "row 1 is empty, and would fit every series"),
+        ("PatientID,lab\nx,y\n\n,\nx,\n", None, "/rules.csv:5 says nothing"),
+        ("PatientID,hold,skip\nx,a,b\n", None, "/rules.csv:2 says hold and skip; one of them"),
+        (RULES, "PatientID,note\n,x\n", "/consent.csv:2 is empty, and would fit every series"),
         (RULES, "PatientID,lab\nx,y\n", 'the column "lab" is no DICOM keyword'),
         ("", None, "is empty; its first line must name the columns"),
     ],
