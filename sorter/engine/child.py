@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from sorter.durable import PART, Files
 from sorter.engine.scratch import OUT, OUTCOME, TMP, clear, collect, excess
-from sorter.engine.work import Limits
+from sorter.engine.work import NO_ROOM, Limits
 from sorter.processes import adopt_orphans, descendants, die_with, end_descendants, name_of, take_more_memory
 
 WHY = 500  # characters of a sentence
@@ -118,7 +118,7 @@ class Watch:
         if self.limits.free:
             space = Files().space(".")
             if space.f_bavail * space.f_frsize < self.limits.free:
-                return _failed("the disk has no room left for what is made", later=True)
+                return _failed(NO_ROOM, later=True)
         return None
 
 

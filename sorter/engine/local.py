@@ -20,7 +20,7 @@ from sorter.durable import Files
 from sorter.engine import scratch
 from sorter.engine.engine import Engine, description, environment, environment_in, outcome_in
 from sorter.engine.turns import Turns
-from sorter.engine.work import Limits, Outcome, Work
+from sorter.engine.work import NO_ROOM, Limits, Outcome, Work
 from sorter.processes import end, name_of, started_in
 from sorter.wire import Channel
 
@@ -168,6 +168,9 @@ class LocalEngine(Engine):
     def _start(self, work: Work) -> None:
         folder = self.scratch / work.id
         try:
+            if not self._has_room():
+                self._finish(Outcome(work.id, "failed", NO_ROOM, later=True))
+                return
             scratch.lay_out(work, folder, self.files)
             self._keeper = self._keeper or _Keeper()
             self._keeper.channel.send(
@@ -193,6 +196,11 @@ class LocalEngine(Engine):
                 self._state.starting.discard(work.id)
                 deadline = time.monotonic() + work.product.timeout + _SUPERVISOR_GRACE
                 self._state.running[work.id] = _Running(work, deadline)
+
+    def _has_room(self) -> bool:
+        """Else each attempt would copy a whole series, to be ended at the first look."""
+        space = self.files.space(self.scratch)
+        return space.f_bavail * space.f_frsize >= self.limits.free
 
     def _end_cancelled(self) -> None:
         state = self._state

@@ -12,6 +12,8 @@ from sorter.model import Header, Identity, Product
 
 State: TypeAlias = Literal["made", "nothing", "failed"]
 
+NO_ROOM = "the disk has no room left for what is made"
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _PRODUCT = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _NAME_BYTES = 255

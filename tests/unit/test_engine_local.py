@@ -464,11 +464,33 @@ def test_all_of_a_job_together_is_limited(
 
 def test_a_disk_that_fills_up_ends_jobs_for_a_while(makers: Path, start: Callable[..., LocalEngine]) -> None:
     makers.write_text(makers.read_text() + TOGETHER)
-    engine = start(limits=Limits(free=1 << 60))
+
+    class Roomy(Files):
+        def space(self, path: Any) -> os.statvfs_result:
+            return os.statvfs_result((4096, 4096, 1 << 50, 1 << 50, 1 << 50, 0, 0, 0, 0, 255))
+
+    engine = start(files=Roomy(), limits=Limits(free=1 << 60))  # there was room when it began
     engine.submit(work(makers, "many_files_and_waits"))
     outcome = ended(engine)
     assert (outcome.state, outcome.later) == ("failed", True)
     assert "the disk has no room left" in outcome.why
+
+
+def test_on_a_disk_without_room_nothing_is_copied(makers: Path, start: Callable[..., LocalEngine]) -> None:
+    class Counting(Files):
+        copied = 0
+
+        def copy(self, source: int, target: int) -> None:
+            self.copied += 1
+            super().copy(source, target)
+
+    files = Counting()
+    engine = start(files=files, limits=Limits(free=1 << 60))
+    engine.submit(work(makers, "good"))
+    outcome = ended(engine)
+    assert (outcome.state, outcome.later) == ("failed", True)
+    assert "the disk has no room left" in outcome.why
+    assert files.copied == 0
 
 
 def test_a_job_leaves_the_processors_to_others(makers: Path, start: Callable[..., LocalEngine], tmp_path: Path) -> None:
