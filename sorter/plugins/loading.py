@@ -159,7 +159,7 @@ class Finder:
         return Source(path, code)
 
     def _run(self, path: Path, source: bytes) -> ModuleType | None:
-        name = "sorter_file_" + path.stem.replace("-", "_")
+        name = module_of(path)
         module = ModuleType(name)
         module.__file__ = str(path)
         before = sys.modules.get(name)
@@ -213,6 +213,11 @@ class Finder:
             self.faults.extend(faults)
             return
         self.plugins.append(Plugin(name, version, source, module, hooks, file, tuple(_deprecated(hooks))))
+
+
+def module_of(path: Path) -> str:
+    """What the module of a single file is called."""
+    return "sorter_file_" + path.stem.replace("-", "_")
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from sorter.hookspecs import signatures
 from sorter.model import Identity, Instance, Name, Series, Source, UnitKind, Value, Verdict, unit_key
 from sorter.naming import Pattern, file_name, folder_name, values_of
 from sorter.plugins import Plugins
-from sorter.plugins.loading import Finder
+from sorter.plugins.loading import Finder, module_of
 from sorter.plugins.loading import Source as CodeOf
 from sorter.plugins.local import Local
 from sorter.take.header import examine, instance_of
@@ -195,8 +195,8 @@ def _brought(answer: Iterable[Any], _arguments: Mapping[str, Any]) -> Iterator[s
 
 def _importable(code: str, of: str) -> Iterator[str]:
     module, _, name = code.rpartition(":")
-    if module.endswith(".py"):
-        return  # the plugin itself, which is loaded
+    if module.endswith(".py"):  # the plugin itself, which is loaded
+        module = module_of(Path(module))
     try:
         getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -78,6 +78,7 @@ def test_an_author_asks_one_plugin_by_itself(tmp_path: Path) -> None:
             'of its Name, pattern "{nothing", position 1: this { is never',
         ),
         ("def sorter_products(): return [Product('x', 'not.there:make')]", "product x names not.there:make, which"),
+        ("def sorter_products(): return [Product('x', 'mine:mkae')]\ndef make(job): pass", "product x names "),
         ("def sorter_targets(): return [TargetKind('x', 'json:Nothing')]", "kind of target x names json:Nothing"),
         ("def sorter_group(instance): return instance.header['EchoTime']", "sorter_group (a series without any"),
     ],
