@@ -32,7 +32,16 @@ def make(job: Job) -> str | None:
     if code != 0:
         fault = _FAULT.search(said)
         raise ConversionError(f"dcm2niix ended with exit code {code}{': ' + fault[1] if fault else ''}")
+    if _leaves_out(job.settings) and not os.listdir(job.scratch):
+        return "nothing"  # what dcm2niix calls a success
     return None
+
+
+def _leaves_out(settings: Mapping[str, Any]) -> bool:
+    """Are there images that it is told to ignore?"""
+    extra = settings.get("extra", ())
+    said = dict(zip(extra[::2], extra[1::2], strict=True)).get("-i")
+    return said != "n" if said is not None else not settings.get("derived", True)
 
 
 def arguments(settings: Mapping[str, Any], out: str, images: str) -> list[str]:

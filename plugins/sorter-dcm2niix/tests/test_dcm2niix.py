@@ -183,6 +183,21 @@ def test_each_echo_by_itself_and_what_is_derived(
     assert sorted(each.name for each in outcome.files) == made
 
 
+@pytest.mark.parametrize("settings", [{"derived": False}, {"extra": ["-i", "y"]}])
+def test_a_series_of_derived_images_alone_is_nothing_to_make_where_these_are_left_out(
+    settings: dict[str, Any], engine: LocalEngine, tmp_path: Path
+) -> None:
+    paths = []
+    for number, each in enumerate(multiecho(Plan(seed=1, slices=3)).files):
+        image = pydicom.dcmread(io.BytesIO(each))
+        image.ImageType = ["DERIVED", "SECONDARY", "M", "ND"]
+        paths.append(tmp_path / f"{number}.dcm")
+        image.save_as(paths[-1])
+    outcome = run(engine, work_of("x", load(**settings), paths))["x"]
+    assert (outcome.state, outcome.why) == ("nothing", "there is nothing to make of it")
+    assert run(engine, work_of("y", load(), paths))["y"].state == "made"
+
+
 def test_uncompressed(engine: LocalEngine, sample: Path, sample_manifest: dict[str, Any], tmp_path: Path) -> None:
     paths = [
         sample / each["path"] for each in sample_manifest["files"] if each["set"] == "siemens-xa10" and each["dicom"]
