@@ -121,9 +121,12 @@ class _Lane:
             yield self._over(End("truncated", "it is still changing"))
         elif end.how == "truncated" and not self.archive.final:
             yield self._over(end)
-        elif self.broken is not None:
+        elif self.broken is not None and end.how == "whole":
             self._remove()
             yield self._over(self.broken)
+        elif self.broken is not None:  # there is no copy of it in quarantine
+            self.paused = now + PAUSE
+            yield self._over(End("later", f"it cannot be set aside ({end.why})"))
         elif end.how == "whole" and self.counts:
             self._remove()
             yield self._over(end)

@@ -30,13 +30,15 @@ from sorter.durable import Files
 from sorter.take.unpack import BUNCH, LONGEST_NAME
 
 STALLED = 300.0
-"""Seconds without a word after which the child is ended; the largest entry takes less."""
+"""Seconds without a word, and without a byte unpacked, after which the child is ended."""
 
 _FIRST_FILES = 4  # most compressed single images need one; more are made as they are used
 _ANSWER = 1 << 20  # bytes of a message at most
 _SECONDS = 30  # of processor for any archive, and one more for each of these bytes
 _BYTES_A_SECOND = 1 << 20
-_ENDED_BY_US = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ENDED_BY_OTHERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
+"""Whoever shuts the machine down, or needs its last memory. A limit of the child's own ends it by SIGXCPU."""
+
 _TOO_MUCH = "reading it needs more memory or time than an archive of images does; if it is one, unpack it by hand"
 
 
@@ -45,8 +47,8 @@ class End:
     """How the reading of an archive ended.
 
     "whole": every entry was given. "truncated": more bytes could mend it. "broken": it cannot be read, or not all of
-    it. "later": the disk is full or fails, or the child was ended from outside; to be read again. `other` is the number
-    of entries that have no content: links, devices.
+    it. "later": the disk is full or fails, or the child was ended from outside, or could not do its work; to be read
+    again. `other` is the number of entries that have no content: links, devices.
     """
 
     how: str
@@ -65,6 +67,7 @@ class Unpacking:
         self._given = False  # is the last bunch with the caller?
         self._want = 1 if copy else _FIRST_FILES
         self._heard: float | None = None
+        self._unpacked = 0  # bytes in the files that it has, when they were last looked at
         scratch = self._scratch()
         self._link, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._link.setblocking(False)
@@ -94,7 +97,7 @@ class Unpacking:
             return []
         self._heard = now if self._heard is None else self._heard
         if self._given:
-            self._given = False
+            self._given, self._heard = False, now  # however long the caller had the last bunch
             self._go([])
             if self.end is not None:
                 return []
@@ -102,7 +105,7 @@ class Unpacking:
             message = self._link.recv(_ANSWER)
         except BlockingIOError:
             if now - self._heard > STALLED:
-                self._ended(End("broken", _TOO_MUCH))
+                self._stalled(now)
             return []
         except ConnectionError:
             message = b""
@@ -116,6 +119,14 @@ class Unpacking:
 
     # --- messages -----------------------------------------------------------------------------------------------
 
+    def _stalled(self, now: float) -> None:
+        """Nothing was said for long. A large entry that grows may take hours: where the archive is copied it is one."""
+        unpacked = sum(self._files.stat(path).st_size for path in self._paths)
+        if unpacked > self._unpacked:
+            self._heard, self._unpacked = now, unpacked
+        else:
+            self._ended(End("broken", _TOO_MUCH))
+
     def _understood(self, message: bytes) -> list[tuple[Path, str]]:
         try:
             said: dict[str, Any] = json.loads(message)
@@ -125,6 +136,7 @@ class Unpacking:
         except (ValueError, TypeError, KeyError, IndexError):
             self._ended(End("broken", "the process that reads archives said what cannot be understood"))
             return []
+        self._unpacked = 0
         if end is not None:
             self._ended(end)
         else:
@@ -155,12 +167,12 @@ class Unpacking:
     def _died(self) -> list[tuple[Path, str]]:
         """Its end of the socket closed without a word that it was finished."""
         code = self._child.wait()
-        if code < 0 and -code in _ENDED_BY_US:
+        if code < 0 and -code in _ENDED_BY_OTHERS:
             self._ended(End("later", "the process that reads it was ended"))
         elif code < 0:
             self._ended(End("broken", _TOO_MUCH))
-        else:
-            self._ended(End("broken", f"the process that reads archives ended with code {code}"))
+        else:  # what is wrong with an archive it says itself
+            self._ended(End("later", f"the process that reads archives ended with code {code}"))
         return []
 
     def _ended(self, end: End) -> None:

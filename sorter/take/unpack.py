@@ -496,7 +496,8 @@ def _limit(mode: str, seconds: int) -> None:
         hard = resource.getrlimit(kind)[1]
         if hard != resource.RLIM_INFINITY:  # a limit may be lowered, never raised
             most = hard if most == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+        last = most + (kind == resource.RLIMIT_CPU and most != hard)  # SIGXCPU comes before SIGKILL: it says why
+        resource.setrlimit(kind, (most, last))
 
 
 def main(mode: str, link: int, seconds: int) -> None:

@@ -24,6 +24,7 @@ from sorter.pipeline import archives
 from sorter.pipeline.archives import Read
 from sorter.pipeline.intake import Whole
 from sorter.take import kinds, unpack
+from sorter.take.archive import STALLED, Unpacking
 from sorter.take.filing import Filed
 from sorter.testing.waiting import wait_until
 
@@ -394,6 +395,68 @@ def test_a_child_that_runs_into_a_limit_keeps_the_archive(life: Life) -> None:
     assert "broken" in how(life.settle(20))
     assert "more memory or time" in life.aside()["incoming/a.tar"]
     assert life.aside_bytes()["incoming/a.tar"] == tarred(SEVERAL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_an_archive_of_which_no_copy_could_be_made_stays(life: Life, number: signal.Signals) -> None:
+    """Whatever ends the copying child: only what lies in quarantine as a whole is removed."""
+    content = tarred(SEVERAL) + b"x" * 512
+    life.drop("a.tar", content)
+    life.turn()
+    life.now += 2.1
+    lane = life.intake.archives.lanes[0]
+    wait_until(lambda: life.turn() is None or lane.broken is not None, 20, "the archive to be copied")
+    assert lane.unpacking is not None
+    os.kill(lane.unpacking.pid, number)
+    news = list[Any]()
+    wait_until(lambda: news.extend(life.turn()) or how(news), 20, "the child to be missed")
+    assert how(news) == ["later"]
+    assert "incoming/a.tar" in life.left()
+    life.settle(20)
+    assert life.aside_bytes() == {"incoming/a.tar": content}
+    assert life.left() == []
+
+
+def waiting_child(folder: Path) -> tuple[Unpacking, int]:
+    """A child that copies an archive and was stopped at its start, and the archive's descriptor."""
+    (folder / "entries").mkdir()
+    (folder / "a.tar").write_bytes(tarred(WHOLE))
+    fd = os.open(folder / "a.tar", os.O_RDONLY)
+    unpacking = Unpacking(Files(), folder / "entries", fd, copy=True)
+    os.kill(unpacking.pid, signal.SIGSTOP)
+    return unpacking, fd
+
+
+def test_an_entry_that_takes_long_is_waited_for_while_it_grows(tmp_path: Path) -> None:
+    unpacking, fd = waiting_child(tmp_path)
+    [entry] = (tmp_path / "entries").iterdir()
+    assert unpacking.entries(0.0) == []
+    for number in range(1, 4):
+        with entry.open("ab") as file:
+            file.write(b"more")
+        unpacking.entries(number * (STALLED + 1.0))
+        assert unpacking.end is None
+    unpacking.entries(4 * (STALLED + 1.0))
+    assert unpacking.end is not None
+    assert unpacking.end.how == "broken"
+    os.close(fd)
+
+
+def test_a_disk_that_is_full_for_long_is_no_fault_of_the_archive(tmp_path: Path) -> None:
+    """The child has said nothing, as nobody asked it to go on."""
+    (tmp_path / "entries").mkdir()
+    (tmp_path / "a.tar").write_bytes(tarred(SEVERAL))
+    fd = os.open(tmp_path / "a.tar", os.O_RDONLY)
+    unpacking, now = Unpacking(Files(), tmp_path / "entries", fd), 0.0
+    names = list[str]()
+    while unpacking.end is None:
+        bunch = wait_until(lambda: unpacking.entries(now) or unpacking.end, 20, "a bunch")
+        if isinstance(bunch, list):
+            names += [name for _, name in bunch]
+        now += STALLED + 1.0
+    assert unpacking.end.how == "whole"
+    assert names == list(SEVERAL)
+    os.close(fd)
 
 
 def test_a_full_disk_is_waited_out(tmp_path: Path) -> None:
