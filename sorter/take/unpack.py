@@ -16,7 +16,9 @@ entries without content: links, devices. MODE `read` unpacks; MODE `copy` writes
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import lzma
 import os
 import resource
 import socket
@@ -68,9 +70,15 @@ LONGEST_NAME = 200
 MEMORY = 256 << 20
 """Bytes of address space."""
 
+LONGEST_LINK = 4096
+"""Bytes of a path that a symbolic link in a ZIP archive leads to: what has more is no link, whatever it is called."""
+
 _STEP = 256 << 10
 _WINDOW = 1 << 27  # bytes that a Zstandard frame may refer back to: as its own command allows
 _ENCRYPTED = 0x1
+_ENTRY = b"PK\x03\x04"
+_LOCAL = 30  # bytes of the head of an entry of a ZIP archive, before its name
+_WIDEST = 64 << 10  # bytes of a gap between two of them that are looked at: padding has a block of a disk at most
 
 
 class Broken(Exception):
@@ -89,8 +97,14 @@ class Full(Exception):
     """The disk is full, or fails: not the archive's fault."""
 
 
-_UNREADABLE = (Broken, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, ValueError)
-"""What reading an archive may raise because of what is in it."""
+_UNREADABLE = (
+    Broken, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError,
+)  # fmt: skip
+"""What reading an archive may raise because of what is in it; and see `_is_of_disk`."""
+
+_FROM_ANOTHER_VOLUME = b"M"
+_WITHOUT_FILES = (b"D", b"V", b"N")
+"""Kinds of entries of GNU tar: the names in a folder, the name of the archive, long names of old."""
 
 
 class Reader(Protocol):
@@ -371,7 +385,9 @@ class Child:
     def _tar_entry(self, tar: tarfile.TarFile, header: tarfile.TarInfo, where: str, level: int) -> None:
         if header.issparse():
             self.faults.append("an entry with holes (a sparse file) is not unpacked")
-        elif header.isreg():
+        elif header.type == _FROM_ANOTHER_VOLUME:
+            self.faults.append("an entry goes on from another volume of the tar archive")
+        elif header.isreg() or (header.type not in (*tarfile.SUPPORTED_TYPES, *_WITHOUT_FILES) and header.size):
             inside = tar.extractfile(header)
             assert inside is not None
             self._entry(_joined(where, header.name), Input(inside), level)
@@ -385,10 +401,12 @@ class Child:
             except zipfile.BadZipFile:
                 raise Truncated("truncated: the ZIP archive has no whole directory at its end") from None
             self._check_directory(archive.infolist(), os.fstat(file.fileno()).st_size)
+            if _lists_not_all(file, archive):
+                self.faults.append("its directory does not list all that is in the ZIP archive")
             for info in archive.infolist():
-                if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                if _is_link_or_device(info):
                     self.other += 1
-                elif not info.is_dir():
+                elif not info.is_dir() or info.file_size:
                     self._zip_entry(archive, info, where, level)
 
     def _zip_entry(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, level: int) -> None:
@@ -399,6 +417,10 @@ class Child:
         except Limit:
             raise
         except _UNREADABLE as error:
+            self.faults.append(why_not(error))
+        except OSError as error:
+            if _is_of_disk(error):
+                raise
             self.faults.append(why_not(error))
 
     def _check_directory(self, entries: list[zipfile.ZipInfo], size: int) -> None:
@@ -437,6 +459,38 @@ class Child:
 _BY_HAND = "if it is one, unpack it by hand and drop the folder"
 
 
+def _is_link_or_device(info: zipfile.ZipInfo) -> bool:
+    """By the mode that an archive of Unix gives; programs of other systems may leave anything there. Nothing that is
+    large enough for an image is one.
+    """
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    return kind not in (0, stat.S_IFREG, stat.S_IFDIR) and info.file_size <= (
+        LONGEST_LINK if kind == stat.S_IFLNK else 0
+    )
+
+
+def _lists_not_all(file: IO[bytes], archive: zipfile.ZipFile) -> bool:
+    """Do entries lie in a ZIP archive that its directory does not list? So do those of the first of two archives in one
+    file: the second has a directory of its own.
+    """
+    at = 0
+    for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+        if _begins_an_entry(file, at, info.header_offset):
+            return True
+        file.seek(info.header_offset + _LOCAL - 4)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+        at = info.header_offset + _LOCAL + name + extra + info.compress_size
+    return _begins_an_entry(file, at, archive.start_dir)
+
+
+def _begins_an_entry(file: IO[bytes], start: int, end: int) -> bool:
+    """Does one begin in a gap between two others? The sizes of the entry before may stand there, and some padding."""
+    if end - start < _LOCAL:
+        return False
+    file.seek(start)
+    return end - start > _WIDEST or _ENTRY in file.read(end - start)
+
+
 def _joined(where: str, name: str) -> str:
     return f"{where}/{name}" if where else name
 
@@ -464,6 +518,11 @@ def why_not(error: BaseException) -> str:
     return f"its data are broken ({type(error).__name__})"
 
 
+def _is_of_disk(error: OSError) -> bool:
+    """Else it is the archive's: bzip2 has no error of its own, and a place before the start cannot be looked for."""
+    return error.errno not in (None, errno.EINVAL)
+
+
 def how_it_ends(work: Callable[[], None], faults: list[str]) -> tuple[str, str]:
     """Do it; "whole", "broken", "truncated" or "later", and why."""
     try:
@@ -475,7 +534,7 @@ def how_it_ends(work: Callable[[], None], faults: list[str]) -> tuple[str, str]:
     except MemoryError:
         return "broken", f"reading it needs more memory than an archive of images does; {_BY_HAND}"
     except OSError as error:
-        return "later", os.strerror(error.errno or 0)
+        return ("later", os.strerror(error.errno or 0)) if _is_of_disk(error) else ("broken", why_not(error))
     except Exception as error:  # noqa: BLE001 (the loop of a worker; the archive may be anything)
         return "broken", why_not(error)
     if faults:
