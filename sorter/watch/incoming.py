@@ -157,8 +157,8 @@ class Incoming:
 
     def not_yet(self, ready: Ready) -> None:
         """It is not whole, or changed: offer it again when it has changed, or `final` when it stood still for long."""
-        file = self._offered.pop(ready.path, None)
-        if file is not None and file.state is State.OFFERED:
+        file = self._answered(ready)
+        if file is not None:
             if file.final:
                 file.since = self._now
             file.final = False
@@ -166,17 +166,25 @@ class Incoming:
 
     def again(self, ready: Ready) -> None:
         """It could not be taken, and not for a fault of its own: offer it again soon."""
-        file = self._offered.pop(ready.path, None)
-        if file is not None and file.state is State.OFFERED:
+        file = self._answered(ready)
+        if file is not None:
             self._await(file, State.WATCHED, self._now + STILL)
 
     def gone(self, ready: Ready) -> None:
         """It was taken or set aside. If it is still there it is reported once, remembered, and left alone until it
         changes, over restarts too.
         """
-        file = self._offered.pop(ready.path, None)
-        if file is not None and file.state is State.OFFERED:
+        file = self._answered(ready)
+        if file is not None:
             self._await(file, State.GONE, self._now)
+
+    def _answered(self, ready: Ready) -> File | None:
+        """It is with the caller no more. None where it has changed meanwhile: what it is now is another offer."""
+        file = self._offered.get(ready.path)
+        if file is None or file.state is not State.OFFERED or file.ready() != ready:
+            return None
+        del self._offered[ready.path]
+        return file
 
     def open(self, ready: Ready) -> int:
         """A descriptor for reading, of the file that was found ready; no symbolic link on the way is followed.

@@ -229,10 +229,10 @@ class Lookout:
         return f"{self.folder}/{drop}"
 
     def _answer(self, what: str, ready: Ready) -> None:
-        if ready.copy is not None:
-            self._copies.discard(ready.copy)
-            self._drop(ready.copy)
-        self._send({"do": what, "path": ready.path})
+        assert ready.copy is not None
+        self._copies.discard(ready.copy)
+        self._drop(ready.copy)
+        self._send({"do": what, "copy": ready.copy.name})
 
     def _drop(self, copy: Path) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -1,7 +1,7 @@
 """The process that follows one tree of `[[watch]]`, so that a share that hangs, blinks or lies can hurt nothing else.
 
 It is told everything in lines of JSON on its standard input: first {folder, stays, polling, taking, left, apart}, then
-what became of each file it offered: {do: gone|not_yet|again, path}, and {do: tidy, drop}. It answers in lines of JSON,
+what became of each copy it offered: {do: gone|not_yet|again, copy}, and {do: tidy, drop}. It answers in lines of JSON,
 one a look: {ready: [{…, copy} …], whole, strange, empty, problems}, and {} now and then as a sign of life. What it
 calls ready it has copied into the spool and synced, so that nobody else need touch the tree. It ends with its input.
 """
@@ -88,7 +88,7 @@ class Worker:
         self._hints: Hints | None = None
         self._device: int | None = None  # of the file system that held something
         self._waiting: deque[Ready] = deque()
-        self._out: dict[str, Ready] = {}
+        self._out: dict[str, Ready] = {}  # by copy: of a file that changes there may be several, under one path
         self._copies = 0
         self._trouble = ""  # why nothing is copied into the spool, "" if it is
 
@@ -110,7 +110,7 @@ class Worker:
                 if not self._stays:
                     self._tree.tidy(order["drop"])
                 continue
-            ready = self._out.pop(order["path"], None)
+            ready = self._out.pop(order["copy"], None)
             if ready is None:
                 continue
             if order["do"] == "gone":
@@ -188,7 +188,7 @@ class Worker:
                 self._files.unlink(self._taking / copy)
                 self._tree.again(ready)
             return []
-        self._out.update((ready.path, ready) for ready, _ in batch)
+        self._out.update((copy, ready) for ready, copy in batch)
         return batch
 
     def _copy(self, ready: Ready) -> str:

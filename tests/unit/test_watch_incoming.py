@@ -467,6 +467,20 @@ def test_the_folder_itself_removed_and_made_anew(bench: Bench) -> None:
 # --- strange things ---------------------------------------------------------------------------------------------------
 
 
+def test_what_became_of_a_file_says_nothing_of_another_that_is_offered_under_its_name(bench: Bench) -> None:
+    (bench.folder / "a").write_bytes(b"1")
+    [first] = bench.settle()
+    shutil.rmtree(bench.folder)
+    bench.look()
+    bench.folder.mkdir()
+    (bench.folder / "a").write_bytes(b"another")
+    [second] = bench.settle()
+    bench.incoming.gone(first)
+    assert bench.settle() == []
+    bench.incoming.again(second)
+    assert bench.settle() == [second]
+
+
 def test_links_pipes_and_sockets_are_told_once_and_not_opened(bench: Bench) -> None:
     secret = bench.root / "secret"
     secret.mkdir()

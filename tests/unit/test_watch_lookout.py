@@ -151,6 +151,21 @@ def test_a_worker_that_is_killed_is_replaced_and_offers_anew(post: Post) -> None
     assert list(post.spool.taking.iterdir()) == []
 
 
+@pytest.mark.parametrize("stays", [False, True], ids=["moved", "copied"])
+def test_what_became_of_a_file_says_nothing_of_what_it_changed_to(post: Post, stays: bool) -> None:
+    """Another worker offers it anew while the first offer waits; that is taken, and for the new one the disk is full."""
+    lookout = post.follow(stays=stays)
+    (post.tree / "a").write_bytes(b"first")
+    [first] = wait_until(post.look, 20.0)
+    assert lookout._process is not None
+    os.kill(lookout._process.pid, signal.SIGKILL)
+    (post.tree / "a").write_bytes(b"second")
+    [second] = wait_until(post.look, 20.0)
+    lookout.gone(first)
+    lookout.again(second)
+    assert post.take(1) == {"a": b"second"}
+
+
 def test_a_worker_that_speaks_nonsense_is_replaced(post: Post) -> None:
     lookout = post.follow()
     (post.tree / "a").write_bytes(b"1")
