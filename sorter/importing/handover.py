@@ -15,6 +15,7 @@ from pathlib import Path
 from sorter.durable import Files
 from sorter.errors import SorterError
 from sorter.importing.walk import Found, Parcel
+from sorter.naming import short_hash
 from sorter.spool import Spool
 from sorter.watch.beneath import FOLDER, remove_empty
 from sorter.watch.names import DONE, KEEP, drop_of_import, is_temporary, is_temporary_folder, marks
@@ -66,37 +67,47 @@ class Handover:
 
     def copy(self, found: Found) -> None:
         """Copy and sync one file. NotCopied: it cannot be read. SorterError: the spool's disk is full."""
-        folder = self._staging / self.drop / Path(*(_visible(part) for part in found.below.split("/") if part))
-        self._make(folder)
-        target = folder / _visible(found.name)
         try:
             reading = self._files.open(found.path, _READ)
         except OSError as error:
             raise NotCopied(f"it cannot be opened: {error.strerror}") from None
         try:
-            self._copy(reading, found, target)
+            writing, target = self._new(found)
+            try:
+                self._copy((reading, writing), found, target)
+            finally:
+                self._files.close(writing)
         finally:
             self._files.close(reading)
 
-    def _copy(self, reading: int, found: Found, target: Path) -> None:
+    def _new(self, found: Found) -> tuple[int, Path]:
+        """A new file for it: its descriptor, and where it is."""
+        folder = self._staging / self.drop / Path(*(_visible(part) for part in found.below.split("/") if part))
+        target = folder / _visible(found.name)
+        try:
+            self._make(folder)
+            return self._files.open(target, _NEW), target
+        except OSError as error:  # what is there is another's, and stays
+            raise self._why_not(error) from None
+
+    def _copy(self, fds: tuple[int, int], found: Found, target: Path) -> None:
+        reading, writing = fds
         try:
             _expect(self._files.stat(reading), found)
-            with self._files.opened(target, _NEW) as writing:
-                self._files.copy(reading, writing)
-                self._files.fsync(writing)
+            self._files.copy(reading, writing)
+            self._files.fsync(writing)
             _expect(self._files.stat(reading), found)
         except OSError as error:
-            self._drop(target)
-            if error.errno in _NO_ROOM:
-                raise SorterError(f"the disk of {self.spool.root} is full; make room and start again") from None
-            raise NotCopied(f"it cannot be copied: {error.strerror}") from None
+            self._files.unlink(target)
+            raise self._why_not(error) from None
         except NotCopied:
-            self._drop(target)
+            self._files.unlink(target)
             raise
 
-    def _drop(self, target: Path) -> None:
-        if self._files.exists(target):
-            self._files.unlink(target)
+    def _why_not(self, error: OSError) -> SorterError | NotCopied:
+        if error.errno in _NO_ROOM:
+            return SorterError(f"the disk of {self.spool.root} is full; make room and start again")
+        return NotCopied(f"it cannot be copied: {error.strerror}")
 
     def give(self) -> str:
         """Put what was copied into incoming/, in one step and durably; the name of the drop.
@@ -142,9 +153,11 @@ class Handover:
 
 
 def _visible(name: str) -> str:
-    """A name that nobody takes for unfinished or for a mark: an archive's files are what they are."""
+    """A name that nobody takes for unfinished or for a mark: an archive's files are what they are. No other file's name
+    becomes the same.
+    """
     special = name in (DONE, KEEP) or is_temporary(name) or is_temporary_folder(name) or marks(name) is not None
-    return f"_{os.fsdecode(os.fsencode(name)[:200])}_" if special else name
+    return f"_{os.fsdecode(os.fsencode(name)[:200])}_{short_hash(name)}" if special else name
 
 
 def _expect(info: os.stat_result, found: Found) -> None:

@@ -230,6 +230,54 @@ def test_names_that_incoming_would_take_for_unfinished_are_changed(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x.part", "_x.part_"),
+        ("y" * 210 + "1.tmp", "y" * 210 + "2.tmp"),
+        ("s.done/a", "_s.done_/a"),
+        (".done", "_.done_"),
+    ],
+    ids=["changed", "cut", "folders", "marker"],
+)
+def test_a_changed_name_is_not_that_of_another_file(tmp_path: Path, spool: Spool, names: tuple[str, str]) -> None:
+    for name in names:
+        path = tmp_path / "archive" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    tally, _ = run(spool, tmp_path / "archive")
+    assert (tally.handed, tally.failed) == (2, 0)
+    assert sorted(handed(spool).values()) == sorted(each.encode() for each in names)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_file_never_takes_the_place_of_another(archive: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where two of them are to have one name: the first is kept, and the other is said, and tried again."""
+    monkeypatch.setattr("sorter.importing.handover._visible", lambda _: "same")
+    tally, work = run(spool, archive / "1999" / "a")
+    assert (tally.handed, tally.failed) == (1, 2)
+    assert list(handed(spool).values()) == [b"1999/a 0"]
+    assert len(work.first_failures) == 2
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_path_too_long_for_the_spool_stops_no_other(tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    deep = root
+    while len(str(deep)) < 3900:
+        deep /= "d" * 90
+    deep.mkdir(parents=True)
+    (deep / "deep").write_bytes(b"1")
+    (root / "z").mkdir()
+    (root / "z" / "x").write_bytes(b"2")
+    spool = made(tmp_path / ("s" * 200))
+    tally, work = run(spool, root)
+    assert (tally.handed, tally.failed) == (1, 1)
+    assert list(handed(spool).values()) == [b"2"]
+    assert "too long" in work.first_failures[0][1]
+
+
+@pytest.mark.usefixtures("hurried")
 def test_names_that_are_no_utf8_are_carried_over(tmp_path: Path, spool: Spool) -> None:
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / os.fsdecode(b"M\xfcller.ima")).write_bytes(b"x")

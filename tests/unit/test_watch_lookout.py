@@ -153,7 +153,7 @@ def test_a_worker_that_is_killed_is_replaced_and_offers_anew(post: Post) -> None
 
 @pytest.mark.parametrize("stays", [False, True], ids=["moved", "copied"])
 def test_what_became_of_a_file_says_nothing_of_what_it_changed_to(post: Post, stays: bool) -> None:
-    """Another worker offers it anew while the first offer waits; that is taken, and for the new one the disk is full."""
+    """A new worker offers it anew while the first offer waits; that is taken, and for the other the disk is full."""
     lookout = post.follow(stays=stays)
     (post.tree / "a").write_bytes(b"first")
     [first] = wait_until(post.look, 20.0)
