@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import hashlib
 import json
 import os
 import re
@@ -31,6 +32,10 @@ PER_FOLDER = 4000
 """Files in one numbered folder, together with their reasons well below 10,000 entries."""
 
 _PATH_LIMIT = 1000  # bytes of the path that is kept; what is beyond is in the reason alone
+_MOST_FOLDERS = (
+    32  # of it: each that is new costs a sync, and incoming/ is to look into all of them when it is put back
+)
+_MOST_NUMBERED = 8  # files of one path that are told apart by a number
 _AGAIN = "again-"
 _SYNC_EVERY = 256  # files put back between two syncs
 
@@ -70,7 +75,7 @@ class Quarantine:
         """
         folders, name = _safe_path(origin)
         folder = self._folder(self._shard(), folders)
-        places = _numbered(folder / name)
+        places = self._places(folder / name, path)
         target = next(each for each in places if not self.files.exists(each) or self._equal(each, path))
         self._write_reason(target, line({"reason": reason, "origin": origin, "at": now()}))
         try:
@@ -110,6 +115,17 @@ class Quarantine:
             folder = next(each for each in places if self.files.is_folder(each) or not self.files.exists(each))
         self.files.make_folders(folder)
         return folder
+
+    def _places(self, place: Path, path: Path) -> Iterator[Path]:
+        """Where the file of `path` may lie. An archive may have a hundred thousand files of one name: each of them is
+        not to be compared with all those before.
+        """
+        yield from islice(_numbered(place), _MOST_NUMBERED)
+        digest = hashlib.sha256()
+        with self.files.opened(path) as fd:
+            for piece in self.files.chunks(fd):
+                digest.update(piece)
+        yield from _numbered(place.with_name(f"{digest.hexdigest()[:16]}-{place.name}"))
 
     def _equal(self, one: Path, other: Path) -> bool:
         """Regular files of the same bytes."""
@@ -217,7 +233,7 @@ def _safe_path(origin: str) -> tuple[list[str], str]:
     kept: list[str] = []
     for part in reversed(rest):
         size += len(part.encode()) + 1
-        if size > _PATH_LIMIT:
+        if size > _PATH_LIMIT or len(kept) > _MOST_FOLDERS:
             kept.append("etc")
             break
         kept.append(part)

@@ -588,7 +588,8 @@ class Incoming:
         if why is not None:
             self._say(path, why)
             return State.STRANGE
-        if names.is_temporary(name) or stat.S_ISDIR(info.st_mode):
+        was_taken_up = is_retry(path.partition("/")[0])  # under that name, in an archive: nobody is writing to it
+        if (names.is_temporary(name) and not was_taken_up) or stat.S_ISDIR(info.st_mode):
             return State.TEMPORARY
         orphan = info.st_size == 0 and "/" not in path and names.marks(name) is not None
         return State.TEMPORARY if orphan else State.WATCHED

@@ -20,7 +20,7 @@ from sorter.spool import quarantine as quarantine_module
 from sorter.spool.left_alone import MOST
 from sorter.take.directory import Listed, listed
 from sorter.testing.synthetic import Plan, localizer
-from sorter.watch import Taken
+from sorter.watch import Incoming, Taken
 from sorter.watch.taken import facts, mark_of
 
 
@@ -98,6 +98,31 @@ def test_the_same_file_again_after_a_crash_lies_there_once(spool: Spool) -> None
     assert spool.aside.count() == 1
 
 
+def test_many_files_of_one_path_cost_no_more_than_the_first(tmp_path: Path) -> None:
+    """An archive may hold as many, of one size; while they are set aside nothing else is taken."""
+
+    class Counting(Files):
+        opened_files = 0
+
+        def open(self, *args: Any, **kwargs: Any) -> int:
+            self.opened_files += 1
+            return super().open(*args, **kwargs)
+
+    files = Counting()
+    spool = Spool(tmp_path / "spool", files)
+    spool.create()
+    costs = []
+    for number in range(100):
+        before = files.opened_files
+        aside(spool, "incoming/a.zip/x", b"%04d" % number)
+        costs.append(files.opened_files - before)
+    assert max(costs[50:]) <= 2 * quarantine_module._MOST_NUMBERED + costs[0] + 2
+    assert sorted(contents(spool.quarantine)) == [b"%04d" % number for number in range(100)]
+    first = aside(spool, "incoming/a.zip/x", b"0099")
+    assert aside(Spool(spool.root, Files()), "incoming/a.zip/x", b"0099") == first
+    assert spool.aside.count() == 100
+
+
 def test_no_folder_grows_beyond_its_limit(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quarantine_module, "PER_FOLDER", 3)
     names = [aside(spool, f"incoming/d/{number}", str(number).encode()) for number in range(5)]
@@ -147,6 +172,16 @@ def test_what_is_put_back_has_the_path_it_came_by(spool: Spool) -> None:
     found = {str(each.relative_to(base)): each.read_bytes() for each in base.rglob("*") if each.is_file()}
     assert sorted(found) == ["2024/a.txt", "2024/b.txt", "received/w/s/c"]
     assert not list(spool.aside.entries())
+
+
+@pytest.mark.parametrize("name", ["IM1.tmp", "x.download", "x.swp", "a/" * 90 + "x"], ids=["tmp", "web", "swp", "deep"])
+def test_what_is_put_back_is_looked_at_whatever_it_is_called(spool: Spool, name: str) -> None:
+    """In an archive it was looked at under that name."""
+    aside(spool, f"incoming/a.zip/{name}")
+    assert spool.aside.put_back(spool.aside.entries(), spool.incoming) == 1
+    incoming = Incoming(spool.incoming, spool.files, Taken(spool.left / "incoming", spool.files))
+    ready = [each for now in (10.0, 13.0, 16.0) for each in incoming.look(now).ready]
+    assert len(ready) == 1
 
 
 def test_two_days_of_one_name_are_both_put_back(spool: Spool) -> None:
