@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 
 from sorter.durable import Files
-from sorter.watch.names import DONE
+from sorter.watch.names import DONE, may_mark
 from sorter.watch.state import Ready
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -73,7 +73,7 @@ def remove_empty(files: Files, at: int, name: str, depth: int) -> bool:
     except OSError:
         return False
     try:
-        left = [each for each in files.names(fd) if not (each == DONE and _is_file(files, fd, each))]
+        left = [each for each in files.names(fd) if not (each == DONE and may_mark(files.stat(each, at=fd)))]
         if not depth or not all(remove_empty(files, fd, each, depth - 1) for each in left):
             return False
         with contextlib.suppress(FileNotFoundError):
@@ -84,7 +84,3 @@ def remove_empty(files: Files, at: int, name: str, depth: int) -> bool:
     finally:
         files.close(fd)
     return True
-
-
-def _is_file(files: Files, at: int, name: str) -> bool:
-    return stat.S_ISREG(files.stat(name, at=at).st_mode)

@@ -229,7 +229,7 @@ class Incoming:
                 return False
             marker = drop + names.DONE
             with contextlib.suppress(OSError):
-                if stat.S_ISREG(self._files.stat(marker, at=root).st_mode):
+                if names.may_mark(self._files.stat(marker, at=root)):
                     self._files.unlink(marker, at=root)
         return True
 
@@ -562,7 +562,7 @@ class Incoming:
     def _is_marker(self, name: str, info: os.stat_result, drop: Drop, depth: int) -> bool:
         if depth == 0 and names.marks(name) is not None:
             self._done_names.add(name)
-        if name not in (names.DONE, names.KEEP) or depth == 0 or not stat.S_ISREG(info.st_mode):
+        if name not in (names.DONE, names.KEEP) or depth == 0 or not names.may_mark(info):
             return False
         if name == names.DONE and depth == 1:
             self._mark(drop, info)
@@ -578,6 +578,8 @@ class Incoming:
             file, target = root.files.get(marker), marker.removesuffix(names.DONE)
             drop = self._drops.get(target) if target in root.folders or target in root.files else self._past.get(target)
             if file is None or drop is None or file.state not in (State.WATCHED, State.QUEUED, State.TEMPORARY):
+                continue
+            if file.info[0] > names.LARGEST_MARK:
                 continue
             drop.marker, drop.covered, drop.covering = (file.info[2], file.info[3]), False, False
             self._finishing[drop] = None
@@ -602,9 +604,8 @@ class Incoming:
     def _enter(self, file: File) -> None:
         file.home.files[file.name] = file
         file.drop.counts[file.state] += 1
-        if file.state is not State.MARKER:
-            file.home.active.add(file.name)
-            self._expect(file)
+        file.home.active.add(file.name)
+        self._expect(file)
 
     def _grown(self, drop: Drop) -> None:
         drop.grew = drop.grew or drop.looked > 0
@@ -649,6 +650,9 @@ class Incoming:
             return
         if file.home is self._root:
             self._drops[name] = file.drop
+        if self._is_marker(name, info, file.drop, file.path.count("/")):
+            self._enter(self._file(file.path, file.home, file.drop, (info, State.MARKER)))
+            return
         self._enter(self._file(file.path, file.home, file.drop, (info, self._state(file.path, name, info))))
 
     def _still(self, file: File, name: str, fd: int) -> None:
@@ -737,7 +741,7 @@ class Incoming:
         file.drop.counts[file.state] -= 1
         file.drop.counts[state] += 1
         file.state = state
-        if state in (State.QUEUED, State.OFFERED, State.MARKER):
+        if state in (State.QUEUED, State.OFFERED):
             file.home.active.discard(file.name)
             if file.home is self._root:
                 self._small.pop(file.name, None)

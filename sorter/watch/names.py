@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 
 DONE = ".done"
 """In a drop's folder, or as `NAME.done` beside it: the drop is complete."""
+
+LARGEST_MARK = 1024
+"""Bytes of a file that says that a drop is complete: a word, a time. No image is as small, and some programs call what
+they are done with NAME.done.
+"""
 
 KEEP = ".keep"
 """In a folder: it is never removed, however empty."""
@@ -48,6 +54,11 @@ def is_own(name: str) -> bool:
 def marks(name: str) -> str | None:
     """The drop that a top entry of this name could mark as complete: "x" for "x.done"."""
     return name.removesuffix(DONE) if name.endswith(DONE) and name != DONE else None
+
+
+def may_mark(info: os.stat_result) -> bool:
+    """Is it a file that can be a mark, whatever it is called?"""
+    return stat.S_ISREG(info.st_mode) and info.st_size <= LARGEST_MARK
 
 
 def strange_kind(mode: int) -> str | None:

@@ -718,6 +718,34 @@ def test_a_done_file_of_nothing_waits_for_its_folder(bench: Bench) -> None:
     assert bench.whole == ["scan"]
 
 
+def test_a_done_file_that_is_written_again_ends_what_came_since(bench: Bench) -> None:
+    (bench.folder / "scan").mkdir()
+    for number in (1, 2):
+        (bench.folder / "scan" / f"{number}").write_bytes(b"1")
+        (bench.folder / "scan" / ".done").write_text(f"{number}")
+        bench.look(61.0)
+        assert bench.take_all() == [f"scan/{number}"]
+        assert bench.whole == ["scan"] * number
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["whole", "begun when it is seen first"])
+@pytest.mark.parametrize("name", ["scan.done", "scan/.done"])
+def test_what_is_too_large_for_a_mark_is_a_file_like_any_other(bench: Bench, name: str, early: bool) -> None:
+    """Some programs call so what they are done with: it may be an image."""
+    (bench.folder / "scan").mkdir()
+    (bench.folder / "scan" / "a").write_bytes(b"1")
+    image = bench.folder / name
+    if early:
+        image.touch()
+        bench.look()
+    image.write_bytes(b"x" * 10_000)
+    taken = bench.take_all()
+    bench.incoming.tidy("scan")
+    bench.look(61.0)
+    assert sorted([*taken, *bench.take_all()]) == sorted(["scan/a", name])
+    assert not image.exists()
+
+
 def test_a_done_file_waits_for_what_is_still_written(bench: Bench) -> None:
     (bench.folder / "scan").mkdir()
     (bench.folder / "scan" / ".done").touch()
