@@ -12,7 +12,7 @@ from sorter.model import Source
 from sorter.pipeline.archives import Archives, Read
 from sorter.take.filing import Candidate, Filed, Filing
 from sorter.take.received import Ended, Received
-from sorter.watch import Incoming, Lookout, Ready, Tree, Watched
+from sorter.watch import Incoming, Look, Lookout, Ready, Tree, Watched
 
 BATCH = 128
 """Files taken in one go: one sync of the folders serves them all, and a large one delays the others little."""
@@ -100,6 +100,7 @@ class Intake:
     _empty: list[tuple[Tree, str]] = field(default_factory=list)
     strange: deque[tuple[Path, str, str]] = field(default_factory=deque)  # (tree, path, why) of what is left there
     fresh: int = 0  # files that the last look saw for the first time
+    _unseen: dict[Path, str] = field(default_factory=dict)  # trees that cannot be looked at, and why
     _relisted: float | None = None
     _look_again: float = 0.0
     _looked: float = 0.0
@@ -114,7 +115,7 @@ class Intake:
             self._own.append(_Come(item, now, after))
             if isinstance(item, Ended):
                 self._ends[item.association] += 1
-        looks = [(tree, tree.look(now)) for tree in self._trees]
+        looks = [(tree, self._look_at(tree, now)) for tree in self._trees]
         for tree, look in looks:
             self._dropped.extend(_candidate(tree, ready) for ready in look.ready)
             self._whole += [(tree, drop) for drop in look.whole]
@@ -124,6 +125,16 @@ class Intake:
         self._look_again = min(look.next for _, look in looks)
         late, self._late = self._late, [each for each in self._late if each[0] > now]
         self._own.extend(_Come(candidate, now, after) for due, candidate in late if due <= now)
+
+    def _look_at(self, tree: Tree, now: float) -> Look:
+        """What lies elsewhere is taken meanwhile, and above all what came by network."""
+        try:
+            look = tree.look(now)
+        except OSError as error:
+            self._unseen[tree.folder] = f"{tree.folder} cannot be looked at: {error.strerror}"
+            return Look(next=now + PAUSE)
+        self._unseen.pop(tree.folder, None)
+        return look
 
     @property
     def _trees(self) -> list[Tree]:
@@ -141,6 +152,7 @@ class Intake:
     def problems(self) -> list[str]:
         """Sentences on what keeps files from being found or taken; [] while nothing does."""
         said = [problem for lookout in self.lookouts.values() for problem in lookout.problems()]
+        said += self._unseen.values()
         return [*said, self.problem] if self.problem else said
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -138,3 +139,26 @@ def test_a_whole_drop_is_a_list_of_a_series_only_if_all_of_that_came_in_such(
     units = {unit.series_uids: unit for unit in (Unit.load(life.spool, key) for key in life.spool.keys())}  # noqa: SIM118
     said = {uids[0]: [unit.revision(number).verdict.value for number in (1, 2)] for uids, unit in units.items()}
     assert said == {"1.2.3.1": ["quiet", "quiet"], "1.2.3.2": ["listed", "listed"]}
+
+
+@pytest.mark.parametrize("lies_there", ["a file", "nothing"])
+def test_what_came_by_network_does_not_wait_for_an_incoming_folder_that_cannot_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lies_there: str
+) -> None:
+    """A mount that is not there, a wrong mode: it is said, and everything else goes on."""
+    life = begin(disk := Memory(), settings_of(tmp_path, monkeypatch))
+    life.turns(2)
+    incoming = life.parts.pipeline.spool.incoming
+    disk.rmdir(incoming)
+    if lies_there == "a file":
+        disk.close(disk.open(incoming, os.O_CREAT | os.O_WRONLY))
+    life.receive(data_set(1))
+    life.turns(5)
+    [live] = life.parts.pipeline.units
+    assert len(live.unit.instances) == 1
+    if lies_there == "a file":
+        assert [each for each in life.parts.pipeline.problems() if "incoming cannot be looked at" in each]
+        disk.unlink(incoming)
+        disk.mkdir(incoming)
+        life.turns(5)
+    assert not [each for each in life.parts.pipeline.problems() if "incoming" in each]
