@@ -361,14 +361,16 @@ class Filing:
     def _add_meta(self, step: _Step, parsed: Parsed) -> None:
         """The same data set behind a file meta (PS3.10 7.1) of ours, in a new file."""
         bare = step.file
-        with self._files.opened(bare) as reading, self._new_copy(step) as writing:
-            self._files.write_all(writing, file_meta(parsed, step.candidate.source))
-            offset = parsed.dataset_offset
-            while piece := self._files.pread(reading, 1 << 20, offset):
-                self._files.write_all(writing, piece)
-                offset += len(piece)
-        if bare not in (step.candidate.path, step.candidate.copy):
-            self._files.unlink(bare)
+        try:
+            with self._files.opened(bare) as reading, self._new_copy(step) as writing:
+                self._files.write_all(writing, file_meta(parsed, step.candidate.source))
+                offset = parsed.dataset_offset
+                while piece := self._files.pread(reading, 1 << 20, offset):
+                    self._files.write_all(writing, piece)
+                    offset += len(piece)
+        finally:  # on a disk that is full, too: it is tried again and again
+            if bare not in (step.candidate.path, step.candidate.copy):
+                self._drop(bare)
 
     @contextlib.contextmanager
     def _new_copy(self, step: _Step) -> Iterator[int]:

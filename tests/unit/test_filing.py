@@ -22,7 +22,7 @@ from pydicom.uid import (
     MRImageStorage,
 )
 
-from sorter.durable import Files, PathLike
+from sorter.durable import Buffer, Files, PathLike
 from sorter.model import Instance, Source, Standing
 from sorter.pipeline.intake import _Door
 from sorter.spool import Spool, Unit
@@ -292,6 +292,33 @@ def test_a_data_set_without_file_meta_gets_one(bench: Bench) -> None:
     [stored] = bench.stored()
     assert stored[128:132] == b"DICM"
     assert stored.endswith(bare)
+
+
+def test_a_disk_that_is_full_holds_no_copy_of_what_cannot_be_taken(tmp_path: Path) -> None:
+    """At whichever byte it is: a file without file meta information is copied twice."""
+
+    class Full(Files):
+        room = 0
+
+        def write(self, fd: int, data: Buffer) -> int:
+            written = super().write(fd, memoryview(data)[: self.room])
+            self.room -= written
+            if not written:
+                raise OSError(errno.ENOSPC, "full")
+            return written
+
+    files = Full()
+    files.room = 1 << 20
+    bench = Bench(tmp_path / "spool", files)
+    data = image(syntax=ImplicitVRLittleEndian)
+    bare = data[data.index(b"\x08\x00\x16\x00") :]
+    for room in range(0, 2 * len(bare), 50):
+        files.room = room
+        with pytest.raises(OSError, match="full"):
+            bench.take(bench.dropped(bare))
+        assert list(bench.spool.taking.iterdir()) == []
+    files.room = 1 << 20
+    assert [each.outcome for each in bench.take(bench.dropped(bare))] == ["new"]
 
 
 class Slow(Files):
