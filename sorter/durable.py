@@ -305,6 +305,16 @@ class Files:
             self.write_all(target, piece)
             offset += len(piece)
 
+    def can_be_read(self, fd: int) -> bool:
+        """To its end: to tell, after a copy failed, on which of two disks that was."""
+        offset = 0
+        try:
+            while piece := self.pread(fd, _COPY_STEP, offset):
+                offset += len(piece)
+        except OSError:
+            return False
+        return True
+
     def fsync_folder(self, path: PathLike | int) -> None:
         """The names in a folder are on disk. EINVAL (some network mounts) means: this mount does not know how."""
         try:

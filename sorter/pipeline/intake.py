@@ -56,6 +56,9 @@ class _Door:
     def again(self) -> None:
         self.tree.again(self.ready)
 
+    def unreadable(self, why: str) -> None:
+        self.tree.unreadable(self.ready, why)
+
     def gone(self) -> None:
         self.tree.gone(self.ready)
 
@@ -244,7 +247,12 @@ class Intake:
                 if not self.archives.add(each.candidate):
                     door.again()
                 continue
-            door.not_yet() if each.outcome == "changed" else door.gone()
+            if each.outcome == "unreadable":
+                door.unreadable(each.why)
+            elif each.outcome == "changed":
+                door.not_yet()
+            else:
+                door.gone()
             yield each
         for candidate in failed:
             _door(candidate).again()

@@ -50,6 +50,10 @@ class _Changed(Exception):
     """Another's file is not what it was when it was found ready."""
 
 
+class _Unreadable(Exception):
+    """Another's file cannot be read to its end."""
+
+
 class _IsArchive(Exception):
     """Another's file holds other files."""
 
@@ -97,7 +101,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Filed:
-    """What became of it: "new", "same" (an identical resend), "aside" (quarantine) or "changed" (look again).
+    """What became of it: "new", "same" (an identical resend), "aside" (quarantine), "changed" (look again) or
+    "unreadable" (another's file, on a disk that does not give it).
 
     Or "archive": another's file that has to be unpacked first (`sorter.take.archive`); it lies where it lay. Or
     "later": it could not be set aside. `again`: it is to be taken again, whatever became of it, for the name that it
@@ -193,6 +198,8 @@ class Filing:
             step.filed = Filed(candidate, "archive")
         except _Changed as changed:
             step.filed = Filed(candidate, "changed", why=str(changed))
+        except _Unreadable as why:
+            step.filed = Filed(candidate, "unreadable", why=str(why))
         except Quarantine as reason:
             unfinished = isinstance(reason, Truncated) and not (candidate.own or candidate.final)
             step.filed = Filed(candidate, "changed" if unfinished else "aside", why=str(reason))
@@ -351,6 +358,10 @@ class Filing:
                 if (info.st_size, info.st_mtime_ns) != step.candidate.found:
                     raise _Changed("it is still changing")
                 return examine(self._files, writing, content)
+        except OSError as error:
+            if error.errno == errno.EIO and not self._files.can_be_read(reading):
+                raise _Unreadable(error.strerror) from None
+            raise
         finally:
             self._files.close(reading)
 
@@ -475,7 +486,7 @@ class Filing:
         return filed
 
     def _remove_from_its_place(self, filed: Filed, door: Door) -> Filed:
-        if filed.outcome in ("changed", "archive", "later"):
+        if filed.outcome in ("changed", "archive", "later", "unreadable"):
             return filed
         try:
             if not door.remove():

@@ -170,6 +170,15 @@ class Incoming:
         if file is not None:
             self._await(file, State.WATCHED, self._now + STILL)
 
+    def unreadable(self, ready: Ready, why: str) -> None:
+        """It could be opened, and not be read to its end: that is reported once, and it is offered again seldom."""
+        file = self._answered(ready)
+        if file is not None:
+            if not file.told:
+                file.told = True
+                self._say(file.path, f"it cannot be read: {why}")
+            self._await(file, State.WATCHED, self._now + _SELDOM)
+
     def gone(self, ready: Ready) -> None:
         """It was taken or set aside. If it is still there it is reported once, remembered, and left alone until it
         changes, over restarts too.

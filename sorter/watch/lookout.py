@@ -105,6 +105,10 @@ class Lookout:
     def again(self, ready: Ready) -> None:
         self._answer("again", ready)
 
+    def unreadable(self, ready: Ready, why: str) -> None:  # noqa: ARG002
+        """The copy in the spool: another is to be made. What the file itself says to its reader the worker hears."""
+        self._answer("again", ready)
+
     def gone(self, ready: Ready) -> None:
         """It is safe: the worker removes it from its place, or remembers it there."""
         self._answer("gone", ready)

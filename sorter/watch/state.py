@@ -53,6 +53,9 @@ class Tree(Protocol):
     def again(self, ready: Ready) -> None:
         """It could not be taken, and not for a fault of its own."""
 
+    def unreadable(self, ready: Ready, why: str) -> None:
+        """It cannot be read to its end, for this reason."""
+
     def gone(self, ready: Ready) -> None:
         """It was taken or set aside."""
 

@@ -207,9 +207,14 @@ class Worker:
                 self._files.set_times(writing, info.st_mtime_ns, info.st_mtime_ns)
         except OSError as error:
             self._drop(name)
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            self._trouble = f"{self._folder}: nothing can be copied into the spool ({error.strerror})" if full else ""
-            self._tree.again(ready)
+            self._trouble = ""
+            if error.errno in beneath.AWAY:
+                self._tree.again(ready)
+            elif error.errno in (errno.ENOSPC, errno.EDQUOT) or self._files.can_be_read(reading):
+                self._trouble = f"{self._folder}: nothing can be copied into the spool ({error.strerror})"
+                self._tree.again(ready)
+            else:
+                self._tree.unreadable(ready, error.strerror or "error")
             return ""
         finally:
             self._files.close(reading)

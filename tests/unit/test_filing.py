@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile.bench import Life
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     UID,
@@ -319,6 +320,24 @@ def test_a_disk_that_is_full_holds_no_copy_of_what_cannot_be_taken(tmp_path: Pat
         assert list(bench.spool.taking.iterdir()) == []
     files.room = 1 << 20
     assert [each.outcome for each in bench.take(bench.dropped(bare))] == ["new"]
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20], ids=["small", "large"])
+def test_a_dropped_file_that_the_disk_does_not_give_is_said_and_stops_no_other(tmp_path: Path, size: int) -> None:
+    class Ill(Files):
+        def pread(self, fd: int, size: int, offset: int) -> bytes:
+            if os.readlink(f"/proc/self/fd/{fd}").endswith("/bad"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().pread(fd, size, offset)
+
+    life = Life(tmp_path / "spool", Ill())
+    life.drop("d/bad", image(1) + bytes(size))
+    life.drop("d/good", image(2))
+    life.settle(20)
+    assert life.images() == [image(2)]
+    assert [(path, why) for _, path, why in life.intake.strange] == [("d/bad", "it cannot be read: Input/output error")]
+    assert life.intake.problem == ""
+    assert life.left() == ["incoming/d", "incoming/d/bad"]
 
 
 class Slow(Files):

@@ -585,6 +585,23 @@ def test_what_could_not_be_read_for_a_while_is_tried_again(bench: Bench, monkeyp
     assert not bench.strange
 
 
+def test_what_cannot_be_read_to_its_end_is_told_once_and_offered_again_seldom(bench: Bench) -> None:
+    (bench.folder / "scan").mkdir()
+    (bench.folder / "scan" / "a").write_bytes(b"1")
+    (bench.folder / "scan" / ".done").touch()
+    [ready] = bench.settle()
+    for _ in range(3):
+        bench.incoming.unreadable(ready, "Input/output error")
+        assert bench.ready(30.0) == []
+        [ready] = [each for _ in range(3) for each in bench.look(30.0).ready]
+        assert bench.strange == {"scan/a": "it cannot be read: Input/output error"}
+    assert bench.whole == []
+    bench.take(ready)
+    bench.settle()
+    assert bench.strange == {}
+    assert bench.whole == ["scan"]
+
+
 # --- drops that are whole ---------------------------------------------------------------------------------------------
 
 

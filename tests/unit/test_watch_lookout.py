@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from sorter.durable import Files
 from sorter.spool import Spool
 from sorter.testing.waiting import wait_until
 from sorter.watch import Lookout, Ready, Watched
+from sorter.watch.worker import Beating, Orders, Worker
 
 
 class Post:
@@ -218,3 +221,34 @@ def test_a_tree_that_nobody_may_write_to_is_read(post: Post) -> None:
     assert post.take(1) == {"a": b"1"}
     assert post.strange == {}
     post.tree.chmod(0o755)
+
+
+class Ill(Beating):
+    """A share of which one file cannot be read to its end; what the worker says is kept."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def say(self, message: dict[str, Any]) -> None:
+        pass
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) == self.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().pread(fd, size, offset)
+
+
+def test_what_cannot_be_read_to_its_end_is_said_and_stops_no_other(post: Post) -> None:
+    for name in ("a", "b"):
+        (post.tree / name).write_bytes(b"1")
+    told = {"folder": str(post.tree), "stays": True, "polling": True, "apart": [], "taking": str(post.spool.taking)}
+    worker = Worker({**told, "left": str(post.spool.left / "x")}, Orders(), Ill("a"))
+    found, strange = [], []
+    for now in range(10, 60, 3):
+        message, _ = worker._look(float(now))
+        found += [ready.path for ready, _ in worker._copy_batch()]
+        strange += message["strange"]
+    assert found == ["b"]
+    assert strange == [("a", "it cannot be read: Input/output error")]
+    assert len(list(post.spool.taking.iterdir())) == 1
