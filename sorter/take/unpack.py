@@ -190,8 +190,50 @@ class Gunzip:
         return bool(rest)
 
 
+class _Frames:
+    """Passes on what Zstandard compressed, and sees whether it ends where a frame does, which the library does not say
+    (RFC 8878, 3.1.1).
+    """
+
+    def __init__(self, source: Reader) -> None:
+        self._source = source
+        self._seen = bytearray()  # the beginning of a head
+        self._to_pass, self._in_frame, self._checksum = 0, False, 0
+
+    @property
+    def whole(self) -> bool:
+        return not (self._seen or self._to_pass or self._in_frame)
+
+    def read(self, size: int) -> bytes:
+        piece = self._source.read(size)
+        self._seen += piece
+        while True:
+            passed = min(self._to_pass, len(self._seen))
+            del self._seen[:passed]
+            self._to_pass -= passed
+            if self._to_pass or not self._head():
+                return piece
+
+    def _head(self) -> bool:
+        """Of a block, or of a frame; False where more of it has to be seen."""
+        seen = self._seen
+        if self._in_frame and len(seen) >= 3:
+            head = int.from_bytes(seen[:3], "little")
+            last, same, size = head & 1, head >> 1 & 3 == 1, head >> 3
+            self._to_pass = 3 + (1 if same else size) + (self._checksum if last else 0)
+            self._in_frame = not last
+        elif not self._in_frame and len(seen) >= 8 and seen[1:4] == b"\x2a\x4d\x18":  # one to be skipped
+            self._to_pass = 8 + int.from_bytes(seen[4:8], "little")
+        elif not self._in_frame and len(seen) >= 5 and seen[1:4] != b"\x2a\x4d\x18":
+            flags = seen[4]
+            single, content = flags >> 5 & 1, flags >> 6
+            sizes = (single if content == 0 else 1 << content) + (0, 1, 2, 4)[flags & 3] + (not single)
+            self._to_pass, self._in_frame, self._checksum = 5 + sizes, True, 4 if flags & 4 else 0
+        return bool(self._to_pass)
+
+
 class Zstandard:
-    """What is in a Zstandard file (RFC 8878). That it ends too early is not seen here."""
+    """What is in a Zstandard file (RFC 8878)."""
 
     def __init__(self, source: Reader) -> None:
         try:
@@ -202,14 +244,18 @@ class Zstandard:
                 "then `sorter quarantine retry`"
             ) from None
         self._error = zstandard.ZstdError
+        self._frames = _Frames(source)
         machine = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
-        self._stream = machine.stream_reader(cast(IO[bytes], source), read_size=64 << 10, read_across_frames=True)
+        self._stream = machine.stream_reader(cast(IO[bytes], self._frames), read_size=64 << 10, read_across_frames=True)
 
     def read(self, size: int) -> bytes:
         try:
-            return self._stream.read(size)
+            piece = self._stream.read(size)
         except self._error as error:
             raise Broken(f"its compressed data are broken ({error})") from None
+        if size and not piece and not self._frames.whole:
+            raise Truncated("truncated: its compressed data have no end")
+        return piece
 
 
 def _decompressed(kind: str, source: Reader) -> Reader:

@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import os
+import random
 import signal
 import stat
 import sys
@@ -314,6 +315,52 @@ def test_an_archive_that_ends_early_waits_and_is_set_aside_whole_in_the_end(life
     assert life.aside_bytes()[origin] == content
     assert set(life.images()) <= set(WHOLE.values())
     assert life.left() == []
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, as_zst], ids=["gz", "zst"])
+def test_one_compressed_image_that_ends_early_waits(life: Life, compress: Callable[[bytes], bytes]) -> None:
+    """Wherever it ends: whoever writes it may go on in an hour."""
+    image = written(data_set(1, PixelData=random.Random(1).randbytes(400_000)))
+    content = compress(image)
+    ends = [100, 150_000, len(content) - 100, len(content) - 1]
+    for end in ends:
+        life.drop(f"{end}.dcm", content[:end])
+    assert set(how(life.settle())) == {"truncated"}
+    assert life.aside() == {}
+    for end in ends:
+        life.drop(f"{end}.dcm", content)
+    assert set(how(life.settle(30))) == {"whole"}
+    assert life.images() == [image]
+    assert life.left() == []
+
+
+ONE, NOISE = as_zst(b"1"), random.Random(1).randbytes(300_000)
+SKIPPED = b"\x5f\x2a\x4d\x18\x05\0\0\0abcde"
+PLAIN = zstandard.ZstdCompressor(write_content_size=False)
+FRAMES = {
+    "one": [as_zst(b"x" * 300_000)],
+    "of several blocks": [as_zst(NOISE)],
+    "without a checksum, or its size": [PLAIN.compress(NOISE)],
+    "several": [ONE, PLAIN.compress(NOISE[:70_000]), as_zst(b"")],
+    "one to be skipped": [ONE, SKIPPED, as_zst(b"2" * 1000)],
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_the_end_of_a_zstandard_file_is_seen(name: str) -> None:
+    content, ends = b"".join(FRAMES[name]), list(itertools.accumulate(map(len, FRAMES[name])))
+
+    def is_whole(size: int) -> bool:
+        stream = unpack.Zstandard(io.BytesIO(content[:size]))
+        try:
+            while stream.read(100_000):
+                pass
+        except unpack.Truncated:
+            return False
+        return True
+
+    sizes = {size for end in ends for size in range(end - 20, end + 20)} | set(range(200))
+    assert sorted(filter(is_whole, (size for size in sizes if 0 < size <= len(content)))) == ends
 
 
 def test_an_archive_that_grows_is_read_when_it_stands_still(life: Life) -> None:
