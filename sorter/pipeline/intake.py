@@ -6,6 +6,7 @@ import errno
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from sorter.model import Source
@@ -287,33 +288,34 @@ class Intake:
                 self._read.append(read)
 
     def _file(self, batch: list[Candidate]) -> tuple[list[Filed], list[Candidate]]:
-        """Take them together, or if that fails one by one: what was filed, and what has to be tried again later."""
-        try:
-            filed = self.filing.take(batch)
-        except OSError:
-            return self._one_by_one(batch)
+        """File them together, or if that fails in halves, down to the one that it fails for: what was filed, and what
+        has to be tried again later. On a full disk nothing more is tried.
+        """
+        filed: list[Filed] = []
+        failed: list[Candidate] = []
         self.problem = "" if batch else self.problem
-        return self._those_done(filed)
+        rest = deque([batch])
+        while rest:
+            some = rest.popleft()
+            try:
+                done, again = self._those_done(self.filing.take(some))
+                filed, failed = filed + done, failed + again
+            except OSError as error:
+                if len(some) > 1:
+                    middle = len(some) // 2
+                    rest.extendleft((some[middle:], some[:middle]))
+                    continue
+                failed += some
+                self.problem = f"files are not taken into the store: {error.strerror}"
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    return filed, [*failed, *chain.from_iterable(rest)]
+        return filed, failed
 
     def _those_done(self, filed: list[Filed]) -> tuple[list[Filed], list[Candidate]]:
         again = [each for each in filed if each.again]
         if again:
             self.problem = f"files are not taken out of where they came: {again[0].why}"
         return [each for each in filed if each.outcome != "later"], [each.candidate for each in again]
-
-    def _one_by_one(self, batch: list[Candidate]) -> tuple[list[Filed], list[Candidate]]:
-        filed: list[Filed] = []
-        failed: list[Candidate] = []
-        for position, candidate in enumerate(batch):
-            try:
-                done, again = self._those_done(self.filing.take([candidate]))
-                filed, failed = filed + done, failed + again
-            except OSError as error:
-                failed.append(candidate)
-                self.problem = f"files are not taken into the store: {error.strerror}"
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    return filed, [*failed, *batch[position + 1 :]]
-        return filed, failed
 
 
 def _candidate(tree: Tree, ready: Ready) -> Candidate:

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hostile.bench import Life
+from hostile.files import data_set as file
+from hostile.files import written
 
+from sorter.model import UnitKind, unit_key
 from sorter.pipeline import intake
 from sorter.pipeline.intake import Intake
 from sorter.spool import Unit
 from sorter.structure import Structure
-from sorter.take.filing import Candidate
+from sorter.take.filing import Candidate, Filed
 from sorter.take.received import Ended
 from sorter.trust import Like
 from tests.crash.memory import Memory
@@ -162,3 +166,31 @@ def test_what_came_by_network_does_not_wait_for_an_incoming_folder_that_cannot_b
         disk.mkdir(incoming)
         life.turns(5)
     assert not [each for each in life.parts.pipeline.problems() if "incoming" in each]
+
+
+def test_one_that_cannot_be_taken_costs_the_others_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, each with syncs of its own, they would take as long as ten times as many, again and again."""
+    life = Life(tmp_path / "spool")
+    own = unit_key(UnitKind.SERIES, "1.2.3", "1.2.9")
+    damaged = life.spool.groups / own[:2] / f"{own}.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"{")
+    batches, take = list[int](), life.filing.take
+
+    def counted(batch: list[Candidate]) -> list[Filed]:
+        batches.append(len(batch))
+        return take(batch)
+
+    monkeypatch.setattr(life.filing, "take", counted)
+    life.drop("d/000", written(file(999, SeriesInstanceUID="1.2.9")))
+    for number in range(1, 200):
+        life.drop(f"d/{number:03d}", written(file(number)))
+    life.settle()
+    assert len(life.images()) == 199
+    assert "record of a group of series is damaged" in life.intake.problem
+    assert life.left() == ["incoming/d", "incoming/d/000"]
+    assert len([size for size in batches if size]) < 40
+    damaged.unlink()
+    life.settle()
+    assert len(life.images()) == 200
+    assert life.intake.problem == ""
