@@ -49,6 +49,8 @@ _SYNTAX_OF = {
 _META = frozenset({0x0002, 0x0010, 0x0012, 0x0013, 0x0016, 0x0017, 0x0018, 0x0026})
 """What is read of group 0002: SOP class, transfer syntax, who wrote it, the senders' AE titles and address."""
 
+_MOST_META = 1000  # elements of group 0002: it has about twenty, and each costs as much as ten of a data set
+
 _USUAL_META = frozenset({b"OB", b"UL", b"UI", b"SH", b"AE"})
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
@@ -215,8 +217,11 @@ def _meta_values(stream: Stream) -> dict[int, str]:
     Of an element that is there twice the first counts: a received data set may begin with such elements, and who sent
     it is the receiver's word, not its own.
     """
-    found = _usual_meta_values(stream)
+    found, count = _usual_meta_values(stream), 0
     while stream.fill(12) >= 8 and stream.buf[stream.pos : stream.pos + 2] == b"\x02\x00":
+        count += 1
+        if count > _MOST_META:
+            raise Quarantine(f"broken file meta information: more than {_MOST_META:,} elements")
         explicit = elements.seems_explicit(stream.buf[stream.pos : stream.pos + 8])
         tag, _, length = stream.element(elements.EXPLICIT if explicit else elements.IMPLICIT)
         if length == elements.UNDEFINED:

@@ -505,6 +505,18 @@ def _syntax_element(syntax: str) -> bytes:
     return struct.pack("<HH2sH", 2, 0x10, b"UI", len(value)) + value
 
 
+@pytest.mark.parametrize("vr", [b"UI\0\0", bytes(4)], ids=["explicit", "implicit"])
+def test_the_number_of_elements_of_the_meta_information_is_bounded(vr: bytes) -> None:
+    """Whoever sends a data set that begins with such elements would have the sorter for himself for an hour."""
+    content, one = written(image()), b"\2\0\x10\0" + vr
+    at = len(content) - len(only_data_set(content))
+    assert parse(content[:at] + 900 * one + content[at:]).sop_uid
+    began = time.process_time()
+    with pytest.raises(Quarantine, match="meta information: more than 1,000"):
+        parse(content[:at] + (1 << 20) * one + content[at:])
+    assert time.process_time() - began < 0.5
+
+
 def test_a_deflated_data_set_is_read_by_a_child() -> None:
     data = only_data_set(written(image(PatientName="Müller^Jörg", SpecificCharacterSet="ISO_IR 100")))
     content = deflated(data)
