@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,13 @@ ENDS = 1024
 
 DROPPED = 512
 """The same of what was dropped: as many as are offered at once, so that what is offered first is taken first."""
+
+DROPPED_AT_FIRST = 64
+"""The same before it is known how long that takes."""
+
+LONG = 5.0
+"""Seconds for which what comes by network may wait for what was dropped. Of deflated images, each of which is read by a
+process of its own, a batch of `DROPPED` takes a minute."""
 
 DROPPED_BYTES = 64 << 20
 """Bytes at which a batch of what was dropped is full."""
@@ -90,6 +98,7 @@ class Intake:
     archives: Archives
     follow: Callable[[Watched], Lookout]
     lookouts: dict[Watched, Lookout] = field(default_factory=dict)  # the trees of [[watch]]
+    clock: Callable[[], float] = time.perf_counter  # how long something took
     problem: str = ""  # why nothing is taken at the moment, "" if it is
     heard: float = 0.0  # all that had come by network at this time was taken
     heard_drops: float = 0.0  # the same of what was dropped
@@ -97,6 +106,7 @@ class Intake:
     _own: deque[_Come] = field(default_factory=deque)
     _dropped: deque[Candidate] = field(default_factory=deque)
     _late: list[tuple[float, Candidate]] = field(default_factory=list)
+    _most_dropped: int = DROPPED_AT_FIRST  # in the next batch
     _ends: Counter[str] = field(default_factory=Counter)  # associations whose end is still in the queue
     _ended: dict[str, None] = field(default_factory=dict)  # the last of them; asked for with each image
     _whole: list[tuple[Tree, str]] = field(default_factory=list)
@@ -241,7 +251,9 @@ class Intake:
         return batch, ends
 
     def _take_dropped(self) -> Iterator[Filed]:
-        filed, failed = self._file(self._next_dropped())
+        begun, batch = self.clock(), self._next_dropped()
+        filed, failed = self._file(batch)
+        self._most_dropped = _next_most(self._most_dropped, len(batch), self.clock() - begun)
         for each in filed:
             door = _door(each.candidate)
             if each.outcome == "archive":
@@ -261,7 +273,7 @@ class Intake:
     def _next_dropped(self) -> list[Candidate]:
         batch: list[Candidate] = []
         size = 0
-        while self._dropped and len(batch) < DROPPED and size < DROPPED_BYTES:
+        while self._dropped and len(batch) < self._most_dropped and size < DROPPED_BYTES:
             batch.append(self._dropped.popleft())
             size += batch[-1].found[0]
         return batch
@@ -316,6 +328,17 @@ class Intake:
         if again:
             self.problem = f"files are not taken out of where they came: {again[0].why}"
         return [each for each in filed if each.outcome != "later"], [each.candidate for each in again]
+
+
+def _next_most(most: int, taken: int, seconds: float) -> int:
+    """How many are to be in the next batch, where of at most so many so many were taken in so long. After a turn with
+    nothing to take, others come.
+    """
+    if not taken:
+        return min(most, DROPPED_AT_FIRST)
+    if seconds > LONG:
+        return max(1, taken // 2)
+    return min(DROPPED, 2 * most) if taken == most and seconds < LONG / 2 else most
 
 
 def _candidate(tree: Tree, ready: Ready) -> Candidate:

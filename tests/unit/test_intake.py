@@ -194,3 +194,28 @@ def test_one_that_cannot_be_taken_costs_the_others_little(tmp_path: Path, monkey
     life.settle()
     assert len(life.images()) == 200
     assert life.intake.problem == ""
+
+
+def test_what_takes_long_is_taken_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of some takes a second. Others that come later go faster again, and what comes after them is not trusted."""
+    life, at = Life(tmp_path / "spool"), [0.0]
+    batches, take = list[int](), life.filing.take
+
+    def timed(batch: list[Candidate]) -> list[Filed]:
+        batches.append(len(batch))
+        at[0] += sum(1.0 if "slow" in str(each.path) else 0.001 for each in batch)
+        return take(batch)
+
+    monkeypatch.setattr(life.filing, "take", timed)
+    life.intake.clock = lambda: at[0]
+    for number in range(120):
+        life.drop(f"slow/{number}", b"a text, " * 9)
+    life.settle()
+    assert [size for size in batches if size] == [64, 32, 16, 8]
+    batches.clear()
+    for number in range(600):
+        life.drop(f"fast/{number}", b"a text, " * 9)
+    life.settle()
+    assert [size for size in batches if size][:7] == [4, 8, 16, 32, 64, 128, 256]
+    assert life.left() == ["incoming/fast", "incoming/slow"]
+    assert life.intake._most_dropped == 64
