@@ -47,9 +47,20 @@ from sorter.words import counted
 _MOST_SAID = 20  # lines of each kind of trouble
 
 
+class _Dest(click.Path):
+    """A folder, or target:NAME[/FOLDER]; never "", which would be the folder that one is in."""
+
+    name = "folder"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail('it is empty, as a variable that was never set; "." is the folder that you are in', param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command("rename")
 @click.argument("subject", shell_complete=subjects_here)
-@click.argument("dest", type=click.Path(path_type=Path), required=False)
+@click.argument("dest", type=_Dest(path_type=Path), required=False)
 @click.option("--study", default="", help="Only the study of this day (as for --since) or UID.")
 @click.option("--series", default="", shell_complete=series_here,
               help="Only these: numbers as 3,5-7, or a glob of the description as '*T1*'.")  # fmt: skip

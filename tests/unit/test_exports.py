@@ -353,6 +353,13 @@ def test_hostile_values_never_leave_the_folder_nor_overwrite(tmp_path: Path) -> 
     assert set(tmp_path.iterdir()) == around
 
 
+def test_an_empty_destination_is_not_the_folder_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series(tmp_path / "from", 1)
+    monkeypatch.chdir(tmp_path)
+    assert "it is empty, as a variable that was never set" in run("*", "", "--from", tmp_path / "from", code=2)
+    assert [each.name for each in tmp_path.iterdir()] == ["from"]
+
+
 # --- copying ----------------------------------------------------------------------------------------------------------
 
 
