@@ -32,9 +32,7 @@ PER_FOLDER = 4000
 """Files in one numbered folder, together with their reasons well below 10,000 entries."""
 
 _PATH_LIMIT = 1000  # bytes of the path that is kept; what is beyond is in the reason alone
-_MOST_FOLDERS = (
-    32  # of it: each that is new costs a sync, and incoming/ is to look into all of them when it is put back
-)
+_MOST_FOLDERS = 32  # of it: a new one costs a sync, and incoming/ is to look into them when it is put back
 _MOST_NUMBERED = 8  # files of one path that are told apart by a number
 _AGAIN = "again-"
 _SYNC_EVERY = 256  # files put back between two syncs
