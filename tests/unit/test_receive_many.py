@@ -100,19 +100,21 @@ class Scanner:
     def __init__(self, number: int, images: int, breaks_at: int | None, size: int = 20_000) -> None:
         self.number, self.images, self.breaks_at, self.size = number, images, breaks_at, size
         self.acknowledged: set[str] = set()
+        self.accepted = False
 
     def run(self, port: int) -> str:
-        """How it ended."""
+        """How it ended; "unanswered" is cut off before its association was accepted."""
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
                 return self._talk(sock)
         except (ConnectionError, EOFError):
-            return "cut"
+            return "cut" if self.accepted else "unanswered"
 
     def _talk(self, sock: socket.socket) -> str:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.sendall(request())
         assert _answer(sock)[0] == 2
+        self.accepted = True
         for count in range(self.images):
             uid = f"1.2.{self.number + 1}.{count + 1}".encode()
             data = image(uid, self.size)

@@ -26,7 +26,7 @@ from sorter.protocol.dimse import C_ECHO_RQ, C_STORE_RQ, N_ACTION_RQ, N_EVENT_RE
 from sorter.protocol.uids import COMMITMENT_INSTANCE, EXPLICIT, IMPLICIT, STORAGE_COMMITMENT, VERIFICATION
 from sorter.protocol.upper_layer import Proposal, ProtocolError, Role
 from sorter.scu import association as association_module
-from sorter.scu.association import Association, Limits, Peer, associated
+from sorter.scu.association import USUAL, Association, Limits, Peer, associated
 from sorter.testing.peer import ABORT, RELEASE, element, item, pdu, pdv
 from sorter.testing.peer import Peer as Raw
 from sorter.testing.waiting import wait_until
@@ -274,7 +274,7 @@ def test_a_data_set_goes_in_pdus_that_the_peer_takes(max_length: int) -> None:
         assert node.pdu() == (5, bytes(4))
         node.send(pdu(6, bytes(4)))
 
-    with a_node(says, accept(max_length)) as peer, associated(peer, CONTEXTS, SHORT) as association:
+    with a_node(says, accept(max_length)) as peer, associated(peer, CONTEXTS, USUAL) as association:
         for _ in range(2):
             answer = store(association, sent)
             assert answer is not None
