@@ -22,7 +22,7 @@ from sorter.spool import Spool, leaving, withdrawals
 from sorter.spool.unit import Unit
 from tests.crash.memory import Memory
 from tests.crash.scenario import Life, begin, data_set, settings_of
-from tests.crash.test_enumeration import LAB, QUARANTINE, SEED, STORE, Cut, cuts
+from tests.crash.test_enumeration import LAB, QUARANTINE, SEED, STORE, Cut, cuts, mixed
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 
@@ -205,7 +205,7 @@ MUTANTS = {
 def test_a_mistake_is_found(settings: Config, monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
     mutant(monkeypatch)
     story = MUTANTS[mutant]
-    assert any(_is_wrong(cut, settings, TALES[story][0]) for cut in cuts(settings, story, 6).values())
+    assert any(_is_wrong(cut, settings, TALES[story][0]) for cut in mixed(cuts(settings, story, 6)))
 
 
 def _is_wrong(cut: Cut, settings: Config, judge: Callable[[Cut, Config], list[str]]) -> bool:
