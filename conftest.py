@@ -49,7 +49,11 @@ def _strict() -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever asks for a fixture that needs something carries its marker, also where nobody wrote it."""
+    """Whoever asks for a fixture that needs something carries its marker, also where nobody wrote it.
+
+    What takes long is begun first: at the end it would keep one processor busy while the others have nothing to do.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         for need in NEEDS:
             asked = need in getattr(item, "fixturenames", ())

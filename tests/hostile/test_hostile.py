@@ -118,6 +118,7 @@ def test_there_are_enough() -> None:
     assert len(names) == len(set(names)) > 400
 
 
+@pytest.mark.slow
 def test_all_of_it_beside_a_scan_of_a_running_sorter(tmp_path: Path) -> None:
     """Every case at once, dropped while good images come: those are delivered, and each file is somewhere."""
     good = list(many(200, seed=5, a_series=100))

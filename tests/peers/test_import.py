@@ -73,6 +73,7 @@ def kill_when(sorter: RunningSorter, archive: Path, happened: Callable[[], objec
         process.wait()
 
 
+@pytest.mark.slow
 def test_killed_begun_again_and_every_image_is_delivered_once(tmp_path: Path, archive: Path) -> None:
     before = contents(archive)
     with RunningSorter(tmp_path / "root", quiet=60, config=ONLY_DICOM) as sorter:
@@ -108,6 +109,7 @@ def test_stopped_by_hand_it_says_how_to_go_on(tmp_path: Path, archive: Path) -> 
         assert not staged.exists()
 
 
+@pytest.mark.slow
 def test_without_a_sorter_it_waits_and_says_so(tmp_path: Path, archive: Path) -> None:
     with RunningSorter(tmp_path / "root", config=ONLY_DICOM) as sorter:
         sorter.stop()

@@ -154,6 +154,7 @@ def acknowledged(said: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_kill_9_at_ten_moments_loses_and_doubles_nothing(
     tmp_path: Path, sample: Path, sample_manifest: dict[str, Any], dcmtk: Any
 ) -> None:

@@ -153,6 +153,7 @@ def stored(sorter: RunningSorter) -> dict[str, bytes]:
     return {image.SOPInstanceUID: image.PixelData for image in images}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("receiver", RECEIVERS)
 def test_none_of_it_is_taken_half(receiver: Receiver, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     tools = request.getfixturevalue("dcmtk") if receiver.name == "storescp" else None

@@ -355,6 +355,7 @@ def status(sorter: RunningSorter) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_status_says_what_waits_and_why_over_a_restart_and_retry_delivers(tmp_path: Path) -> None:
     with RunningSorter(tmp_path / "root") as sorter:
         marker = sorter.labs / "unassigned" / ".sorter"

@@ -72,6 +72,7 @@ def damage(path: Path) -> None:
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_what_labs_do_is_no_fault_and_damage_is_mended(site: Site) -> None:
     site.give(*(data_set(number) for number in range(1, 5)))
@@ -96,6 +97,7 @@ def test_what_labs_do_is_no_fault_and_damage_is_mended(site: Site) -> None:
     assert not first.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_target_put_back_to_an_earlier_day_is_brought_up_to_date(site: Site, tmp_path: Path) -> None:
     site.give(data_set(1), data_set(2))
