@@ -222,9 +222,11 @@ class Pipeline:
         walking = self._walk is not None and self._walk_at <= self.now
         if walking or self.retention.more or self.bundles.more or not (self.deciding.is_over and self.reasking.is_over):
             return self.now
-        times: list[float | None] = [*self.settling.due(self.units)]
+        looks = self.intake.next(self.now)
+        soonest = looks if self.intake.blind else self.now  # what is due of silence waits for that look
+        times: list[float | None] = [max(due, soonest) for due in self.settling.due(self.units)]
         times += [self._walk_at] if self._walk is not None else []
-        times += [self.outlets.next, self.intake.next(self.now), self.settling.witness.tracker.next, self.studies.next]
+        times += [self.outlets.next, looks, self.settling.witness.tracker.next, self.studies.next]
         times += [self._grown_said + SUM_UP_EVERY] if self._grown else []
         times += [due for due, _ in self._failed.values()]
         return min((time for time in times if time is not None), default=self.now + 60)

@@ -182,6 +182,11 @@ class Intake:
         return self.received.is_open(association) or self._ends[association] > 0
 
     @property
+    def blind(self) -> bool:
+        """May something that was dropped lie where nobody can look?"""
+        return bool(self._unseen)
+
+    @property
     def behind(self) -> bool:
         """Has more come by network than was taken so far?"""
         return bool(self._own or self._late)
@@ -207,7 +212,7 @@ class Intake:
         yield from self._take_dropped()
         yield from self._take_archives(now)
         self.heard = self._own[0].after if self._own else now
-        if not self._dropped:
+        if not (self._dropped or self.blind):
             self.heard_drops = now
         self.received.tidy()
         whole, self._whole = self._whole, []

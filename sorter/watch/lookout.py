@@ -71,7 +71,10 @@ class Lookout:
         if dead and self._reader is not None:
             self._reader.join()  # it has read all that the dead one said
         look = self._hear(now)
-        self._look_after(time.monotonic())
+        try:
+            self._look_after(time.monotonic())
+        except OSError as error:  # no more processes or descriptors; what was heard is told once
+            self._ended = f"{self.folder}: the process that follows it cannot be started now: {error.strerror}"
         self._flush()
         return look
 

@@ -21,6 +21,7 @@ from sorter.take.filing import Candidate, Filed
 from sorter.take.received import Ended
 from sorter.trust import Like
 from tests.crash.memory import Memory
+from tests.crash.scenario import Life as CrashLife
 from tests.crash.scenario import as_file, begin, data_set, settings_of
 
 
@@ -166,6 +167,31 @@ def test_what_came_by_network_does_not_wait_for_an_incoming_folder_that_cannot_b
         disk.mkdir(incoming)
         life.turns(5)
     assert not [each for each in life.parts.pipeline.problems() if "incoming" in each]
+
+
+def test_what_was_dropped_is_not_called_quiet_while_incoming_cannot_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of it may lie there; what came by network goes on."""
+    life = begin(disk := Memory(), settings_of(tmp_path, monkeypatch))
+    life.drop("usb", as_file(data_set(1)))
+    life.turns(10)
+    incoming, aside = life.spool.incoming, life.spool.root / "aside"
+    disk.rename(incoming, aside)
+    disk.close(disk.open(incoming, os.O_CREAT | os.O_WRONLY))
+    life.receive(data_set(1, series=2))
+    life.turns(100)
+    assert published(life) == {"1.2.3.1": False, "1.2.3.2": True}
+    assert life.parts.pipeline.turn(life.now) > life.now, "what is overdue is not asked about again at once"
+    disk.unlink(incoming)
+    disk.rename(aside, incoming)
+    life.turns(100)
+    assert published(life) == {"1.2.3.1": True, "1.2.3.2": True}
+
+
+def published(life: CrashLife) -> dict[str, bool]:
+    units = [Unit.load(life.spool, key) for key in life.spool.keys()]  # noqa: SIM118
+    return {unit.series_uids[0]: bool(unit.revisions()) for unit in units}
 
 
 def test_one_that_cannot_be_taken_costs_the_others_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,3 +252,26 @@ def test_what_cannot_be_read_to_its_end_is_said_and_stops_no_other(post: Post) -
     assert found == ["b"]
     assert strange == [("a", "it cannot be read: Input/output error")]
     assert len(list(post.spool.taking.iterdir())) == 1
+
+
+def test_what_a_dead_worker_told_is_not_lost_where_no_other_can_be_started(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookout = post.follow()
+    (post.tree / "a").write_bytes(b"1")
+    post.look()
+    wait_until(lambda: any(each.get("ready") for each in lookout._told), 20.0)
+    assert lookout._process is not None
+    lookout._process.kill()
+    lookout._process.wait()
+    lookout._started -= 60  # it did not end early: another follows at once
+    with monkeypatch.context() as patch:
+        patch.setattr("sorter.watch.lookout.sys.executable", str(post.tree / "nothing"))
+        [ready] = post.look()
+        assert post.look() == []
+        says = f"{post.tree}: the process that follows it cannot be started now: No such file or directory"
+        assert lookout.problems() == [says]
+    lookout.gone(ready)
+    assert list(post.spool.taking.iterdir()) == []
+    assert post.take(1) == {"a": b"1"}, "the worker that follows never heard what became of it"
+    assert lookout.problems() == []
