@@ -447,7 +447,9 @@ class Incoming:
         return not folder.settled
 
     def _expect(self, file: File) -> None:
-        """It is to be looked at again."""
+        """It is to be looked at again; a mark, of which a tree that stays may have one a folder, in rounds alone."""
+        if file.state is State.MARKER and file.home is not self._root:
+            return
         self._soonest, file.drop.due = min(self._soonest, file.due), min(file.drop.due, file.due)
         if file.home is self._root:
             self._small.pop(file.name, None)  # who was looked at last comes last

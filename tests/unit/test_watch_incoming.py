@@ -745,6 +745,24 @@ def test_a_done_file_that_is_written_again_ends_what_came_since(bench: Bench) ->
         assert bench.whole == ["scan"] * number
 
 
+def test_drops_that_are_done_and_stay_do_not_stand_before_what_is_new(bench: Bench) -> None:
+    """Of a tree that stays each folder may have a mark: they are looked at in the rounds."""
+    bench.incoming = bench.follow(Habits(stays=True))
+    for number in range(3):
+        (bench.folder / f"{number}").mkdir()
+        (bench.folder / f"{number}" / "a").write_bytes(b"1")
+        (bench.folder / f"{number}" / ".done").touch()
+    for each in bench.settle():
+        bench.incoming.gone(each)
+    bench.look(60)
+    assert sorted(bench.whole) == ["0", "1", "2"]
+    assert bench.incoming._small == {}
+    (bench.folder / "1" / ".done").write_text("again")
+    bench.look(60)
+    bench.look()
+    assert bench.whole[3:] == ["1"]
+
+
 @pytest.mark.parametrize("early", [False, True], ids=["whole", "begun when it is seen first"])
 @pytest.mark.parametrize("name", ["scan.done", "scan/.done"])
 def test_what_is_too_large_for_a_mark_is_a_file_like_any_other(bench: Bench, name: str, early: bool) -> None:
