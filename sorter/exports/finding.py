@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sorter.durable import Files
-from sorter.errors import Quarantine, SorterError, TryLater
+from sorter.errors import Quarantine, SorterError
 from sorter.model import Header, Identity, Instance, Standing, UnitKind, unit_key
 from sorter.naming import contained
 from sorter.spool import Spool, Unit, UnitSummary
@@ -133,7 +133,7 @@ def in_folder(root: Path, hear: Callable[[Left], None], seen: Callable[[], None]
         try:
             with files.opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
                 parsed = examine(files, fd)
-        except (Quarantine, TryLater) as reason:
+        except Quarantine as reason:
             hear(Left(name, str(reason)))
         except OSError as error:
             hear(Left(name, f"it cannot be read: {error.strerror}"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sorter.durable import Files
-from sorter.errors import Quarantine, TryLater
+from sorter.errors import Quarantine
 from sorter.importing.walk import Found, Walk
 from sorter.model import Instance, UnitKind, unit_key
 from sorter.spool import Spool, Unit
@@ -93,7 +93,7 @@ class Preview:
                     self._list(found.path, "an archive: an import reads it, what is in it is not counted here")
                     return
                 parsed = examine(files, fd)
-        except (Quarantine, TryLater) as reason:
+        except Quarantine as reason:
             self.not_images[str(reason)] += 1
             self._list(found.path, str(reason))
         except OSError as error:

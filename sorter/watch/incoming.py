@@ -161,7 +161,8 @@ class Incoming:
         if file is not None:
             if file.final:
                 file.since = self._now
-            file.final = False
+            file.final = file.told = False
+            self._no_longer(file.path)  # that it cannot be read was said of an earlier time
             self._await(file, State.WAITING, self._now + STILL)
 
     def again(self, ready: Ready) -> None:

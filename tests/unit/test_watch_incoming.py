@@ -596,6 +596,12 @@ def test_what_cannot_be_read_to_its_end_is_told_once_and_offered_again_seldom(be
         [ready] = [each for _ in range(3) for each in bench.look(30.0).ready]
         assert bench.strange == {"scan/a": "it cannot be read: Input/output error"}
     assert bench.whole == []
+    bench.incoming.not_yet(ready)  # it was read, and ends too early
+    bench.look()
+    assert bench.strange == {}
+    (bench.folder / "scan" / "a").write_bytes(b"22")
+    bench.look(10.0)
+    [ready] = bench.settle()
     bench.take(ready)
     bench.settle()
     assert bench.strange == {}
