@@ -242,7 +242,7 @@ class Lookout:
         self._send({"do": what, "copy": ready.copy.name})
 
     def _drop(self, copy: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # what a bad disk keeps of it goes with the next start
             self._spool.files.unlink(copy)
 
     def _send(self, order: dict[str, str]) -> None:

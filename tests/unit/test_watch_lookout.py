@@ -275,3 +275,24 @@ def test_what_a_dead_worker_told_is_not_lost_where_no_other_can_be_started(
     assert list(post.spool.taking.iterdir()) == []
     assert post.take(1) == {"a": b"1"}, "the worker that follows never heard what became of it"
     assert lookout.problems() == []
+
+
+def test_a_copy_that_a_bad_disk_keeps_keeps_nobody_from_hearing_what_became_of_the_file(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what was taken with it would not be told either, and wait in the store until something else comes."""
+    (post.tree / "a").write_bytes(b"1")
+    lookout = post.follow(stays=False)
+    [ready] = wait_until(post.look, 20.0)
+
+    def ill(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "unlink", ill)
+        lookout.gone(ready)
+    wait_until(lambda: post.look() or not (post.tree / "a").exists())
+    assert ready.copy is not None
+    assert ready.copy.exists()
+    post.spool.clear_temporary()
+    assert not ready.copy.exists()
