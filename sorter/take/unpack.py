@@ -450,7 +450,7 @@ class Child:
             if _lists_not_all(file, archive):
                 self.faults.append("its directory does not list all that is in the ZIP archive")
             for info in archive.infolist():
-                if _is_link_or_device(info):
+                if _is_link_or_device(info) and not (info.file_size and _holds_an_image(archive, info)):
                     self.other += 1
                 elif not info.is_dir() or info.file_size:
                     self._zip_entry(archive, info, where, level)
@@ -507,12 +507,21 @@ _BY_HAND = "if it is one, unpack it by hand and drop the folder"
 
 def _is_link_or_device(info: zipfile.ZipInfo) -> bool:
     """By the mode that an archive of Unix gives; programs of other systems may leave anything there. Nothing that is
-    large enough for an image is one.
+    larger than a path is one.
     """
     kind = stat.S_IFMT(info.external_attr >> 16)
     return kind not in (0, stat.S_IFREG, stat.S_IFDIR) and info.file_size <= (
         LONGEST_LINK if kind == stat.S_IFLNK else 0
     )
+
+
+def _holds_an_image(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bool:
+    """A report may have a kilobyte or two. True for what cannot be read: whoever reads it to its end says why."""
+    try:
+        with archive.open(info) as inside:
+            return kinds.perhaps_dicom(inside.read(HEAD))
+    except (*_UNREADABLE, OSError):
+        return True
 
 
 def _lists_not_all(file: IO[bytes], archive: zipfile.ZipFile) -> bool:

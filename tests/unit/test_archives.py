@@ -232,18 +232,20 @@ def test_a_symbolic_link_in_a_zip_is_not_followed(life: Life) -> None:
 def test_what_has_the_content_of_an_image_is_no_link_whatever_its_archive_calls_it(
     life: Life, kind: int, made_on: int
 ) -> None:
-    large = written(data_set(1, PixelData=bytes(1 << 16)))
+    large, small = written(data_set(1, PixelData=bytes(1 << 16))), image(3)
+    assert len(small) < unpack.LONGEST_LINK
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        info = zipfile.ZipInfo("image")
-        info.create_system, info.external_attr = made_on, (kind | 0o777) << 16
-        archive.writestr(info, large)
+        for name, content in (("image", large), ("report", small)):
+            info = zipfile.ZipInfo(name)
+            info.create_system, info.external_attr = made_on, (kind | 0o777) << 16
+            archive.writestr(info, content)
         folder = zipfile.ZipInfo("folder/")
         folder.create_system = made_on
         archive.writestr(folder, image(2))
     life.drop("a.zip", buffer.getvalue())
     life.settle()
-    assert life.images() == sorted([large, image(2)])
+    assert life.images() == sorted([large, image(2), small])
 
 
 @pytest.mark.parametrize("kind", [b"Z", b"M"], ids=["unknown", "the rest of another volume's"])
