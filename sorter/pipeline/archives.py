@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from sorter.spool import Spool
 from sorter.take.archive import End, Unpacking
-from sorter.take.filing import Candidate, Filed
+from sorter.take.filing import NOT_THAT_FILE, Candidate, Filed
 
 SMALL = 64 << 20
 """Bytes up to which an archive is small: it need not wait for the large ones."""
@@ -98,9 +98,15 @@ class _Lane:
         assert self.archive.door is not None
         try:
             self.fd = self.archive.door.open()
+        except OSError as error:
+            changed = error.errno in NOT_THAT_FILE  # or went, while it waited for its turn
+            why = "it is not what it was" if changed else error.strerror or "it cannot be opened"
+            yield self._over(End("truncated" if changed else "later", why))
+            return
+        try:
             self.unpacking = Unpacking(self.spool.files, self.spool.taking, self.fd, copy=copy)
         except OSError as error:
-            yield self._over(End("later", error.strerror or "it cannot be opened"))
+            yield self._over(End("later", error.strerror or "it cannot be read"))
 
     def _entry(self, path: Path, name: str) -> Candidate:
         """A file that came out of the archive, as one to take."""

@@ -42,7 +42,7 @@ SMALL = 256 << 10
 _HANDS = 8  # threads that remove files, and
 _RUN = 16  # how many of a batch one of them removes, one after the other: mostly of one folder
 
-_NOT_THAT_FILE = (errno.ESTALE, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EACCES)
+NOT_THAT_FILE = (errno.ESTALE, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EACCES)
 """Somebody removed it, or put something else in its place, since it was found."""
 
 
@@ -204,7 +204,7 @@ class Filing:
             unfinished = isinstance(reason, Truncated) and not (candidate.own or candidate.final)
             step.filed = Filed(candidate, "changed" if unfinished else "aside", why=str(reason))
         except OSError as error:
-            if error.errno not in _NOT_THAT_FILE or (candidate.own and error.errno != errno.ENOENT):
+            if error.errno not in NOT_THAT_FILE or (candidate.own and error.errno != errno.ENOENT):
                 raise  # what we received ourselves is offered once: it is said, and tried again
             step.filed = Filed(candidate, "changed", why="it is not what it was")
         return None

@@ -227,6 +227,23 @@ def test_a_symbolic_link_in_a_zip_is_not_followed(life: Life) -> None:
     assert (read.end.other, read.images, read.aside) == (1, 1, 0)
 
 
+@pytest.mark.parametrize("becomes", ["nothing", "another"])
+def test_an_archive_that_goes_while_another_is_read_is_no_trouble(life: Life, becomes: str) -> None:
+    """It was called one that cannot be read now, until something else came."""
+    for name in ("a.zip", "b.zip"):
+        life.drop(name, zipped({"image": image(1)}))
+    [lane, _] = life.intake.archives.lanes
+    wait_until(lambda: life.turn() or lane.waiting or setattr(life, "now", life.now + 1))
+    second = lane.waiting[0].path
+    second.unlink()
+    if becomes == "another":
+        life.drop(second.name, zipped({"image": image(2)}))
+    life.settle(20)
+    assert life.intake.problems() == []
+    assert life.images() == [image(1), *[image(2)] * (becomes == "another")]
+    assert life.left() == []
+
+
 @pytest.mark.parametrize("made_on", [0, 3], ids=["dos", "unix"])
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
 def test_what_has_the_content_of_an_image_is_no_link_whatever_its_archive_calls_it(
