@@ -166,7 +166,7 @@ class Intake:
     def problems(self) -> list[str]:
         """Sentences on what keeps files from being found or taken; [] while nothing does."""
         said = [problem for lookout in self.lookouts.values() for problem in lookout.problems()]
-        said += self._unseen.values()
+        said += [*self._unseen.values(), *self.received.problems()]
         return [*said, self.problem] if self.problem else said
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Received:
         self._folder, self._files, self._hear = folder, files, hear
         self._segments: dict[Path, _Segment] = {}
         self._news: list[Candidate | Ended] = []  # found, and not told yet: a look may fail in the middle
+        self._unread: dict[Path, str] = {}  # folders that could not be looked at, and why
 
     def is_open(self, association: str) -> bool:
         return any(association in segment.open for segment in self._segments.values())
@@ -67,23 +68,39 @@ class Received:
         """Who has an association open, once for each."""
         return [segment.sources[each] for segment in self._segments.values() for each in segment.open]
 
+    def problems(self) -> list[str]:
+        """Sentences on what could not be looked at; [] where all could."""
+        return [f"{path} cannot be looked at: {why}" for path, why in self._unread.items()]
+
     def look(self, *, relist: bool = False) -> list[Candidate | Ended]:
         """New finished files and the ends of associations, in the order they happened.
 
-        With `relist` the folders of open segments are listed too, for files whose line could not be written.
+        With `relist` the folders of open segments are listed too, for files whose line could not be written. One that
+        may not be read, or that a bad disk does not give, keeps nobody from the others.
         """
+        self._unread = {}
         paths = self._paths()
-        for path in self._segments.keys() - paths:  # somebody removed it
-            self._lose(self._segments.pop(path))
+        for path in [each for each in self._segments if each not in paths and each.parent not in self._unread]:
+            self._lose(self._segments.pop(path))  # somebody removed it
         for path in paths:
-            segment = self._segments.setdefault(path, _Segment(path))
-            segment.heard = segment.heard or self._hear(path / ARRIVALS)  # before reading, so that no line is missed
-            told = self._follow(segment)
-            if relist or not told or (segment.over and not segment.listed):
-                with contextlib.suppress(FileNotFoundError):  # its receiver could not use it, and removed it
-                    self._list(segment)
+            with self._apart(path):
+                self._look_at(self._segments.setdefault(path, _Segment(path)), relist=relist)
         news, self._news = self._news, []
         return news
+
+    @contextlib.contextmanager
+    def _apart(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._unread[folder] = error.strerror or "error"
+
+    def _look_at(self, segment: _Segment, *, relist: bool) -> None:
+        segment.heard = segment.heard or self._hear(segment.path / ARRIVALS)  # before reading: no line is missed
+        told = self._follow(segment)
+        if relist or not told or (segment.over and not segment.listed):
+            with contextlib.suppress(FileNotFoundError):  # its receiver could not use it, and removed it
+                self._list(segment)
 
     def tidy(self) -> None:
         """Remove the segments that are over and empty."""
@@ -94,8 +111,9 @@ class Received:
     def _paths(self) -> list[Path]:
         files, found = self._files, []
         for worker in files.names(self._folder):
-            if files.is_folder(self._folder / worker):
-                found += [self._folder / worker / name for name in files.names(self._folder / worker)]
+            with self._apart(folder := self._folder / worker):
+                if files.is_folder(folder):
+                    found += [folder / name for name in files.names(folder)]
         return [path for path in found if files.is_folder(path)]
 
     def _lose(self, segment: _Segment) -> None:
@@ -111,10 +129,10 @@ class Received:
         try:
             dead = not segment.over and self._writer_is_dead(fd)  # before reading: nothing can be added afterwards
             while data := self._files.pread(fd, 1 << 20, segment.offset):
-                segment.offset += len(data)
-                *lines, segment.rest = (segment.rest + data).split(b"\n")
+                *lines, rest = (segment.rest + data).split(b"\n")
                 for raw in lines:
                     self._apply(segment, raw)
+                segment.offset, segment.rest = segment.offset + len(data), rest  # else they are read again
         finally:
             self._files.close(fd)
         segment.dead = segment.dead or (dead and not segment.closed)

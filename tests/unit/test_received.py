@@ -32,30 +32,60 @@ def store(into: Arrivals, association: str, count: int) -> None:
 
 
 class Unlisted(Files):
-    """Folders of one name cannot be listed while `broken`."""
+    """One folder cannot be listed while `broken`."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.broken = name, True
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.broken = folder, True
 
     def names(self, path: PathLike | int) -> list[str]:
-        if self.broken and not isinstance(path, int) and self.name in Path(path).parts[-2:]:
+        if self.broken and path == self.folder:
             raise OSError(errno.EIO, "an error of the disk")
         return super().names(path)
 
 
-def test_a_look_that_fails_between_two_segments_tells_all_of_the_first(tmp_path: Path) -> None:
-    first, second = arrivals(tmp_path, "w1"), arrivals(tmp_path, "w2")
+@pytest.mark.parametrize("which", ["segment", "worker"])
+def test_a_folder_that_cannot_be_looked_at_keeps_nobody_from_the_others(tmp_path: Path, which: str) -> None:
+    """One that root owns, or on a bad sector: what came otherwise is taken meanwhile, and nothing is called lost."""
+    first, second = arrivals(tmp_path, "w2"), arrivals(tmp_path, "w1")
     for each in (first, second):
         store(each, each.opened(SCANNER), 1)
-    [folder] = (tmp_path / "w2").iterdir()
-    files = Unlisted(folder.name)
-    received = Received(tmp_path, files)
-    with pytest.raises(OSError, match="disk"):
-        received.look(relist=True)
+    [segment] = (tmp_path / "w1").iterdir()
+    bad = segment if which == "segment" else segment.parent
+    received = Received(tmp_path, files := Unlisted(bad))
+    found = received.look(relist=True)
+    assert "w2" in [each.path.parts[-3] for each in found if isinstance(each, Candidate)]
+    assert received.problems() == [f"{bad} cannot be looked at: an error of the disk"]
     files.broken = False
-    assert len([each for each in received.look() if isinstance(each, Candidate)]) == 2
+    found += received.look(relist=True)
+    assert len(found) == len([each for each in found if isinstance(each, Candidate)]) == 2
+    assert received.problems() == []
+    files.broken = True
+    assert received.look(relist=True) == []
+    assert len(received.open_sources()) == 2
     first.close()
     second.close()
+
+
+def test_lines_that_a_bad_disk_interrupted_are_read_again(tmp_path: Path) -> None:
+    class Ill(Files):
+        broken = True
+
+        def exists(self, path: PathLike, *, at: int | None = None) -> bool:
+            if self.broken:
+                raise OSError(errno.EIO, "an error of the disk")
+            return super().exists(path, at=at)
+
+    made = arrivals(tmp_path)
+    association = made.opened(SCANNER)
+    store(made, association, 1)
+    made.ended(association, "released")
+    received = Received(tmp_path, files := Ill())
+    assert received.look() == []
+    files.broken = False
+    image, ended = received.look()
+    assert isinstance(image, Candidate)
+    assert (image.source.calling, ended) == ("SCANNER", Ended(association, "released"))
+    made.close()
 
 
 def test_a_segment_that_somebody_removed_stops_nothing_and_its_associations_are_lost(tmp_path: Path) -> None:
