@@ -59,7 +59,7 @@ class Received:
         self._folder, self._files, self._hear = folder, files, hear
         self._segments: dict[Path, _Segment] = {}
         self._news: list[Candidate | Ended] = []  # found, and not told yet: a look may fail in the middle
-        self._unread: dict[Path, str] = {}  # folders that could not be looked at, and why
+        self._unread: dict[Path, str] = {}  # folders that could not be looked at, or removed, and why
 
     def is_open(self, association: str) -> bool:
         return any(association in segment.open for segment in self._segments.values())
@@ -69,8 +69,8 @@ class Received:
         return [segment.sources[each] for segment in self._segments.values() for each in segment.open]
 
     def problems(self) -> list[str]:
-        """Sentences on what could not be looked at; [] where all could."""
-        return [f"{path} cannot be looked at: {why}" for path, why in self._unread.items()]
+        """Sentences on what could not be looked at, or removed; [] where all could."""
+        return [f"{path} cannot be {why}" for path, why in self._unread.items()]
 
     def look(self, *, relist: bool = False) -> list[Candidate | Ended]:
         """New finished files and the ends of associations, in the order they happened.
@@ -89,11 +89,11 @@ class Received:
         return news
 
     @contextlib.contextmanager
-    def _apart(self, folder: Path) -> Iterator[None]:
+    def _apart(self, folder: Path, what: str = "looked at") -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            self._unread[folder] = error.strerror or "error"
+            self._unread[folder] = f"{what}: {error.strerror or 'error'}"
 
     def _look_at(self, segment: _Segment, *, relist: bool) -> None:
         segment.heard = segment.heard or self._hear(segment.path / ARRIVALS)  # before reading: no line is missed
@@ -105,8 +105,9 @@ class Received:
     def tidy(self) -> None:
         """Remove the segments that are over and empty."""
         for path, segment in list(self._segments.items()):
-            if segment.over and segment.listed and self._remove(path):
-                del self._segments[path]
+            with self._apart(path, "removed"):
+                if segment.over and segment.listed and self._remove(path):
+                    del self._segments[path]
 
     def _paths(self) -> list[Path]:
         files, found = self._files, []

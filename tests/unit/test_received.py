@@ -66,6 +66,25 @@ def test_a_folder_that_cannot_be_looked_at_keeps_nobody_from_the_others(tmp_path
     second.close()
 
 
+def test_a_segment_that_cannot_be_removed_keeps_nobody_from_the_others(tmp_path: Path) -> None:
+    class Ill(Files):
+        def rmdir(self, path: PathLike, *, at: int | None = None) -> None:
+            if Path(path).parent.name == "w1":
+                raise OSError(errno.EIO, "an error of the disk")
+            super().rmdir(path, at=at)
+
+    for worker in ("w1", "w2"):
+        made = arrivals(tmp_path, worker)
+        made.ended(made.opened(SCANNER), "released")
+        made.close()
+    received = Received(tmp_path, Ill())
+    assert len(received.look()) == 2
+    received.tidy()
+    [bad] = (tmp_path / "w1").iterdir()
+    assert received.problems() == [f"{bad} cannot be removed: an error of the disk"]
+    assert list((tmp_path / "w2").iterdir()) == []
+
+
 def test_lines_that_a_bad_disk_interrupted_are_read_again(tmp_path: Path) -> None:
     class Ill(Files):
         broken = True
