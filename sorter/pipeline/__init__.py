@@ -130,7 +130,7 @@ class Pipeline:
         self.retiring = Retiring(self.outlets, self.delivering.wait_for, telling.happened)
         self.bundles = Bundles(
             self.spool, lambda: self.planner, self.live, lambda uid: self.studies.members(uid), self.outlets.withhold,
-            self._plan, self._deliver,
+            self._plan, self._looked_at,
         )  # fmt: skip
         self.studies = Studies(
             StudyRecords(self.spool.studies, self.spool.files), self.units.timing, self.units.at_work, self._summary,
@@ -469,9 +469,15 @@ class Pipeline:
             self.reasking.planned(live)
             if answer.identity.lab is not None:
                 self.alarms.owned(live)
-        self._deliver(live)
         if live.unit.bundle is not None:  # perhaps nothing of it is to be anywhere any more
-            self.retiring.retire(live)
+            self._looked_at(live)
+        else:
+            self._deliver(live)
+
+    def _looked_at(self, bundle: Live) -> None:
+        """Of a study or subject go on with what waited, also to be taken away: it was withheld from its targets."""
+        self._deliver(bundle)
+        self.retiring.retire(bundle)
 
     def _deliver(self, live: Live) -> None:
         """What is owed of it, and what waited for something of it."""

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import pytest
 from click.testing import CliRunner
@@ -23,7 +23,7 @@ from sorter.config import load
 from sorter.daemon import assembly
 from sorter.daemon.assembly import assemble
 from sorter.daemon.sort import mark_defaults
-from sorter.deliver.target import Put, Wanted
+from sorter.deliver.target import Later, Put, Refused, Removed, Wanted
 from sorter.door.access import AccessLog
 from sorter.door.answers import Desk, Handed, Shelf, answer
 from sorter.door.terms import Sight
@@ -37,7 +37,7 @@ from sorter.exports import Choice, Store, naming
 from sorter.exports.asking import Asked, choose, plan
 from sorter.exports.choosing import Subject
 from sorter.labs.preparing import prepare
-from sorter.model import Missing, Product, Study, StudySeries, UnitKind, Verdict, unit_key
+from sorter.model import Missing, Product, Receipt, Study, StudySeries, UnitKind, Verdict, unit_key
 from sorter.pipeline import outlets
 from sorter.pipeline.bundles import Bundles
 from sorter.pipeline.deciding import decision
@@ -496,6 +496,44 @@ def test_a_series_that_is_held_holds_what_waits_for_a_busy_target(root: Path) ->
     site.turns(20)
     Queueing.go_on()
     assert len(site.delivered()) == 1
+
+
+class Clearing(Near):
+    """A lane that removes nothing for now."""
+
+    waiting: ClassVar[list[tuple[Clearing, Receipt, Callable[[Removed | Later | Refused], None]]]] = []
+
+    def remove(self, receipt: Receipt, tell: Callable[[Removed | Later | Refused], None]) -> None:
+        Clearing.waiting.append((self, receipt, tell))
+
+    def withhold(self, key: str) -> tuple[list[Put], list[Receipt]]:
+        mine = [each for each in Clearing.waiting if each[0] is self and each[1].key == key]
+        Clearing.waiting = [each for each in Clearing.waiting if each not in mine]
+        return [], [receipt for _, receipt, _ in mine]
+
+    @staticmethod
+    def go_on() -> None:
+        while Clearing.waiting:
+            lane, receipt, tell = Clearing.waiting.pop(0)
+            Near.remove(lane, receipt, tell)
+
+
+def test_what_a_correction_left_of_a_study_goes_although_a_series_was_held_meanwhile(root: Path) -> None:
+    kitchen(root, together(), lab='products = ["book"]')
+    site = begun(root, lane=Clearing)
+    site.receive(data_set(1), data_set(2, series=2))
+    site.turns(200)
+    both = [unit_key(UnitKind.SERIES, "1.2.3", f"1.2.3.{number}") for number in (1, 2)]
+    site.parts.pipeline.deciding.decide(both, [], decision(None, "P9", "a person"))
+    site.turns(200)
+    assert [path.split("/")[0] for path in site.delivered()] == ["P1", "P9"]
+    site.parts.pipeline.hold(both[0], "is it the right subject?")
+    site.parts.pipeline.hold(both[0], "")
+    site.turns(200)
+    Clearing.go_on()
+    site.turns(20)
+    assert [path.split("/")[0] for path in site.delivered()] == ["P9"]
+    assert site.unit().retiring() == []
 
 
 def test_what_is_made_of_what_is_made_of_a_study_is_made_anew_with_it(
