@@ -35,7 +35,7 @@ from sorter.pipeline.planning import NOTHING, NoPlan, Planner, view
 from sorter.pipeline.queries import Answer, Case, Queries
 from sorter.pipeline.recall import Recall
 from sorter.pipeline.retention import Retention
-from sorter.pipeline.retiring import Retiring, leave_behind, look_back
+from sorter.pipeline.retiring import Retiring, leave_behind, look_back, was_a_guess
 from sorter.pipeline.settling import Settling
 from sorter.pipeline.studies import Studies
 from sorter.pipeline.telling import Telling
@@ -589,8 +589,11 @@ class Pipeline:
                 if not isinstance(result, Removed):
                     live.troubles[receipt.product, receipt.target] = result.why
                     continue
-                take = self.withdrawing.taken_back if live.unit.withdrawn else self.retiring.removed
-                take(live, receipt, result)
+                if was_a_guess(live, receipt):
+                    self.retiring.retire(live)
+                else:
+                    take = self.withdrawing.taken_back if live.unit.withdrawn else self.retiring.removed
+                    take(live, receipt, result)
                 self.withdrawing.go_on(live)
 
     def _try_again(self) -> None:

@@ -17,7 +17,7 @@ from sorter.pipeline.making import Making, Waits
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import Planner
 from sorter.pipeline.recall import Recall, alone, lacking
-from sorter.pipeline.retiring import left_behind, take_back
+from sorter.pipeline.retiring import left_behind, take_away, take_back
 from sorter.pipeline.units import Live
 from sorter.pipeline.workshop import Workshop
 from sorter.spool.layout import now as wall_clock
@@ -130,8 +130,8 @@ class Delivering:
         """Only now it is delivered."""
         where = (receipt.product, receipt.target)
         for earlier in left_behind(live, where):
-            live.unit.retire(earlier)
-            live.retiring.append(earlier)
+            if earlier.revision != receipt.revision:  # else this tells of it, and better
+                take_away(live, earlier)
         live.unit.write_receipt(receipt)
         live.receipts[where] = receipt
         live.troubles.pop(where, None)

@@ -30,8 +30,7 @@ class Retiring:
         owed = {product for product, _ in live.owed}
         for where in [where for where in unplanned(live) if where[0] not in owed]:
             for earlier in left_behind(live, where):
-                live.unit.retire(earlier)
-                live.retiring.append(earlier)
+                take_away(live, earlier)
             live.behind.discard(where)
             if (receipt := live.receipts.pop(where, None)) is not None:
                 live.unit.withdraw_receipt(receipt)
@@ -63,6 +62,17 @@ class Retiring:
         live.unit.retired(receipt)
         live.retiring = [each for each in live.retiring if not is_same_delivery(each, receipt)]
         live.troubles.pop((receipt.product, receipt.target), None)
+
+
+def take_away(live: Live, receipt: Receipt) -> None:
+    """What this says of is to be removed; the last that is said of a delivery counts."""
+    live.unit.retire(receipt)
+    live.retiring = [*(each for each in live.retiring if not is_same_delivery(each, receipt)), receipt]
+
+
+def was_a_guess(live: Live, receipt: Receipt) -> bool:
+    """Was it removed by what its plan says, and has its receipt come meanwhile, which may tell of other names?"""
+    return any(is_same_delivery(each, receipt) and each.verified != receipt.verified for each in live.retiring)
 
 
 def leave_behind(live: Live, plan: Plan) -> None:
@@ -111,10 +121,10 @@ def left_behind(live: Live, where: tuple[str, str]) -> list[Receipt]:
         folder, verified = (there.folder, there.verified) if there else (was.folder, "")  # asked again: the same
         places[was.folder] = Receipt(live.key, *where, plan.revision, folder, tuple(files), verified,
                                      moved=moved(now_there.folder if now_there else None))  # fmt: skip
-    return [each for each in places.values() if each.files and (each.verified or not _is_known(live, each))]
+    return [each for each in places.values() if each.files and (each.verified or not is_known(live, each))]
 
 
-def _is_known(live: Live, receipt: Receipt) -> bool:
+def is_known(live: Live, receipt: Receipt) -> bool:
     """Is it being removed, or was it? Without a receipt the plans alone say what there was, and say so for ever."""
     return live.unit.was_retired(receipt) or any(is_same_delivery(receipt, each) for each in live.retiring)
 
@@ -124,8 +134,7 @@ def take_back(live: Live, where: tuple[str, str]) -> None:
     before = live.receipts.get(where)
     known = before is None or any(is_same_delivery(before, each) for each in live.retiring)
     if before is not None and before.files and not known:
-        live.unit.retire(before)
-        live.retiring.append(before)
+        take_away(live, before)
 
 
 def _delivery(plan: Plan | None, where: tuple[str, str]) -> Delivery | None:

@@ -14,7 +14,7 @@ from sorter.model import DICOM, Delivered, Delivery, Receipt
 from sorter.pipeline.exporting import Exporting
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.recall import is_same_delivery
-from sorter.pipeline.retiring import left_behind, look_back, unplanned
+from sorter.pipeline.retiring import is_known, left_behind, look_back, take_away, unplanned
 from sorter.pipeline.units import Live
 from sorter.pipeline.workshop import Workshop
 from sorter.spool import Spool
@@ -51,12 +51,12 @@ class Withdrawing:
             return
         self.exporting.withdrawn(live)
         for receipt in live.unit.exported():
-            live.unit.retire(receipt)
-            live.retiring.append(receipt)
+            take_away(live, receipt)
             live.unit.withdraw_exported(receipt)
-        for receipt in list(self._delivered(live)):
-            live.unit.retire(receipt)
-            live.retiring.append(receipt)
+        delivered = list(self._delivered(live))
+        for receipt in delivered:
+            take_away(live, receipt)
+        for receipt in delivered:  # not before all are written down
             if live.receipts.pop((receipt.product, receipt.target), None) is not None:
                 live.unit.withdraw_receipt(receipt)
         for receipt in list(live.retiring):
@@ -110,7 +110,7 @@ class Withdrawing:
             live.key, delivery.product, delivery.target, live.plan.revision, delivery.folder, files, "",
             "withdrawn before it had a receipt",
         )  # fmt: skip
-        if files and not live.unit.was_retired(receipt) and receipt not in live.retiring:
+        if files and not is_known(live, receipt):
             yield receipt
 
     def _end(self, live: Live) -> None:

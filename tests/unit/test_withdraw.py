@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,9 +18,11 @@ from sorter.daemon import assembly
 from sorter.daemon.assembly import assemble
 from sorter.daemon.requests import request
 from sorter.daemon.sort import mark_defaults
+from sorter.deliver.target import Later, Put, Refused, Removed
 from sorter.durable import Files
-from sorter.model import UnitKind, unit_key
+from sorter.model import Receipt, UnitKind, unit_key
 from sorter.pipeline import outlets
+from sorter.pipeline.deciding import decision
 from sorter.spool import Spool, Unit, leaving
 from tests.crash.scenario import CONFIG, Idle, Life, Near, Queueing, data_set
 
@@ -120,6 +124,52 @@ def test_what_is_withdrawn_is_not_delivered_before_it_is_taken_back(
     life.turns(80)
     assert [path.name for path in life.delivered()] == ["000-0002-000001.dcm"]
     assert len(life.stored()) == 1
+
+
+class Elsewhere(Near):
+    """A lane at work on what it was given, to a target that delivers beside, and looks for nothing that it removes."""
+
+    begun: ClassVar[list[tuple[Near, Put]]] = []
+    ended: ClassVar[list[tuple[Near, Receipt, Callable[[Removed | Later | Refused], None]]]] = []
+
+    def submit(self, put: Put) -> None:
+        Elsewhere.begun.append((self, replace(put, folder=f"{put.folder}-2")))
+
+    def remove(self, receipt: Receipt, tell: Callable[[Removed | Later | Refused], None]) -> None:
+        Elsewhere.ended.append((self, receipt, tell))
+
+    @staticmethod
+    def go_on(root: Path) -> None:
+        for lane, put in Elsewhere.begun:
+            Near.submit(lane, put)
+        removals, Elsewhere.begun, Elsewhere.ended = Elsewhere.ended, [], []
+        for lane, receipt, tell in removals:
+            if (root / "labs/memory" / receipt.folder).exists():
+                Near.remove(lane, receipt, tell)
+            else:
+                tell(Removed(receipt.folder))
+
+
+@pytest.mark.parametrize("withdrawn", [True, False])
+def test_what_was_being_delivered_is_taken_away_from_where_its_receipt_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, withdrawn: bool
+) -> None:
+    monkeypatch.setattr(assembly, "LocalEngine", Idle)
+    monkeypatch.setattr(outlets, "Lane", Elsewhere)
+    (tmp_path / "sorter.toml").write_text(CONFIG)
+    site = begun(tmp_path)
+    site.receive(data_set(1))
+    site.turns(80)
+    assert len(Elsewhere.begun) == 1
+    if withdrawn:
+        site.parts.pipeline.withdraw([FIRST], [], "consent", "admin")
+    else:
+        site.parts.pipeline.deciding.decide([FIRST], [], decision(None, "P9", "a person"))
+    for _ in range(4):
+        site.turns(80)
+        Elsewhere.go_on(tmp_path)
+    assert [path.parent.parent.parent.name for path in site.delivered()] == ([] if withdrawn else ["P9"])
+    assert Unit.load(site.spool, FIRST).retiring() == []
 
 
 def test_what_is_withdrawn_stays_so_in_status(site: Site) -> None:
