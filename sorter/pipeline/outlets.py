@@ -102,7 +102,7 @@ class Outlets:
         lane = Lane(name, outlet.code, outlet.settings, self._open, report, stay=outlet.stay, workers=workers)
         return lane
 
-    def _is_of_now(self, target: str, lane: Lane) -> bool:
+    def is_of_now(self, target: str, lane: Lane | None) -> bool:
         """Is this where the target is now? What was done before it was configured anew is owed still, perhaps
         elsewhere."""
         return target in self._lanes and self._lanes[target][1] is lane
@@ -230,7 +230,7 @@ class Outlets:
         """
         for _ in range(len(self._removals)):
             lane, receipt, result = self._removals.popleft()
-            if not self._is_of_now(receipt.target, lane):
+            if not self.is_of_now(receipt.target, lane):
                 continue
             errand = (receipt.key, receipt.product, receipt.target)
             self._removing.discard((errand, receipt.revision))
@@ -246,7 +246,7 @@ class Outlets:
         """
         for _ in range(len(self._answers)):
             target, lane, put, result = self._answers.popleft()
-            if not self._is_of_now(target, lane):
+            if not self.is_of_now(target, lane):
                 continue
             errand = (put.key, put.product, target)
             if self._under_way.get(errand) == put.revision:

@@ -53,7 +53,8 @@ class _Case:
     images: int
     since: float
     rest: deque[Delivered] | None = None  # of the receipt at hand what is still to be compared; None before it is begun
-    proof: leaving.Verified | None = None  # of the receipt that was compared last
+    proof: leaving.Verified | None = None  # of the receipt that was compared last,
+    lane: Lane | None = None  # and where
     waits: deque[str] = field(default_factory=deque)  # images to look at with this proof
     stay: dict[str, str] = field(default_factory=dict)  # by file, why it stays
     why: str = ""  # why no target could be asked
@@ -210,6 +211,7 @@ class Retention:
             return
         same = frozenset(each.file for each in receipt.files if each.name in answer.same and each.state == "written")
         case.proof = leaving.Verified(receipt, same, asked.day, self.keep, lambda: self.days.count, _sketch)
+        case.lane = asked.lane
         self.apart(case.key, lambda live: case.waits.extend(_candidates(live.unit, same)))
 
     # --- then it goes -------------------------------------------------------------------------------------------
@@ -221,7 +223,8 @@ class Retention:
 
     def _let_go(self, live: Live, case: _Case) -> None:
         assert case.proof is not None
-        if case.proof.keep != self.keep:  # it was configured anew: all is looked at once more
+        elsewhere = not self.outlets.is_of_now(case.proof.receipt.target, case.lane)
+        if elsewhere or case.proof.keep != self.keep:  # it was configured anew: all is looked at once more
             case.receipts.clear()
             case.waits.clear()
             case.rest, self._looked = None, -1

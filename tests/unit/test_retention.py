@@ -380,6 +380,30 @@ def test_what_another_share_answers_proves_nothing(site: Site, monkeypatch: pyte
     assert site.stored == []
 
 
+def test_what_another_share_had_answered_lets_nothing_more_go(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All was compared, and the first image has left, when its root is configured anew, where there is nothing."""
+    waiting: list[Callable[[], None]] = []
+
+    def later(self: Near, receipt: Receipt, tell: Callable[[Any], None], **_: Any) -> None:
+        waiting.append(lambda: tell(self.target.verify(receipt)))
+
+    monkeypatch.setattr(Near, "verify", later)
+    monkeypatch.setattr(retention, "AT_ONCE", 1)
+    shutil.rmtree(site.root / "labs/archive/P1")
+    site.days(5)
+    waiting.pop(0)()
+    site.parts.pipeline.turn(site.now)
+    assert len(site.stored) == 1
+    mark_at(site.root / "elsewhere")
+    (site.root / "sorter.toml").write_text(CONFIG.replace("[labs.memory]", "[labs.memory]\nroot = 'elsewhere'"))
+    site.parts.reload(load(site.root / "sorter.toml"), Files())
+    for _ in range(4):
+        site.turns(20)
+        while waiting:
+            waiting.pop(0)()
+    assert len(site.stored) == 1
+
+
 def test_what_another_share_got_is_delivered_to_the_one_of_now(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A delivery was on its way to the old root; its answer comes when the target has another."""
     waiting: list[Callable[[], None]] = []
