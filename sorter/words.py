@@ -14,6 +14,7 @@ _ONE = {
     "instances": "instance",
     "lie": "lies",
     "names": "a name",
+    "products": "product",
     "slices": "slice",
     "stay": "stays",
     "studies": "study",

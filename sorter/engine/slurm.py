@@ -25,6 +25,7 @@ from sorter.engine import remote, scratch
 from sorter.engine.engine import KEPT, Engine, outcome_in
 from sorter.engine.turns import Turns
 from sorter.engine.work import Limits, Outcome, Work
+from sorter.words import counted
 
 log = logging.getLogger("sorter.sort")
 
@@ -186,7 +187,7 @@ class SlurmEngine(Engine):
             ]
         said = [(each, count) for each in (self._trouble, self._away) if each]
         said += refused.items()
-        return [f"{each}: {count} products wait; images are delivered meanwhile" for each, count in said]
+        return [f"{each}: {counted(count, 'products wait')}; images are delivered meanwhile" for each, count in said]
 
     # --- the engine's own thread ----------------------------------------------------------------------------------
 
@@ -290,16 +291,26 @@ class SlurmEngine(Engine):
                 self._look_at(job, listed.get(work.id))
                 continue
             try:
-                self._submit(job)
-            except SlurmError as error:
-                with self._lock:
-                    self._jobs.pop(work.id, None)
-                    self._turns.waiting.insert(0, work)
-                if not isinstance(error, Refused):
-                    raise
-                self._refuse(work.lab, str(error))
-            else:
-                self._refuse(work.lab, "")
+                self._try_to_submit(job)
+            except SlurmError:
+                self._wait_again(work)
+                raise
+
+    def _try_to_submit(self, job: _Job) -> None:
+        """What Slurm refuses waits, and is no trouble of other labs."""
+        try:
+            self._submit(job)
+        except Refused as error:
+            self._wait_again(job.work)
+            self._refuse(job.work.lab, str(error))
+        else:
+            self._refuse(job.work.lab, "")
+
+    def _wait_again(self, work: Work) -> None:
+        with self._lock:
+            self._jobs.pop(work.id, None)
+            if work.id not in self._unwanted:  # it was cancelled meanwhile
+                self._turns.waiting.insert(0, work)
 
     def _refuse(self, lab: str, why: str) -> None:
         """Slurm takes no job of this lab for now; "": it does."""
@@ -365,7 +376,7 @@ class SlurmEngine(Engine):
         if job.tries > _TRIES:
             self._end(job, Outcome(job.work.id, "failed", f"{why}, {job.tries} times", later=True))
             return
-        self._submit(job)
+        self._try_to_submit(job)
 
     def _fetched(self, outcome: Outcome, folder: Path) -> Outcome:
         """The outcome with its files in the scratch of this machine, read from the share once and compared."""

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ PROJECT = Path(__file__).parents[2]
 
 MAKERS = """
 import os, signal
+from dataclasses import replace
 from pathlib import Path
 def good(job):
     print("said so")
@@ -180,9 +182,48 @@ def test_without_slurm_products_wait_and_it_is_said(
         engine.submit(work(makers, "good"))
         [said] = wait_until(engine.problems, 20, "it to be said")
         assert said.startswith("there is no squeue on this machine")
-        assert said.endswith("1 products wait; images are delivered meanwhile")
+        assert said.endswith("1 product waits; images are delivered meanwhile")
         assert "there is no squeue" in engine.standing()["good"]
         assert engine.finished() == []
+    finally:
+        engine.stop()
+
+
+SBATCH = """#!/bin/sh
+case "$(cat "$2" "$1" 2>/dev/null)" in *partition=other*) [ ! -e {place}/refuses ] || {{ echo no >&2; exit 1; }};; esac
+echo "$PWD $*" >> {place}/submitted
+echo Submitted batch job $(wc -l < {place}/submitted)
+"""
+
+
+def test_a_lab_whose_job_slurm_does_not_take_again_holds_up_no_other(
+    makers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node failed, and by now its terms are refused. (Slurm's commands alone: itself is among the peers.)"""
+    share, listed = tmp_path / "share", tmp_path / "listed"
+    listed.write_text("")
+    commands = {"squeue": f"#!/bin/sh\ncat {listed}\n", "sbatch": SBATCH.format(place=tmp_path)}
+    for name, text in {**commands, "sinfo": "#!/bin/sh\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    terms = {"other": JobTerms(partition="other")}
+    engine = SlurmEngine(Cluster(share, "this", labs=terms), tmp_path / "scratch", Files(), Limits())
+
+    def submitted() -> int:
+        path = tmp_path / "submitted"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    try:
+        engine.submit(replace(work(makers, "good"), id="first", lab="other"))
+        wait_until(lambda: submitted() == 1, 20, "the first job")
+        (tmp_path / "refuses").touch()
+        listed.write_text(f"1|NODE_FAIL|None|n1|{share}/first\n")
+        wait_until(lambda: any("of lab other" in each for each in engine.problems()), 20, "it to be refused")
+        engine.submit(replace(work(makers, "good"), id="second"))
+        wait_until(lambda: submitted() == 2, 10, "the job of the other lab")
+        [said] = engine.problems()
+        assert said == "Slurm does not take a job of lab other: no: 1 product waits; images are delivered meanwhile"
     finally:
         engine.stop()
 
