@@ -131,15 +131,16 @@ class _Found:
     receipts: int = 0
     same: int = 0
     others: Counter[str] = field(default_factory=Counter)
-    lacking: int = 0  # not there, although at the old place
+    lacking: int = 0  # not there, or as of an earlier revision, although at the old place
     first: str = ""
     other: int = 0  # there and other than delivered, although at the old place as they were
     first_other: str = ""
 
     def note(self, receipt: Receipt, here: Verified, before: Verified) -> None:
         """What of a delivery is not at the new place as it was delivered, and lies at the old one."""
-        lacking = sorted(set(here.missing) - set(before.missing))
-        other = sorted({*here.changed, *here.damaged, *here.outdated}.intersection(before.same))
+        behind = set(here.outdated).intersection(before.same)  # it was copied before the delivery grew
+        lacking = sorted((set(here.missing) - set(before.missing)) | behind)
+        other = sorted({*here.changed, *here.damaged}.intersection(before.same))
         self.lacking += len(lacking)
         self.other += len(other)
         self.first = self.first or (f"{receipt.folder}/{lacking[0]}" if lacking else "")

@@ -91,6 +91,20 @@ def test_a_tree_that_was_copied_must_be_whole(site: Site, tmp_path: Path) -> Non
     assert len(images(old)) == 3
 
 
+def test_a_tree_that_was_copied_before_a_series_grew_is_not_whole(site: Site, tmp_path: Path) -> None:
+    """What lies beside says that it is as an earlier revision left it; what came since is missing all the same."""
+    old, new = site.root / "labs/memory", tmp_path / "new"
+    shutil.copytree(old, new)
+    site.receive(data_set(3))
+    site.turns(80)
+    done = site.command("relocate", "memory", str(new))
+    assert done.exit_code == 1
+    assert "1 file is missing in" in str(done.exception)
+    assert "001_T1/000-0001-000003.dcm" in str(done.exception)
+    shutil.copytree(old, new, dirs_exist_ok=True)
+    assert site.command("relocate", "memory", str(new)).exit_code == 0
+
+
 def test_what_was_badly_copied_is_told_before_the_old_place_is_removed(site: Site, tmp_path: Path) -> None:
     """It looks as if the lab had edited it; where the images have left the store, the old copy may be the only one."""
     old, new = site.root / "labs/memory", tmp_path / "new"
