@@ -113,13 +113,14 @@ class Ledger:
         return self._change(like, before, outcome)
 
     def forget(self, like: Like, key: str) -> None:
-        """Of this unit nothing can be told any more."""
-        self._keep(like, [each for each in self.likes.get(like, ()) if each.key != key])
-
-    def _keep(self, like: Like, outcomes: list[Outcome], now: float = math.inf) -> None:
-        self.likes.pop(like, None)
+        """Of this unit nothing can be told any more. The others stay in their order."""
+        outcomes = tuple(each for each in self.likes.pop(like, ()) if each.key != key)
         if outcomes:
-            self.likes[like] = tuple(sorted(outcomes, key=lambda each: (order(each.at, now), each.key))[-KEPT:])
+            self.likes[like] = outcomes
+
+    def _keep(self, like: Like, outcomes: list[Outcome], now: float) -> None:
+        self.likes.pop(like, None)
+        self.likes[like] = tuple(sorted(outcomes, key=lambda each: (order(each.at, now), each.key))[-KEPT:])
         if len(self.likes) > MOST_LIKES:
             del self.likes[min(self.likes, key=lambda each: (self.likes[each][-1].at, str(each)))]
 

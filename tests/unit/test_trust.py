@@ -81,6 +81,8 @@ def test_what_a_clock_in_the_future_wrote_is_not_the_latest_for_ever() -> None:
     assert ledger.trusted(LIKE)
     ledger.note(LIKE, outcome(4, came=150), now)
     assert not ledger.trusted(LIKE)
+    ledger.forget(LIKE, "another")
+    assert not ledger.trusted(LIKE)
 
 
 def test_times_are_in_order_over_the_end_of_summer_time() -> None:
