@@ -232,9 +232,9 @@ WORDS = {
 
 
 def unmade(unit: UnitSummary) -> tuple[str, ...]:
-    """Products that fail, where nothing else of the series is owed: it is delivered but for these."""
+    """Products that fail, where all else of the series is delivered: it is, but for these."""
     states = {each.state for each in unit.deliveries}
-    if unit.state != "owed" or not states <= {"delivered", "nothing", "failed"}:
+    if unit.state != "owed" or "delivered" not in states or not states <= {"delivered", "nothing", "failed"}:
         return ()
     return tuple(dict.fromkeys(each.product for each in unit.deliveries if each.state == "failed"))
 
