@@ -55,7 +55,7 @@ class LabCorners:
     python: LabPython
     every: float = 30.0
     _labs: dict[str, _Known] = field(default_factory=dict)
-    _seen: deque[tuple[str, LabLook, LabSeen | Later | Refused]] = field(default_factory=deque)
+    _seen: deque[tuple[str, _Known, LabLook, LabSeen | Later | Refused]] = field(default_factory=deque)
 
     def configure(self, roots: Mapping[str, str], every: float) -> None:
         """These labs from now on; each is looked at anew: what the admin changed may have made it right."""
@@ -83,10 +83,10 @@ class LabCorners:
     def turn(self, now: float) -> float:
         """Take up what was seen, and look where it is time to; returns when to be called again at the latest."""
         while self._seen:
-            lab, job, seen = self._seen.popleft()
-            if lab in self._labs:
-                self._labs[lab].asked = False
-                self._labs[lab].looks += 1
+            lab, known, job, seen = self._seen.popleft()
+            if self._labs.get(lab) is known:  # else it was configured anew, and its folder may be another
+                known.asked = False
+                known.looks += 1
                 if isinstance(seen, LabSeen):  # else its folder is away: what it said last stays in force
                     self._heed(lab, job, seen, now)
         until = self.requests.turn(now)
@@ -104,7 +104,7 @@ class LabCorners:
         job = LabLook(known.digest, self.requests.answered(lab), pages, gone, self.python.runs(lab))
 
         def tell(seen: LabSeen | Later | Refused) -> None:
-            self._seen.append((lab, job, seen))
+            self._seen.append((lab, known, job, seen))
 
         return self.outlets.look_at_lab(lab, job, lambda each: self.records.open(lab, each.file), tell)
 

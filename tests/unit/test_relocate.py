@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tomli
 
 from sorter.config import load, with_lab_root
-from tests.crash.scenario import data_set
+from tests.crash.scenario import CONFIG, Near, data_set
 from tests.unit.test_withdraw import Site
 from tests.unit.test_withdraw import site as site
 
@@ -129,3 +130,28 @@ def test_what_is_not_the_lab_s_tree(site: Site, tmp_path: Path) -> None:
     assert "nothing of what was delivered" in str(site.command("relocate", "memory", str(empty)).exception)
     assert "lies inside" in str(site.command("relocate", "memory", str(site.root / "spool/x")).exception)
     assert 'did you mean "memory"' in str(site.command("relocate", "memroy", str(empty)).exception)
+
+
+def test_what_the_old_place_says_of_the_lab_is_not_heard_any_more(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at its corner was under way, and ends when the lab's root is another."""
+    waiting: list[Callable[[], None]] = []
+    look = Near.look_at_lab
+    monkeypatch.setattr(Near, "look_at_lab", lambda self, *asked: waiting.append(lambda: look(self, *asked)))
+    old, new = site.root / "labs/memory", tmp_path / "new"
+    shutil.copytree(old, new)
+    (old / ".sorter/lab.toml").write_text("[deliver]\nproducts = []\n")
+    site.parts.lab_corners.turn(site.now)
+    assert len(waiting) == 1
+    (site.root / "sorter.toml").write_text(with_lab_root(CONFIG, "memory", str(new)) or "")
+    reloaded(site)
+    waiting.pop(0)()
+    site.parts.lab_corners.turn(site.now)
+    assert not (site.spool.labs / "memory/lab.toml").exists()
+    while waiting:
+        waiting.pop(0)()
+    site.parts.lab_corners.turn(site.now)
+    site.receive(data_set(1, series=5))
+    site.turns(80)
+    assert "P1/20260102_1011/005_T1/000-0005-000001.dcm" in images(new)
