@@ -243,9 +243,12 @@ class PathTarget:
                     self._clear_above(visit, receipt.folder, _stage_name(receipt.key, receipt.product))
                 return Removed(folder, note="its folder is not there any more")
             removed, left = self._unlink(fd, [*receipt.files, *self._under_other_names(fd, receipt)])
-            left += remains(receipt.files, (name for name, _ in self._files.scan(fd) if name not in left))
-            if receipt.moved and (left or self._has_more(fd, receipt)):
-                self._say_moved(visit, fd, receipt)
+            if removed or self._was_here(fd, receipt):
+                left += remains(receipt.files, (name for name, _ in self._files.scan(fd) if name not in left))
+                if receipt.moved and (left or self._has_more(fd, receipt)):
+                    self._say_moved(visit, fd, receipt)
+            else:
+                left = []
             name = self._manifest_name(fd, receipt.key, receipt.product)
             if self._files.exists(name, at=fd):
                 self._files.unlink(name, at=fd)
@@ -255,6 +258,14 @@ class PathTarget:
             self._prune(visit, folder)
             said = counted(len(left), "files were left: they are not as they were delivered") if left else ""
             return Removed(folder, tuple(removed), tuple(left), said)
+
+    def _was_here(self, fd: int, receipt: Receipt) -> bool:
+        """Is this folder where it was delivered? A receipt that was made of a plan does not know whether it was at all,
+        and where the lab moved a folder away another series may have its place."""
+        if self._manifest(fd, receipt.key, receipt.product):
+            return True
+        others = receipt.product == DICOM and any(self._others(fd, receipt.key, receipt.product, only=DICOM))
+        return bool(receipt.verified) and not others
 
     def look_at_lab(self, job: LabLook, source: Source) -> LabSeen:
         with self._visit(alone=False) as visit:

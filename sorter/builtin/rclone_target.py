@@ -29,7 +29,7 @@ from sorter.builtin.path_target import MOVED
 from sorter.deliver.target import Checked, Done, Fetched, Put, Removed, Source, Verified
 from sorter.durable import Files
 from sorter.errors import Away, Held, TryLater
-from sorter.model import Receipt
+from sorter.model import DICOM, Receipt
 from sorter.words import counted
 
 _ID = f"{MARKER}/id"
@@ -90,7 +90,9 @@ class RcloneTarget:
             if not folder.there or _revision(manifest) > receipt.revision:
                 return Removed(receipt.folder, note="its folder is not there any more")
             removed, left = folder.delete([*receipt.files, *elsewhere(receipt.files, files_in(manifest))])
-            if receipt.moved and (left or _has_more(folder, receipt)):
+            if not removed and not _was_here(folder, receipt):
+                left = []
+            elif receipt.moved and (left or _has_more(folder, receipt)):
                 self._say_moved(folder, receipt)
             self._remove_manifest(folder, receipt)
             self._prune(receipt.folder)
@@ -205,6 +207,14 @@ def _is_open(address: str) -> bool:
     """Can others on the way read what goes there?"""
     found = urlsplit(address)
     return found.scheme == "http" and found.hostname not in ("localhost", "127.0.0.1", "::1")
+
+
+def _was_here(folder: Folder, receipt: Receipt) -> bool:
+    """Is this folder where it was delivered? A receipt that was made of a plan does not know whether it was at all."""
+    if folder.manifest(receipt.key, receipt.product):
+        return True
+    others = receipt.product == DICOM and any(folder.others(receipt.key, receipt.product, only=DICOM))
+    return bool(receipt.verified) and not others
 
 
 def _has_more(folder: Folder, receipt: Receipt) -> bool:

@@ -206,6 +206,22 @@ def test_what_was_planned_and_never_delivered_is_no_news(site: Site) -> None:
     assert not any("before a correction" in each["says"] for each in Unit.load(site.spool, third).story())
 
 
+def test_what_was_planned_where_another_series_lies_is_no_news_either(site: Site) -> None:
+    """Its folder would have got another name, had it been delivered: nothing is said in the other's."""
+    before = tree(site)
+    (site.root / "labs/memory/.sorter/id").rename(site.root / "labs/memory/.sorter/away")
+    site.receive(data_set(1, study="1.2.4"))
+    site.turns(80)
+    site.command("fix", "1.2.4.1", "--lab", "vision")
+    site.turns(80)
+    back(site)
+    assert [each for each in tree(site) if not each.startswith("vision/")] == before
+    assert not list(site.root.rglob("MOVED*"))
+    clash = Unit.load(site.spool, unit_key(UnitKind.SERIES, "1.2.4", "1.2.4.1"))
+    assert clash.retiring() == []
+    assert not any("before a correction" in each["says"] for each in clash.story())
+
+
 def test_what_its_new_lab_does_not_want_leaves_the_old_one_all_the_same(site: Site) -> None:
     vision = site.parts.take_lab_file
     assert vision("vision", b"[deliver]\nproducts = []\n") == ()
