@@ -483,6 +483,18 @@ def test_another_series_is_never_mixed_in(server: Server, place: Target, store: 
     assert [server.count(image) for image in (*IMAGES, *LATE)] == [1] * (len(IMAGES) + len(LATE))
 
 
+def test_what_was_only_planned_where_another_series_lies_changes_nothing_there(
+    server: Server, place: Target, store: Store
+) -> None:
+    there = receipt(place.put(job(IMAGES), store))
+    before = sorted(path.name for path in (server.behind / there.folder).iterdir())
+    files = tuple(replace(each, sha256="0" * 64) for each in there.files)
+    planned = replace(there, key="beef" * 8, files=files, verified="", moved="it lies elsewhere now")
+    gone = place.remove(planned)
+    assert (gone.removed, gone.left) == ((), ())
+    assert sorted(path.name for path in (server.behind / there.folder).iterdir()) == before
+
+
 def test_verify_tells_damage_from_edits(server: Server, place: Target, store: Store) -> None:
     done = place.put(job(IMAGES), store)
     held = receipt(done)
