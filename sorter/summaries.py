@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TypeAlias
@@ -16,10 +16,11 @@ Unread: TypeAlias = Callable[[str, OSError], None]
 """Is told of a unit, by its key, whose records the disk does not give."""
 
 
-def summaries(spool: Spool, unread: Unread | None = None) -> Iterator[UnitSummary]:
-    """Of every unit, in no order; read from its records where the cached summary is gone. What cannot be read is left
-    out where there is an `unread`, who only looks; who acts on all that there is has to have all (OSError)."""
-    for key in spool.keys():  # noqa: SIM118  (a spool is no mapping)
+def summaries(spool: Spool, unread: Unread | None = None, keys: Iterable[str] | None = None) -> Iterator[UnitSummary]:
+    """Of every unit, in no order, or of those of these `keys`; read from its records where the cached summary is gone.
+    What cannot be read is left out where there is an `unread`, who only looks; who acts on all that there is has to
+    have all (OSError)."""
+    for key in spool.keys() if keys is None else keys:
         try:
             found = summary_of(spool, key)
         except OSError as error:

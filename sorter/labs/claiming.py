@@ -23,7 +23,8 @@ def unassigned(spool: Spool, what: Sequence[str]) -> list[str]:
     """The keys of what is called so and belongs to nobody. SorterError: it is asked for all that there is."""
     if any(set(each) <= set("*?") for each in what):
         raise SorterError("claim a subject, a study or a series by its name or UID, not all that there is")
-    free = [each for each in summaries(spool) if each.lab is None and any(is_called(each, text) for text in what)]
+    found = summaries(spool, lambda _key, _error: None)  # whose records cannot be read is no reason to claim nothing
+    free = [each for each in found if each.lab is None and any(is_called(each, text) for text in what)]
     return [each.key for each in free if each.state not in ("open", "withdrawn")]
 
 

@@ -16,7 +16,7 @@ from sorter.pipeline.planning import NoPlan, Planner
 from sorter.spool import Spool, Unit, UnitSummary
 from sorter.spool.labs import LabRecords
 from sorter.spool.requests import request
-from sorter.summaries import in_order, summaries, summary_of, title_of
+from sorter.summaries import in_order, summaries, title_of
 
 STEP, LISTED = 5, 200
 """Series that one turn plans, and at most looks at, beside its daily work: each is read from its folder."""
@@ -180,9 +180,12 @@ class Trials:
         return now
 
     def _series(self, trial: Trial) -> Iterator[UnitSummary]:
-        named = (summary_of(self.spool, key) for key in trial.keys)
-        found = (each for each in named if each is not None) if trial.keys else summaries(self.spool)
+        found = summaries(self.spool, self._not_tried, trial.keys or None)
         return delivered(found, trial.lab, trial.since)
+
+    def _not_tried(self, key: str, error: OSError) -> None:
+        """That one's trouble alone."""
+        self.spool.note("not tried", unit=key, why=error.strerror or "")
 
     def _list(self, work: _Work) -> None:
         for _ in range(LISTED):
@@ -201,9 +204,9 @@ class Trials:
             summary = work.due.popleft()
             try:
                 found = move_of(self.planner(), self.spool, summary, own=work.trial.own)
-            except OSError as error:  # that one's trouble alone
+            except OSError as error:
                 found = None
-                self.spool.note("not tried", unit=summary.key, why=error.strerror or "")
+                self._not_tried(summary.key, error)
             if found is not None:
                 work.moves.append(found)
 

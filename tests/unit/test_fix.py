@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from sorter.door.access import AccessLog
 from sorter.door.answers import Desk, Shelf, answer
 from sorter.durable import Files
 from sorter.errors import SorterError
+from sorter.labs.claiming import unassigned
+from sorter.labs.moving import Trial
 from sorter.labs.preparing import prepare
 from sorter.model import UnitKind, unit_key
 from sorter.pipeline import deciding, outlets
@@ -345,6 +348,23 @@ def test_one_series_that_cannot_be_read_ends_no_look_at_the_others(site: Site, s
         done = site.command("fix", "P1", "--as", "P7")
         assert isinstance(done.exception, SorterError)
         assert "rev-0001.json is damaged; put it back from a backup; nothing was done" in str(done.exception)
+
+
+@pytest.mark.parametrize("keys", [(), (FIRST, SECOND)])
+def test_one_series_that_cannot_be_read_ends_no_trial_of_the_rules_and_no_claim(
+    site: Site, keys: tuple[str, ...]
+) -> None:
+    folder = site.spool.unit_folder(SECOND)
+    (folder / "rev-0001.json").write_text("{")
+    (folder / "series.json").unlink()
+    trials, trial = site.parts.trials, Trial("memory", "", 1234, keys)
+    trials.ask(trial)
+    for minute in range(20):
+        trials.turn(site.now + 60 * minute)
+    found = LabRecords(site.spool.labs, site.spool.files).take_trial("memory", trial.code)
+    assert found is not None
+    assert json.loads(found)["moving"] == 0
+    assert unassigned(site.spool, ["P1"]) == []
 
 
 # --- claims ---------------------------------------------------------------------------------------------------------
