@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
@@ -215,10 +216,11 @@ class CommitmentProvider:
         keys = sorted({key for found in places.values() for key in found})
         found = dict.fromkeys(asked, Standing.ABSENT)
         for key in keys:  # one unit in memory at a time
-            view = _View(self._spool, key, self.terms.delivered)
-            for each in asked:
-                if key in places.get(each.sop_uid, ()):
-                    found[each] = _better(found[each], view.standing(each))
+            with suppress(OSError):  # what cannot be read is no promise, and whoever works on it says it better
+                view = _View(self._spool, key, self.terms.delivered)
+                for each in asked:
+                    if key in places.get(each.sop_uid, ()):
+                        found[each] = _better(found[each], view.standing(each))
         return found
 
     # --- telling ------------------------------------------------------------------------------------------------

@@ -362,6 +362,22 @@ def test_a_turn_looks_for_so_many_and_the_rest_comes_next(spool: Spool, monkeypa
     assert (len(heard), looked) == (4, [2] * 4)
 
 
+def test_one_series_that_cannot_be_read_is_no_promise_and_ends_no_turn(spool: Spool) -> None:
+    kept, index = Commitments(spool.commitments, spool.files), an_index(spool)
+    kept.create()
+    request = kept.add("1.2.3", WHO, ASKED)
+    (spool.unit_folder(KEYS[0]) / "evidence.jsonl").mkdir(parents=True)
+    index.note(ASKED[0].sop_uid, KEYS[0])
+    index.flush()
+    terms = provider.Terms(False, 600.0, lambda _: None)
+    answers = provider.CommitmentProvider(spool, index, terms, _never, _nothing)
+    answers.begin()
+    answers.turn(100.0, settled=True)
+    assert kept.read(request.id).failed is None  # perhaps the disk gives it later
+    answers.turn(800.0, settled=True)
+    assert kept.read(request.id).failed == dict.fromkeys((each.sop_uid for each in ASKED), 0x0112)
+
+
 def test_whoever_asks_again_while_he_is_told_is_told_once_more(spool: Spool) -> None:
     """The report that is under way may have been answered before: then nobody would answer this question."""
     kept, told, go_on = Commitments(spool.commitments, spool.files), list[str](), threading.Event()
