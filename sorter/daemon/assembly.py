@@ -182,6 +182,7 @@ class Parts:
     lab_corners: LabCorners = field(init=False)
     trials: Trials = field(init=False)
     reread: Callable[[], None] = lambda: None  # what to do where a command has changed the configuration
+    put_off: dict[str, float] = field(default_factory=dict)  # requests that the disk does not allow -> when again
 
     def __post_init__(self, wake: Callable[[], None]) -> None:
         records, pipeline = self.lab_files.records, self.pipeline

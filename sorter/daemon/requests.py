@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,33 @@ from sorter.spool.requests import request as request
 log = logging.getLogger("sorter.sort")
 
 _LARGEST = 64 << 20  # bytes: the names of a very large series
+_AGAIN = 30.0  # seconds until what the disk did not allow is tried again
+_IN_ORDER = "decide-"
 
 
-def answer_requests(spool: Spool, parts: Parts) -> None:
-    """Do what was asked since the last call."""
-    for name in spool.files.names(spool.requests):
-        if name.endswith(".json"):
-            _answer(spool.requests / name, spool, parts)
+def answer_requests(spool: Spool, parts: Parts) -> float:
+    """Do what was asked since the last call; when to be called again at the latest, in the time of pipeline's turns.
+
+    What the disk does not allow, as of a series whose records are damaged, is tried again, and holds up nothing else;
+    but what people decide counts in its order.
+    """
+    now, waits, names = parts.pipeline.now, dict[str, float](), spool.files.names(spool.requests)
+    for name in [name for name in names if name.endswith(".json")]:
+        due = parts.put_off.get(name, now)
+        if name.startswith(_IN_ORDER):
+            due = max([due, *(each for other, each in waits.items() if other.startswith(_IN_ORDER))])
+        if due <= now:
+            try:
+                _answer(spool.requests / name, spool, parts)
+                continue
+            except OSError as error:
+                due = now + _AGAIN
+                if name not in parts.put_off:
+                    kind, why = name.partition("-")[0], error.strerror or "error"
+                    log.error("a request (%s) cannot be done yet, and is tried again: %s", kind, why)
+        waits[name] = due
+    parts.put_off = waits
+    return min(waits.values(), default=math.inf)
 
 
 def _answer(path: Path, spool: Spool, parts: Parts) -> None:

@@ -145,8 +145,8 @@ class Sort:
 
     def _turn(self, now: float) -> float:
         try:
-            answer_requests(self._spool, self._parts)
-            until = min(self._parts.pipeline.turn(now), self._parts.turn(now))
+            until = answer_requests(self._spool, self._parts)
+            until = min(until, self._parts.pipeline.turn(now), self._parts.turn(now))
             if self._parts.commitments is not None:
                 until = min(until, self._parts.commitments.turn(now, self._parts.pipeline.looked_around))
             return until

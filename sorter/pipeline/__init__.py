@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 
@@ -189,10 +189,17 @@ class Pipeline:
     @contextmanager
     def _apart(self, key: str) -> Iterator[None]:
         """A step of one unit. What the disk does not allow is that unit's trouble alone."""
+        with suppress(OSError), self._letting_go(key):
+            yield
+
+    @contextmanager
+    def _letting_go(self, key: str) -> Iterator[None]:
+        """The same, where somebody else has to hear of it: a request is done again, with what the disk says."""
         try:
             yield
         except OSError as error:
             self.let_go(key, error.strerror or "error")
+            raise
 
     def let_go(self, key: str, why: str = "") -> None:
         """Forget what is in memory of a unit whose step failed, and take it up again from its folder in a while."""
@@ -754,38 +761,49 @@ class Pipeline:
 
     def hold(self, key: str, why: str) -> None:
         """A person freezes a unit: nothing of it is delivered or removed. With "" it is released."""
-        live = self.live(key)
-        if live.unit.held != why and not live.unit.withdrawn:
-            self.bundles.coming(live, live.plan)
-            live.unit.hold(why)
-            if why:
-                self.outlets.withhold(key)
-            live.unit.tell(f"held: {why}" if why else "released: what waited goes on")
-            self.telling.happened("held" if why else "released", live)
-            self.exporting.look_again()
-            self.resume(live)
-        self._sum_up(live)
+        with self._letting_go(key):
+            live = self.live(key)
+            if live.unit.held != why and not live.unit.withdrawn:
+                self.bundles.coming(live, live.plan)
+                live.unit.hold(why)
+                if why:
+                    self.outlets.withhold(key)
+                live.unit.tell(f"held: {why}" if why else "released: what waited goes on")
+                self.telling.happened("held" if why else "released", live)
+                self.exporting.look_again()
+                self.resume(live)
+            self._sum_up(live)
 
     def withdraw(self, keys: Sequence[str], studies: Sequence[str], why: str, by: str) -> None:
         """A person withdraws these units, and these studies as a whole: what is known of them goes, and none comes."""
         self.spool.withdrawals.add(keys, studies, why, by)
+        failed: OSError | None = None
         for key in keys:
-            live = self.live(key)
-            self.bundles.coming(live, live.plan)
-            self.outlets.withhold(key)
-            self.withdrawing.begin(live, why)
-            self._sum_up(live)
+            try:
+                with self._letting_go(key):
+                    live = self.live(key)
+                    self.bundles.coming(live, live.plan)
+                    self.outlets.withhold(key)
+                    self.withdrawing.begin(live, why)
+                    self._sum_up(live)
+            except OSError as error:  # all others go, and whoever asked asks once more
+                failed = error
+        if failed is not None:
+            raise failed
 
     def mend(self, key: str, where: tuple[str, str], names: Sequence[str]) -> None:
         """A person wants these files of a (product, target) as they were delivered: the target lost or damaged them."""
-        live = self.live(key)
-        if where[1] == STORE:
-            self._set_damaged_aside(live, names)
-        elif where in live.receipts:
-            live.unit.mend(where, tuple(dict.fromkeys((*live.unit.mending.get(where, ()), *names))))
-            live.unit.tell(f"a person wants {counted(len(names), 'files')} of {where[0]} delivered to {where[1]} again")
-            self.delivering.deliver(live)
-        self._sum_up(live)
+        with self._letting_go(key):
+            live = self.live(key)
+            if where[1] == STORE:
+                self._set_damaged_aside(live, names)
+            elif where in live.receipts:
+                live.unit.mend(where, tuple(dict.fromkeys((*live.unit.mending.get(where, ()), *names))))
+                live.unit.tell(
+                    f"a person wants {counted(len(names), 'files')} of {where[0]} delivered to {where[1]} again"
+                )
+                self.delivering.deliver(live)
+            self._sum_up(live)
 
     def _set_damaged_aside(self, live: Live, names: Sequence[str]) -> None:
         """Images that have no longer the digest they came with make place for what comes again; nothing is deleted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -183,6 +184,53 @@ def test_what_is_withdrawn_stays_so_in_status(site: Site) -> None:
     assert summary is not None
     assert summary.state == "withdrawn"
     assert sum("its images left the store" in each["says"] for each in unit.story()) == 1
+
+
+def test_what_is_asked_of_a_series_that_cannot_be_read_holds_up_nothing_else(site: Site) -> None:
+    record = site.spool.unit_folder(SECOND) / "rev-0001.json"
+    whole = record.read_bytes()
+    record.write_text("{")
+    request(site.spool, f"hold-{SECOND}", {"do": "hold", "key": SECOND, "why": "a question"})
+    site.receive(data_set(3))
+    site.turns(80)
+    assert len(site.delivered()) == 4
+    assert len(list(site.spool.requests.iterdir())) == 1
+    request(site.spool, "retry", {"do": "retry"})
+    site.turns(20)
+    assert [path.name for path in site.spool.requests.iterdir()] == [f"hold-{SECOND}.json"]
+    both = {"do": "withdraw", "keys": [SECOND, FIRST], "studies": [], "why": "consent", "by": "admin"}
+    request(site.spool, "withdraw-1", both)
+    site.turns(80)
+    assert [path.name for path in site.delivered()] == ["000-0002-000001.dcm"]
+    record.write_bytes(whole)
+    site.turns(80)
+    assert list(site.spool.requests.iterdir()) == []
+    assert site.delivered() == []
+    assert Unit.load(site.spool, SECOND).held == "a question"
+
+
+@pytest.mark.parametrize("asked", ["hold", "withdraw", "mend"])
+def test_what_the_disk_did_not_take_is_done_again_and_not_only_remembered(
+    site: Site, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, full = Files.append, [True]
+
+    def failing(self: Files, path: Any, data: bytes, **more: Any) -> None:
+        if full and any(each in data for each in (b'"held":', b'"withdrawn":', b'"mend":')):
+            full.clear()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, path, data, **more)
+
+    monkeypatch.setattr(Files, "append", failing)
+    said = {"do": asked, "key": FIRST, "keys": [FIRST], "studies": [], "why": "a question", "by": "admin"}
+    lost = site.delivered()[0]
+    lost.unlink()
+    request(site.spool, f"{asked}-1", {**said, "product": "dicom", "target": "memory", "names": [lost.name]})
+    site.turns(80)
+    assert not full
+    assert list(site.spool.requests.iterdir()) == []
+    unit = Unit.load(site.spool, FIRST)
+    assert lost.exists() if asked == "mend" else (unit.held or unit.withdrawn) == "a question"
 
 
 def test_a_wrong_code_and_one_of_yesterday_do_nothing(site: Site) -> None:
