@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sorter.builtin._path_folders import Look
@@ -63,6 +63,15 @@ def elsewhere(known: Sequence[Delivered], listed: Sequence[Delivered]) -> list[D
     """Of what a manifest lists, the files that a receipt knows, where they lie under names that it does not know."""
     names, digests = {each.beside or each.name for each in known}, {each.sha256 for each in known}
     return [each for each in listed if (each.beside or each.name) not in names and each.sha256 in digests]
+
+
+def not_named(
+    known: Sequence[Delivered], manifests: Iterable[Mapping[str, Any]], fold: Callable[[str], str]
+) -> list[Delivered]:
+    """Of the files of a receipt those under names that nothing in these manifests has by now."""
+    listed = (each for manifest in manifests for each in files_in(manifest))
+    named = {fold(name) for each in listed for name in (each.name, each.beside) if name}
+    return [each for each in known if fold(each.beside or each.name) not in named]
 
 
 def replaced_in(manifest: Mapping[str, Any]) -> frozenset[str]:

@@ -64,6 +64,7 @@ from sorter.builtin._path_manifest import (
     files_in,
     is_as_before,
     manifest_text,
+    not_named,
     seconds_of,
     standing_of,
 )
@@ -241,6 +242,8 @@ class PathTarget:
             if fd is None or self._is_newer(fd, receipt):
                 with contextlib.suppress(NotADirectoryError):
                     self._clear_above(visit, receipt.folder, _stage_name(receipt.key, receipt.product))
+                if fd is not None and folder == receipt.folder:
+                    return self._remove_rest(visit, fd, receipt)
                 return Removed(folder, note="its folder is not there any more")
             removed, left = self._unlink(fd, [*receipt.files, *self._under_other_names(fd, receipt)])
             if removed or self._was_here(fd, receipt):
@@ -258,6 +261,15 @@ class PathTarget:
             self._prune(visit, folder)
             said = counted(len(left), "files were left: they are not as they were delivered") if left else ""
             return Removed(folder, tuple(removed), tuple(left), said)
+
+    def _remove_rest(self, visit: Visit, fd: int, receipt: Receipt) -> Removed:
+        """Its folder holds a later revision, which was brought back before this went: what has other names there."""
+        key, product = receipt.key, receipt.product
+        manifests = [self._manifest(fd, key, product), *self._others(fd, key, product)]
+        removed, left = self._unlink(fd, not_named(receipt.files, manifests, self._fold(visit)))
+        self._files.fsync_folder(fd)
+        note = "a later revision lies in its folder"
+        return Removed(receipt.folder, tuple(removed), tuple(left) if receipt.verified else (), note)
 
     def _was_here(self, fd: int, receipt: Receipt) -> bool:
         """Is this folder where it was delivered? A receipt that was made of a plan does not know whether it was at all,

@@ -19,7 +19,15 @@ from urllib.parse import urlsplit
 
 from sorter.builtin._path_decide import suffixes, with_suffix
 from sorter.builtin._path_folders import MARKER, components, file_name
-from sorter.builtin._path_manifest import digests_in, elsewhere, files_in, is_as_before, seconds_of, standing_of
+from sorter.builtin._path_manifest import (
+    digests_in,
+    elsewhere,
+    files_in,
+    is_as_before,
+    not_named,
+    seconds_of,
+    standing_of,
+)
 from sorter.builtin._path_sums import sums_name
 from sorter.builtin._rclone import Failed, Remote, spoken
 from sorter.builtin._rclone_folder import Folder
@@ -87,8 +95,10 @@ class RcloneTarget:
             self._remote.purge(stage_of(receipt.key, receipt.product))
             folder = Folder(self._remote, receipt.folder)
             manifest = folder.manifest(receipt.key, receipt.product)
-            if not folder.there or _revision(manifest) > receipt.revision:
+            if not folder.there:
                 return Removed(receipt.folder, note="its folder is not there any more")
+            if _revision(manifest) > receipt.revision:
+                return _remove_rest(folder, manifest, receipt)
             removed, left = folder.delete([*receipt.files, *elsewhere(receipt.files, files_in(manifest))])
             if not removed and not _was_here(folder, receipt):
                 left = []
@@ -233,6 +243,14 @@ def _earlier_state(folder: Folder, receipt: Receipt) -> Mapping[str, list[str]] 
     """Where the folder's own manifest is of an earlier revision: what that one wrote; None where it is not."""
     manifest = folder.manifest(receipt.key, receipt.product)
     return digests_in(manifest) if 0 < _revision(manifest) < receipt.revision else None
+
+
+def _remove_rest(folder: Folder, manifest: Mapping[str, Any], receipt: Receipt) -> Removed:
+    """The folder holds a later revision, which was brought back before this went: what has other names there."""
+    manifests = [manifest, *folder.others(receipt.key, receipt.product)]
+    removed, left = folder.delete(not_named(receipt.files, manifests, folder.fold))
+    note = "a later revision lies in its folder"
+    return Removed(receipt.folder, tuple(removed), tuple(left) if receipt.verified else (), note)
 
 
 def _revision(manifest: Mapping[str, Any]) -> int:

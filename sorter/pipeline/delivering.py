@@ -16,7 +16,7 @@ from sorter.model import DICOM, Delivery, Receipt, plain
 from sorter.pipeline.making import Making, Waits
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.planning import Planner
-from sorter.pipeline.recall import Recall, alone, lacking
+from sorter.pipeline.recall import Recall, alone, grown, lacking
 from sorter.pipeline.retiring import left_behind, take_away, take_back
 from sorter.pipeline.units import Live
 from sorter.pipeline.workshop import Workshop
@@ -92,6 +92,7 @@ class Delivering:
 
     def _send(self, live: Live, delivery: Delivery, files: Sequence[Wanted]) -> None:
         assert live.plan is not None
+        before = grown(live, delivery)
         waits = self.outlets.submit(
             delivery.target,
             Put(
@@ -101,11 +102,11 @@ class Delivering:
                 revision=live.plan.revision,
                 folder=delivery.folder,
                 files=tuple(files),
-                previous=_before(live, delivery),
+                previous=before,
                 manifest=_manifest(live, shown=self.may_leave(live, DICOM)),
                 mend=live.unit.mending.get((delivery.product, delivery.target), ()),
                 exact=any(each.merge for each in files),
-                alone=alone(live, _before(live, delivery)) if delivery.product == DICOM else (),
+                alone=alone(live, before) if delivery.product == DICOM else (),
             ),
         )
         if waits:
@@ -221,9 +222,3 @@ def _manifest(live: Live, *, shown: bool) -> Mapping[str, Any]:
         "verdict": live.revision.verdict.value,
         "revision": live.plan.revision,
     }
-
-
-def _before(live: Live, delivery: Delivery) -> Receipt | None:
-    """The receipt of what this delivery grows; None where a correction gave it another place."""
-    receipt = live.receipts.get((delivery.product, delivery.target))
-    return receipt if receipt is not None and receipt.revision >= delivery.since else None

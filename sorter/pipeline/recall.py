@@ -13,7 +13,7 @@ import functools
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -187,29 +187,38 @@ def lacking(live: Live, delivery: Delivery) -> list[str]:
     unit, where = live.unit, (delivery.product, delivery.target)
     if not unit.left:
         return []
-    before = live.receipts.get(where)
-    is_new = before is None or before.revision < delivery.since
+    before = grown(live, delivery)
     there = before.files if before is not None else ()
     mending = {each.file for each in there if each.name in unit.mending.get(where, ())}
-    names = _names_at(unit, before)
+    planned = _planned(unit, before) if before is not None else None
+    names = planned.names if planned is not None else {}  # what they got there may differ
     return [
         file
         for file in unit.left
         if not unit.instances[file].deliverable
-        or is_new
+        or before is None
         or file in mending
         or names.get(file) != delivery.names.get(file)
     ]
 
 
-def _names_at(unit: Unit, receipt: Receipt | None) -> Mapping[str, str]:
-    """By file, the names that the plan of this delivery had for them; what they got there may differ."""
-    if receipt is None:
-        return {}
+def grown(live: Live, delivery: Delivery) -> Receipt | None:
+    """The receipt of what this delivery grows; None where a correction gave it another place.
+
+    What was to go elsewhere, and is to be here again before it was delivered there, never left.
+    """
+    receipt = live.receipts.get((delivery.product, delivery.target))
+    if receipt is None or receipt.revision >= delivery.since:
+        return receipt
+    was = _planned(live.unit, receipt)
+    return receipt if was is not None and was.folder == delivery.folder else None
+
+
+def _planned(unit: Unit, receipt: Receipt) -> Delivery | None:
+    """What the plan of this receipt's revision said of it."""
     plans = unit.plans_between(receipt.revision, receipt.revision + 1)
     found = (each for plan in plans for each in plan.deliveries)
-    where = (receipt.product, receipt.target)
-    return next((each.names for each in found if (each.product, each.target) == where), {})
+    return next((each for each in found if (each.product, each.target) == (receipt.product, receipt.target)), None)
 
 
 def alone(live: Live, receipt: Receipt | None) -> tuple[str, ...]:

@@ -495,6 +495,19 @@ def test_what_was_only_planned_where_another_series_lies_changes_nothing_there(
     assert sorted(path.name for path in (server.behind / there.folder).iterdir()) == before
 
 
+def test_of_what_came_back_under_other_names_those_of_before_go(server: Server, place: Target, store: Store) -> None:
+    held = receipt(place.put(job(IMAGES), store))
+    again = job(IMAGES, revision=3)
+    named = [replace(each, name=f"new {each.name}") for each in again.files[1:]]
+    files = (again.files[0], *named)
+    done = place.put(replace(again, files=files), store)
+    assert [server.count(image) for image in IMAGES] == [1] + [2] * (len(IMAGES) - 1)
+    removed = place.remove(held)
+    assert sorted(removed.removed) == sorted(each.name for each in held.files[1:])
+    assert [server.count(image) for image in IMAGES] == [1] * len(IMAGES)
+    assert place.verify(receipt(done, 3)).whole
+
+
 def test_verify_tells_damage_from_edits(server: Server, place: Target, store: Store) -> None:
     done = place.put(job(IMAGES), store)
     held = receipt(done)

@@ -267,6 +267,40 @@ def test_what_the_lab_changed_or_added_stays_and_a_file_says_so(site: Site) -> N
     assert tree(site) == sorted([*left, *of("vision/P07")])
 
 
+@pytest.mark.parametrize("away", [["--as", "P07"], ["--lab", "vision"]])
+def test_what_comes_back_before_it_went_leaves_nothing_of_before(site: Site, away: list[str]) -> None:
+    """Its target is away meanwhile, and the rules for names are others by then."""
+    edited = site.delivered()[0]
+    edited.write_bytes(b"the lab's own work")
+    (site.root / "labs/memory/.sorter/id").rename(site.root / "labs/memory/.sorter/away")
+    site.command("fix", "P1", *away)
+    site.turns(80)
+    (site.root / "sorter.toml").write_text(f'{CONFIG}[plugins.naming]\nfile = "{{InstanceNumber}}.dcm"\n')
+    life = started(site.root)
+    life.command("fix", "1.2.3", "--undo")
+    life.turns(80)
+    back(life)
+    there = ["001_T1/000-0001-000001.dcm", "001_T1/1.dcm", "001_T1/2.dcm", "002_T1/1.dcm"]
+    assert [each.removeprefix("memory/P1/20260102_1011/") for each in tree(life) if "MOVED" not in each] == there
+    life.parts.pipeline.withdraw([FIRST, SECOND], [], "consent", "admin")
+    life.turns(80)
+    assert [each for each in tree(life) if "MOVED" not in each] == of("memory/P1")[:1]
+
+
+def test_what_comes_back_before_it_went_stays_as_the_lab_has_it(site: Site) -> None:
+    removed, edited, _ = site.delivered()
+    removed.unlink()
+    edited.write_bytes(b"the lab's own work")
+    before = tree(site)
+    (site.root / "labs/memory/.sorter/id").rename(site.root / "labs/memory/.sorter/away")
+    for fix in (("P1", "--as", "P07"), ("P07", "--undo")):
+        site.command("fix", *fix)
+        site.turns(80)
+    back(site)
+    assert [each for each in tree(site) if ".new-rev" not in each] == before
+    assert site.said("list")[0]["state"] == "delivered"
+
+
 def test_names_of_files_follow_where_the_folder_stays(site: Site) -> None:
     (site.root / "sorter.toml").write_text(
         f'{CONFIG}[plugins.naming]\nfolder = "all"\nfile = "{{subject}}_{{SeriesNumber}}_{{InstanceNumber}}.dcm"\n'
