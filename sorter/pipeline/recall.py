@@ -153,15 +153,26 @@ class Recall:
                 self.spool.files.unlink(path)
 
     def _place(self, unit: Unit, file: str, path: Path) -> bool:
-        """Give a copy its place in the store, if it has the digest that the image came with."""
-        disk, instance = self.spool.files, unit.instances[file]
-        if digest_at(disk, path) != instance.sha256:
+        """Give a copy its place in the store, if it has the digest that the image came with.
+
+        A worker may run as another's account, and keep its descriptor of what it wrote: a copy of that is taken.
+        """
+        disk, instance, own = self.spool.files, unit.instances[file], path.with_name(f"{path.name}-own")
+        if disk.stat(path).st_size != instance.size:
             return False
-        disk.fsync_all([path])
-        disk.make_folders((unit.images / file).parent)
-        if not disk.exists(unit.images / file):
-            disk.link(path, unit.images / file)
-        return True
+        try:
+            with disk.opened(path) as reading, disk.opened(own, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as writing:
+                disk.copy(reading, writing)
+            if digest_at(disk, own) != instance.sha256:
+                return False
+            disk.fsync_all([own])
+            disk.make_folders((unit.images / file).parent)
+            if not disk.exists(unit.images / file):
+                disk.link(own, unit.images / file)
+            return True
+        finally:
+            with contextlib.suppress(OSError):
+                disk.unlink(own)
 
 
 def _says(receipt: Receipt) -> str:

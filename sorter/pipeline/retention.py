@@ -206,8 +206,9 @@ class Retention:
         del self._asked[receipt.target]
         if not case.receipts or case.receipts[0] != receipt or self.keep is None:
             return
-        if not isinstance(answer, Verified):
-            case.rest, case.why = deque(), answer.why
+        why = answer.why if not isinstance(answer, Verified) else self.doubted(receipt.target)
+        if why or not isinstance(answer, Verified):  # doubted since it was asked: who answered may be another
+            case.rest, case.why = deque(), why
             return
         same = frozenset(each.file for each in receipt.files if each.name in answer.same and each.state == "written")
         case.proof = leaving.Verified(receipt, same, asked.day, self.keep, lambda: self.days.count, _sketch)

@@ -404,6 +404,22 @@ def test_what_another_share_had_answered_lets_nothing_more_go(site: Site, monkey
     assert len(site.stored) == 1
 
 
+def test_what_a_doubted_target_answers_proves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lab has plugins of its own since it was asked, and they may have come in its worker's place."""
+    waiting: list[Callable[[], None]] = []
+    verify = Near.verify
+    monkeypatch.setattr(Near, "verify", lambda self, *given, **more: waiting.append(lambda: verify(self, *given)))
+    site.days(6)
+    assert waiting
+    site.parts.pipeline.retention.doubted = lambda _: "it has plugins of its own"
+    for _ in range(4):
+        site.turns(20)
+        while waiting:
+            waiting.pop(0)()
+    assert len(site.stored) == 2
+    assert site.status()["stayed"] == {"it has plugins of its own": 2}
+
+
 def test_what_another_share_got_is_delivered_to_the_one_of_now(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A delivery was on its way to the old root; its answer comes when the target has another."""
     waiting: list[Callable[[], None]] = []
@@ -796,6 +812,28 @@ def test_what_is_fetched_while_it_is_withdrawn_does_not_come_back(left: Site, mo
         answer()
     left.turns(80)
     assert (left.stored, left.delivered(), left.delivered("labs/archive")) == ([], {}, {})
+
+
+def test_what_came_back_is_out_of_reach_of_the_worker_that_gave_it(left: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may run as the lab's account, and keep what it was given to write into."""
+    kept: list[int] = []
+    fetch = Near.fetch
+
+    def keeping(self: Near, receipt: Receipt, names: list[str], opens: Callable[[], list[int]], tell: Any) -> None:
+        into = opens()
+        kept.extend(os.dup(each) for each in into)
+        fetch(self, receipt, names, lambda: into, tell)
+
+    monkeypatch.setattr(Near, "fetch", keeping)
+    moved(left)
+    left.turns(80)
+    assert len(kept) == 2
+    for each in kept:
+        os.pwrite(each, b"another", 0)
+        os.close(each)
+    unit = left.unit()
+    assert all(unit.digest_of(each.file) == each.sha256 for each in unit.instances.values())
+    assert left.spool.files.names(left.spool.taking) == []
 
 
 def test_copies_that_nobody_waits_for_any_more_do_not_stay(left: Site, monkeypatch: pytest.MonkeyPatch) -> None:
