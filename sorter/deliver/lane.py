@@ -76,13 +76,15 @@ class Lane:
 
     `code` ("module:Class") and `settings` are the target's; `open_input` and `report` are called on the lane's thread.
     Every put submitted is reported once, unless a newer revision took its place while it waited or the lane stopped.
+    `after` is what has to end before it begins: the lane that the target had before.
     """
 
     def __init__(
         self, target: str, code: str, settings: Mapping[str, Any], open_input: OpenInput, report: Report,
         *, patience: Patience | None = None, stay: bool = False, workers: Workers | None = None,
+        after: threading.Thread | None = None,
     ) -> None:  # fmt: skip
-        self.target = target
+        self.target, self._after = target, after
         self._hello = {"target": target, "code": code, "settings": dict(settings)}
         self._open_input, self._report = open_input, report
         self._workers = workers or Started()
@@ -214,6 +216,8 @@ class Lane:
     # --- on the lane's own thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        if self._after is not None:
+            self._after.join()
         while True:
             task = self._next()
             if task is None:

@@ -58,6 +58,7 @@ class Outlets:
     def __init__(self, spool: Spool, wake: Callable[[], None], tell_after: float = 900.0) -> None:
         self._spool, self._wake = spool, wake
         self._lanes: dict[str, tuple[Outlet, Lane]] = {}
+        self._ending: dict[str, threading.Thread] = {}  # by target: the end of the lane that it had before
         self._answers: deque[tuple[str, Lane, Put, Result]] = deque()
         self._removals: deque[tuple[Lane, Receipt, Removed | Later | Refused]] = deque()
         self._checks: deque[tuple[str, Checked | Later | Refused]] = deque()
@@ -76,12 +77,15 @@ class Outlets:
     def configure(self, outlets: Mapping[str, Outlet]) -> None:
         """Use these targets from now on; the lane of a target that changed ends after its job, and begins anew.
 
-        What waited in it is on its way no more: who owes it sends it again.
+        What waited in it is on its way no more: who owes it sends it again. The new one waits for the end of the old:
+        where both mean the same folder, what is to be removed must not come there afterwards.
         """
         changed = {name for name, (outlet, _) in self._lanes.items() if outlets.get(name) != outlet}
         for name in changed:
             # Beside: a mount that hangs must not keep the other labs waiting.
-            threading.Thread(target=self._lanes.pop(name)[1].stop, args=(10.0,), daemon=True).start()
+            stop = self._lanes.pop(name)[1].stop
+            self._ending[name] = threading.Thread(target=stop, args=(10.0,), daemon=True)
+            self._ending[name].start()
             self._forget(name)
         for name, outlet in outlets.items():
             if name not in self._lanes:
@@ -99,7 +103,10 @@ class Outlets:
             self._wake()
 
         workers = workers_of(name, outlet.account, self._spool.workers, self._spool.files)
-        lane = Lane(name, outlet.code, outlet.settings, self._open, report, stay=outlet.stay, workers=workers)
+        after = self._ending.get(name)
+        lane = Lane(
+            name, outlet.code, outlet.settings, self._open, report, stay=outlet.stay, workers=workers, after=after
+        )
         return lane
 
     def is_of_now(self, target: str, lane: Lane | None) -> bool:

@@ -6,9 +6,11 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -16,8 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sorter.builtin.path_target import mark
-from sorter.deliver.target import Checked, Done, Later, Put, Refused, Result, Wanted
+from sorter.deliver import workers
+from sorter.deliver.target import Checked, Done, Later, Put, Refused, Removed, Result, Wanted
+from sorter.deliver.workers import start_worker
 from sorter.durable import Files
+from sorter.model import Delivered, Receipt
 from sorter.pipeline import outlets as room
 from sorter.pipeline.outages import LONGEST, Outages, outages
 from sorter.pipeline.outlets import Outlet, Outlets
@@ -125,7 +130,7 @@ class Script:
 
     def __init__(
         self, target: str, code: str, settings: Mapping[str, Any], opens: object, report: Callable[[Put, Result], None],
-        *, stay: bool = False, workers: object = None,
+        *, stay: bool = False, workers: object = None, after: object = None,
     ) -> None:  # fmt: skip
         Script.lanes[target] = self
         self.report, self.stay = report, stay
@@ -342,6 +347,54 @@ def test_a_real_folder_that_goes_and_comes_back(spool: Spool, tmp_path: Path) ->
         assert isinstance(result, Done)
         assert (root / "S1" / "1.dcm").read_bytes() == content
     finally:
+        out.stop(5.0)
+
+
+class Waited(threading.Thread):
+    """Whose end somebody may wait for."""
+
+    waited = threading.Event()
+
+    def join(self, timeout: float | None = None) -> None:
+        Waited.waited.set()
+        super().join(timeout)
+
+
+def test_what_is_removed_does_not_come_from_the_lane_of_before(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is on its way when the target gets other settings, and its worker has not begun yet."""
+    root, begun = tmp_path / "root", list[str]()
+    root.mkdir()
+    mark(root, Files())
+    content, folder = b"an image", spool.unit_folder(KEYS[0]) / "images" / "00"
+    folder.mkdir(parents=True)
+    (folder / "1.dcm").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    put = Put("1", KEYS[0], "dicom", 1, "S1", (Wanted("1.dcm", digest, len(content), "00/1.dcm"),))
+    receipt = Receipt(KEYS[0], "dicom", "lab", 1, "S1", (Delivered("1.dcm", digest, len(content), "00/1.dcm"),), "")
+    out = Outlets(spool, lambda: None)
+
+    def start(*given: Any, **more: Any) -> Any:
+        begun.append("worker")
+        if len(begun) == 1:
+            wait_until(lambda: Waited.waited.is_set() or out._removals)
+        return start_worker(*given, **more)
+
+    monkeypatch.setattr(workers, "start_worker", start)
+    monkeypatch.setattr(room, "threading", SimpleNamespace(Thread=Waited))
+    try:
+        out.configure({"lab": Outlet(PATH, {"root": str(root)}, stay=True)})
+        out.submit("lab", put)
+        wait_until(lambda: begun)
+        out.configure({"lab": Outlet(PATH, {"root": str(root), "threads": 2}, stay=True)})
+        out.remove(receipt)
+        [(_, result)] = wait_until(lambda: list(out.removals(0.0)))
+        assert isinstance(result, Removed)
+        assert result.removed == ("1.dcm",)
+        assert not (root / "S1").exists()
+    finally:
+        Waited.waited.set()
         out.stop(5.0)
 
 
