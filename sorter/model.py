@@ -80,7 +80,7 @@ class Instance:
     """One SOP instance on disk. `file` is relative to the unit's images/ folder; digests are SHA-256 in hex.
 
     `dataset` is the digest of the data set after the file meta information (equal means the same image, whoever sent
-    it), `pixels` that of the pixel value alone, "" where there is none.
+    it, if the transfer syntaxes are), `pixels` that of the pixel value alone, "" where there is none.
     """
 
     study_uid: str

@@ -19,6 +19,7 @@ from sorter.deliver.target import Later, Refused, Verified
 from sorter.deliver.workers import Started, may_start
 from sorter.model import DICOM, Instance, Receipt
 from sorter.spool import Unit
+from sorter.spool.unit import image_of
 
 STORE = "store"
 """Where a finding is that is of no target."""
@@ -92,9 +93,9 @@ def in_store(unit: Unit, *, deep: bool, progress: Callable[[int], None]) -> Iter
     """Compare the images of a unit with its records: presence and size, or where `deep` every byte."""
     found: dict[Standing, list[str]] = {}
     here = [each for each in unit.instances.values() if each.file not in unit.left]  # the others are compared elsewhere
-    latest = {(each.sop_uid, each.dataset): each.file for each in here}
+    latest = {image_of(each): each.file for each in here}
     for each in here:
-        if latest[each.sop_uid, each.dataset] != each.file:  # it was lost once, and came again
+        if latest[image_of(each)] != each.file:  # it was lost once, and came again
             continue
         standing = _of_image(unit, each, deep)
         progress(each.size)

@@ -24,7 +24,7 @@ from sorter.model import DICOM, Delivered, Delivery, Receipt, Standing
 from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.units import Live
 from sorter.spool import Spool, Unit
-from sorter.spool.unit import digest_at
+from sorter.spool.unit import digest_at, image_of
 from sorter.spool.whereabouts import whereabouts
 from sorter.words import counted
 
@@ -261,7 +261,7 @@ def _again(unit: Unit, file: str) -> str:
     gone = unit.instances[file]
     return next((each for each in unit.by_sop[gone.sop_uid]
                  if unit.instances[each].standing is Standing.AGAIN and each not in unit.left
-                 and unit.instances[each].dataset == gone.dataset), "")  # fmt: skip
+                 and image_of(unit.instances[each]) == image_of(gone)), "")  # fmt: skip
 
 
 def _lies_here_too(unit: Unit, file: str) -> bool:

@@ -23,6 +23,7 @@ from sorter.spool import Spool, Unit, leaving
 from sorter.spool.days import Days
 from sorter.spool.leaving import NOT_THERE
 from sorter.spool.stays import Stays, write_stays
+from sorter.spool.unit import image_of
 from sorter.take.compare import sketch
 from sorter.words import counted
 
@@ -258,8 +259,8 @@ def _pick(unit: Unit, case: _Case, receipt: Receipt) -> None:
     """What of a receipt is to be compared: the copies of images that are in the store. So far all of them stay."""
     here = _candidates(unit, frozenset(unit.instances))
     case.stay = dict.fromkeys(here, NOT_THERE)
-    wanted = {(unit.instances[file].sop_uid, unit.instances[file].dataset) for file in here}
-    files = {each.file for each in unit.instances.values() if (each.sop_uid, each.dataset) in wanted}
+    wanted = {image_of(unit.instances[file]) for file in here}
+    files = {each.file for each in unit.instances.values() if image_of(each) in wanted}
     case.rest = deque(each for each in receipt.files if each.file in files and each.state == "written")
 
 
@@ -273,13 +274,13 @@ def _some(unit: Unit, waits: deque[str]) -> list[str]:
 
 def _candidates(unit: Unit, same: frozenset[str]) -> list[str]:
     """Images in the store that may leave, where the delivered copies of `same` are as they were delivered."""
-    alike = {(unit.instances[file].sop_uid, unit.instances[file].dataset) for file in same if file in unit.instances}
+    alike = {image_of(unit.instances[file]) for file in same if file in unit.instances}
     return [
         each.file
         for each in unit.instances.values()
         if each.file not in unit.left
         and each.standing in leaving.MAY_LEAVE
-        and (each.file in same or (each.standing is Standing.AGAIN and (each.sop_uid, each.dataset) in alike))
+        and (each.file in same or (each.standing is Standing.AGAIN and image_of(each) in alike))
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from sorter.model import DICOM, Instance, Receipt, Standing, plain
 from sorter.spool.lines import now as wall_clock
-from sorter.spool.unit import DELIVERED, Unit, UnitSummary, content
+from sorter.spool.unit import DELIVERED, Unit, UnitSummary, content, image_of
 
 MAY_LEAVE = (Standing.CURRENT, Standing.AGAIN)
 """What may leave after its delivery. A conflict copy, a superseded header and a transcoded copy stay for ever."""
@@ -160,7 +160,7 @@ def _original(unit: Unit, again: Instance) -> Instance | None:
     """The current image that this one came again for: the same data set, under another file meta."""
     copies = [unit.instances[file] for file in unit.by_sop[again.sop_uid]]
     return next((each for each in copies
-                 if each.standing is Standing.CURRENT and each.dataset == again.dataset), None)  # fmt: skip
+                 if each.standing is Standing.CURRENT and image_of(each) == image_of(again)), None)  # fmt: skip
 
 
 def let_go(unit: Unit, files: Sequence[str], proof: Proof) -> dict[str, str]:

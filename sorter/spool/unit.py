@@ -652,6 +652,11 @@ def content(instances: Iterable[Instance]) -> frozenset[tuple[str, str]]:
     return frozenset((each.file, each.standing) for each in instances if each.deliverable)
 
 
+def image_of(copy: Instance) -> tuple[str, str, str]:
+    """Equal for copies that differ in nothing but who sent them: the same bytes are others in another syntax."""
+    return copy.sop_uid, copy.transfer_syntax, copy.dataset
+
+
 def digest_at(files: Files, path: Path) -> str | None:
     """SHA-256, in hex, of a file as it lies on the disk now; None where there is none. OSError: unreadable."""
     digest = hashlib.sha256()

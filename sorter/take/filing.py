@@ -28,7 +28,7 @@ from sorter.errors import Quarantine
 from sorter.model import Instance, Source, Standing
 from sorter.spool import Spool, Unit
 from sorter.spool.layout import now
-from sorter.spool.unit import IMAGES_PER_FOLDER, took
+from sorter.spool.unit import IMAGES_PER_FOLDER, image_of, took
 from sorter.take import kinds
 from sorter.take.compare import header_change, is_correction, sketch
 from sorter.take.groups import Groups
@@ -227,7 +227,7 @@ class Filing:
             raise Quarantine(why)
         unit = self._unit(key)
         copies = [unit.instances[name] for name in unit.by_sop.get(instance.sop_uid, ())]
-        same = [each for each in copies if each.dataset == instance.dataset]
+        same = [each for each in copies if image_of(each) == image_of(instance)]
         here = next((each for each in same if self._is_there(unit, each)), None)
         if here is not None:
             return Filed(step.candidate, "same", here, key)
@@ -236,6 +236,8 @@ class Filing:
         for each in same:
             self._give_up(unit, each, batch)
         place = unit.place(instance.sop_uid, instance.dataset)
+        if any(each.dataset == instance.dataset and each not in same for each in copies):
+            place = unit.place_of_another(instance.sop_uid, instance.sha256)
         self._put(step, unit, place, batch)
         instance = self._enter(unit, instance, place, step.file, batch.of(unit))
         return Filed(step.candidate, "new", instance, key)
@@ -292,11 +294,15 @@ class Filing:
         self, unit: Unit, instance: Instance, copies: list[Instance], file: Path
     ) -> tuple[Standing, str | None]:
         """What this copy is to those there already, and which of them it takes the place of."""
-        if any(each.dataset == instance.dataset and each.file in unit.left for each in copies):
+        if any(image_of(each) == image_of(instance) and each.file in unit.left for each in copies):
             return Standing.AGAIN, None
         rival = next((each for each in copies if each.standing is Standing.CURRENT), None)
         if rival is None:
             return Standing.CURRENT, None
+        if image_of(rival) == image_of(instance) and not self._is_there(
+            unit, rival
+        ):  # a crash came before that was written
+            return Standing.CURRENT, rival.file
         if rival.transfer_syntax != instance.transfer_syntax and (
             rival.pixels == instance.pixels or not {rival.transfer_syntax, instance.transfer_syntax} <= SAME_PIXELS
         ):
@@ -316,6 +322,8 @@ class Filing:
         with self._files.opened(file) as new:
             if rival.file in unit.left:
                 return is_correction((unit.tombstone(rival.file) or {}).get("sketch"), sketch(self._files, new))
+            if not self._is_there(unit, rival):
+                return False  # with what the disk lost nothing can be compared
             with self._files.opened(unit.images / rival.file) as old:
                 change = header_change(self._files, old, new)
         return change.demographic_only and not change.lost

@@ -238,6 +238,20 @@ def test_another_transfer_syntax_is_no_conflict(bench: Bench) -> None:
     assert bench.standings() == ["current", "transcoded"]
 
 
+def test_the_same_bytes_in_another_transfer_syntax_are_another_image(bench: Bench) -> None:
+    """Whoever had called them wrongly sent them first, and twice."""
+    right = image(syntax=ExplicitVRLittleEndian)
+    wrong, worse = (
+        right.replace(b"1.2.840.10008.1.2.1\0", each) for each in (b"1.2.840.10008.1.2.9\0", b"1.2.840.10008.1.2.8\0")
+    )
+    assert len({right, wrong, worse}) == 3
+    for each in (wrong, right, worse, wrong, right, worse):
+        bench.take(bench.received(each))
+    assert bench.stored() == sorted([wrong, right, worse])
+    assert bench.standings() == ["current", "transcoded", "transcoded"]
+    assert list(bench.spool.quarantined()) == []
+
+
 def test_other_pixels_in_another_native_transfer_syntax_are_a_conflict(bench: Bench) -> None:
     other = image(pixels=b"\4\3\2\1", syntax=ImplicitVRLittleEndian)
     bench.take(bench.received(image()), bench.received(other))
@@ -531,6 +545,31 @@ def test_an_image_that_the_disk_lost_is_taken_again_when_it_comes_again(bench: B
     assert (again.outcome, again.key) == ("new", filed.key)
     assert bench.stored() == [image(1)]
     assert bench.standings() == ["current", "superseded"]
+
+
+def test_a_correction_of_an_image_that_the_disk_lost_is_taken(bench: Bench) -> None:
+    bench.take(bench.received(image(1)))
+    [stored] = bench.spool.store.rglob("*.dcm")
+    stored.unlink()
+    corrected = image(1, PatientName="Another^Patient")
+    [filed] = bench.take(bench.received(corrected))
+    assert filed.outcome == "new"
+    assert bench.stored() == [corrected]
+    assert bench.standings() == ["current", "superseded"], "with what is lost it cannot be compared"
+
+
+def test_a_crash_while_what_the_disk_lost_is_taken_again(bench: Bench) -> None:
+    """Between the name and the evidence."""
+    bench.take(bench.received(image(1)))
+    [stored] = bench.spool.store.rglob("*.dcm")
+    stored.rename(stored.with_name(f"{stored.stem}-{'f' * 32}.dcm"))
+    life = Bench(bench.spool.root)
+    [again] = life.take(life.received(image(1)))
+    assert again.outcome == "same"
+    assert life.standings() == ["current", "superseded"]
+    [key] = life.spool.keys()
+    [current] = [each for each in life.unit(key).instances.values() if each.standing is Standing.CURRENT]
+    assert life.unit(key).digest_of(current.file) == current.sha256
 
 
 def test_torn_evidence_is_read_as_far_as_it_is_whole(bench: Bench) -> None:
