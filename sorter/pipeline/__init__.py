@@ -130,14 +130,14 @@ class Pipeline:
         self.retiring = Retiring(self.outlets, self.delivering.wait_for, telling.happened)
         self.bundles = Bundles(
             self.spool, lambda: self.planner, self.live, lambda uid: self.studies.members(uid), self.outlets.withhold,
-            self._plan, self._looked_at,
+            self.workshop.forget, self._plan, self._looked_at,
         )  # fmt: skip
         self.studies = Studies(
             StudyRecords(self.spool.studies, self.spool.files), self.units.timing, self.units.at_work, self._summary,
             telling.study_settled, self.bundles.settled,
         )  # fmt: skip
         self.exporting = Exporting(self.spool, self.outlets, self.delivering.wait_for, self.delivering.may_leave)
-        self.withdrawing = Withdrawing(self.spool, self.outlets, self.exporting, self.workshop, telling.happened)
+        self.withdrawing = Withdrawing(self.outlets, self.exporting, self.workshop, telling.happened)
         self.deciding = Deciding(self.spool, self.live, self._whose, telling.happened, telling.alarm)
         self.reasking = Reasking(telling.reasked)
         self.retention = Retention(self.spool, self.outlets, self._step, telling.happened)

@@ -27,8 +27,9 @@ STEP = 20
 class Bundles:
     """`members` says of a study which revisions of its series it settled with, None while it waits to settle.
 
-    `withhold` takes back what of one of these units still waits for a target. `published` goes on with one that has a
-    new revision, `looked_at` with one that has none, but perhaps another verdict.
+    `withhold` takes back what of one of these units still waits for a target, `forget` removes what was made of it, and
+    lies in the store or is in the making. `published` goes on with one that has a new revision, `looked_at` with one
+    that has none, but perhaps another verdict.
     """
 
     spool: Spool
@@ -36,6 +37,7 @@ class Bundles:
     live: Callable[[str], Live]
     members: Callable[[str], Mapping[str, int] | None]
     withhold: Callable[[str], None]
+    forget: Callable[[Live], None]
     published: Callable[[Live], None]
     looked_at: Callable[[Live], None]
     _due: dict[str, None] = field(default_factory=dict)
@@ -110,6 +112,8 @@ class Bundles:
                       key=list(Verdict).index, default=Verdict.QUIET)  # fmt: skip
         before, new, grew = of.revision, members != (of.revision.members if of.revision else {}), of.growing
         if new:
+            if before is not None and any(self.live(key).unit.withdrawn for key in before.members.keys() - members):
+                self.forget(of)
             self._publish(of, members, verdict)
         if grew:
             unit.gather(unit.base)

@@ -17,7 +17,6 @@ from sorter.pipeline.recall import is_same_delivery
 from sorter.pipeline.retiring import is_known, left_behind, look_back, take_away, unplanned
 from sorter.pipeline.units import Live
 from sorter.pipeline.workshop import Workshop
-from sorter.spool import Spool
 from sorter.spool.leaving import Withdrawn, images_of, let_go
 
 Happened = Callable[..., None]
@@ -29,7 +28,6 @@ _NAMED = 20  # files, of those that a target has left
 class Withdrawing:
     """Takes back what was delivered of withdrawn units, and ends with their images."""
 
-    spool: Spool
     outlets: Outlets
     exporting: Exporting
     workshop: Workshop
@@ -116,9 +114,7 @@ class Withdrawing:
     def _end(self, live: Live) -> None:
         """Nothing of it is at a target any more, but what was named: the images go."""
         let_go(live.unit, list(images_of(live.unit)), Withdrawn())
-        products = live.unit.folder / "products"
-        if self.spool.files.exists(products):
-            self.spool.files.remove_tree(products)
+        self.workshop.forget(live)
         live.gone = True
         live.unit.tell("withdrawn: its images left the store; a copy that comes again goes to quarantine")
         self.happened("withdrawn to the end", live)

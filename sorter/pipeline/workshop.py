@@ -112,6 +112,13 @@ class Workshop:
             del self._tasks[job]
             self.engine.cancel(job)
 
+    def forget(self, live: Live) -> None:
+        """The same, and remove what was made: there is something in it that has to go."""
+        self.cancel(live)
+        products = live.unit.folder / "products"
+        if self.spool.files.exists(products):
+            self.spool.files.remove_tree(products)
+
     def finished(self) -> list[tuple[str, str, Outcome]]:
         """(unit key, product, outcome) of what ended since the last call; what was made is in the store by then."""
         found = []

@@ -434,9 +434,13 @@ def test_of_what_is_withdrawn_nothing_stays_in_what_was_made(root: Path) -> None
     (text,) = site.delivered().values()
     assert f"002-{second[:8]}" in text
     assert f"001-{first[:8]}" not in text
+    in_store = [path.read_text() for path in site.spool.store.rglob("products/*/*")]
+    assert in_store, "what is there of now"
+    assert not any(f"001-{first[:8]}" in each for each in in_store)
     site.parts.pipeline.withdraw([second], [], "no consent", "a person")
     site.turns(60)
     assert site.delivered() == {}
+    assert list(site.spool.store.rglob("products/*/*")) == []
 
 
 def test_a_series_that_is_held_holds_its_study_until_it_is_released(root: Path) -> None:
