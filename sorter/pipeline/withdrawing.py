@@ -36,12 +36,21 @@ class Withdrawing:
     def begin(self, live: Live, why: str) -> None:
         """A person says so. What is on its way is taken back once it is there."""
         if not live.unit.withdrawn:
+            self._once_more(live)
             live.unit.withdraw(why or "no reason was given")
             self.workshop.cancel(live)
             live.unit.tell(f"withdrawn: {live.unit.withdrawn}")
             self.happened("withdrawn", live, images=str(len(live.unit.instances)))
             look_back(live)
         self.go_on(live)
+
+    def _once_more(self, live: Live) -> None:
+        """What a correction had to leave where it lay, since the store had it no more, goes from there too."""
+        buried = set(live.unit.buried())
+        for receipt in live.unit.were_retired() if buried else ():
+            under_way = any(is_same_delivery(each, receipt) for each in live.retiring)
+            if receipt.product == DICOM and not under_way and any(each.file in buried for each in receipt.files):
+                take_away(live, receipt)
 
     def go_on(self, live: Live) -> None:
         """Do what can be done now; called whenever something of a unit ended. Nothing for what is not withdrawn."""

@@ -363,6 +363,10 @@ class Unit:
         """Receipts of deliveries that a correction has replaced, and that may still be where they were."""
         return self._receipts_in(RETIRING)
 
+    def were_retired(self) -> list[Receipt]:
+        """Receipts of deliveries that were removed, as far as they could be."""
+        return self._receipts_in(RETIRED)
+
     def exported(self) -> list[Receipt]:
         """Receipts of copies that people had made at targets: see `sorter.spool.exports`."""
         return self._receipts_in(EXPORTED)

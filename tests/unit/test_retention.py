@@ -885,6 +885,24 @@ def test_withdrawn_it_goes_everywhere(left: Site) -> None:
     assert len(list(left.spool.quarantined())) == 1
 
 
+def test_withdrawn_it_goes_from_where_a_correction_had_to_leave_it(left: Site) -> None:
+    """It was out of sight when it was corrected, so that nobody could fetch it; then it was back."""
+    for root in BOTH:
+        (left.root / root / "P1").rename(left.root / f"{Path(root).name} away")
+    moved(left)
+    left.turns(700)
+    assert left.unit().retiring() == []
+    for root in BOTH:
+        (left.root / f"{Path(root).name} away").rename(left.root / root / "P1")
+    left.turns(60)
+    assert left.delivered().keys() & {path.name for path in (left.root / "labs/memory/P1").rglob("*.dcm")}
+    left.parts.pipeline.withdraw([KEY], [], "consent", "admin")
+    left.turns(80)
+    assert (left.stored, left.delivered(), left.delivered("labs/archive")) == ([], {}, {})
+    assert left.unit().summary().state == "withdrawn"  # type: ignore[union-attr]
+    assert left.again().unit().retiring() == []
+
+
 def test_a_restart_finds_all_as_it_was(left: Site) -> None:
     summary = left.unit().summary()
     for cache in left.spool.store.rglob("series.json"):
