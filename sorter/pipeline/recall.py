@@ -25,7 +25,7 @@ from sorter.pipeline.outlets import Outlets
 from sorter.pipeline.units import Live
 from sorter.spool import Spool, Unit
 from sorter.spool.unit import digest_at, image_of
-from sorter.spool.whereabouts import whereabouts
+from sorter.spool.whereabouts import once_there, whereabouts
 from sorter.words import counted
 
 AT_ONCE = 64
@@ -67,13 +67,14 @@ class Recall:
         if errand is not None and wanted:
             return _says(errand.receipt), False
         away: Receipt | None = None
-        for receipt in whereabouts(live.unit) if wanted else ():
+        likely = list(whereabouts(live.unit)) if wanted else []
+        for receipt in (*likely, *(once_there(live.unit) if wanted else ())):
             some = self._had(live, wanted, receipt)
             lane = self.outlets.lane(receipt.target)
             if some and lane is not None:
                 self._begin(live, receipt, lane, some)
                 return _says(receipt), False
-            away = receipt if some else away
+            away = receipt if some and receipt in likely else away
         if _stand_in(live.unit, wanted):
             return "copies that came again take the place of images that have left the store", False
         if away is not None:

@@ -25,3 +25,10 @@ def whereabouts(unit: Unit) -> Iterator[Receipt]:
             buried.setdefault((grave["target"], grave["folder"]), []).append(build(Delivered, grave["copy"]))
     for (target, folder), files in buried.items():
         yield Receipt(unit.key, DICOM, target, 1, folder, tuple(files), "")
+
+
+def once_there(unit: Unit) -> Iterator[Receipt]:
+    """Receipts of images that a correction removed, as far as it could: what was out of sight then may be back."""
+    known = {(each.target, each.folder) for each in whereabouts(unit)}
+    yield from (each for each in unit.were_retired()
+                if each.product == DICOM and (each.target, each.folder) not in known)  # fmt: skip

@@ -885,6 +885,21 @@ def test_withdrawn_it_goes_everywhere(left: Site) -> None:
     assert len(list(left.spool.quarantined())) == 1
 
 
+def test_it_is_looked_for_where_a_correction_had_to_leave_it(left: Site) -> None:
+    """Both copies were out of sight when it was corrected; the one that was not read before it left is back."""
+    for root in BOTH:
+        (left.root / root / "P1").rename(left.root / f"{Path(root).name} away")
+    moved(left)
+    left.turns(700)
+    assert left.unit().retiring() == []
+    (left.root / "archive away").rename(left.root / "labs/archive/P1")
+    left.parts.retry()
+    left.parts.pipeline.deciding.decide([KEY], [], decision(None, "P9", "a person"))
+    left.turns(700)
+    assert left.unit().left == {}, "all are back"
+    assert len(left.delivered("labs/archive/moved/P9")) == 2
+
+
 def test_withdrawn_it_goes_from_where_a_correction_had_to_leave_it(left: Site) -> None:
     """It was out of sight when it was corrected, so that nobody could fetch it; then it was back."""
     for root in BOTH:
