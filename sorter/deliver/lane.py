@@ -154,10 +154,11 @@ class Lane:
         frame = {"do": "copy", "job": plain(job)}
         self._add(("copy",), _Task(frame, Copied, tell, files=job.files, open=opened))
 
-    def take_back(self) -> list[Put]:
-        """The puts that wait, which are not delivered now."""
+    def take_back(self, only: tuple[str, str] | None = None) -> list[Put]:
+        """The puts that wait, or but that of one (unit key, product), which are not delivered now."""
         with self._changed:
-            found = [(place, task.put) for place, task in self._waiting.items() if task.put is not None]
+            waiting = [(place, task.put) for place, task in self._waiting.items() if task.put is not None]
+            found = [(place, put) for place, put in waiting if only in (None, (put.key, put.product))]
             for place, _ in found:
                 del self._waiting[place]
         return [put for _, put in found]

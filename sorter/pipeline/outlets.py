@@ -142,13 +142,19 @@ class Outlets:
         return any(errand[0] == key for errand in (*self._under_way, *(each for each, _ in self._removing)))
 
     def submit(self, target: str, put: Put) -> str:
-        """Deliver; or, where the target is out, note that this waits too, and say why."""
-        errand = (put.key, put.product, target)
+        """Deliver; or, where the target is out, note that this waits too, and say why.
+
+        Not while an earlier revision is being delivered: its receipt is what this one grows. Whoever takes its answer
+        submits this anew.
+        """
+        errand, lane = (put.key, put.product, target), self._lanes[target][1]
         if target in self.outages:
             self._park(errand)
             return self.outages.why(target)
+        if errand in self._under_way and not lane.take_back(errand[:2]):
+            return ""
         self._under_way[errand] = put.revision
-        self._lanes[target][1].submit(put)
+        lane.submit(put)
         return ""
 
     def remove(self, receipt: Receipt) -> bool:

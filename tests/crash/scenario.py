@@ -194,7 +194,7 @@ class Near:
     def silence(self) -> float:
         return 0.0
 
-    def take_back(self) -> list[Put]:
+    def take_back(self, _: tuple[str, str] | None = None) -> list[Put]:
         return []
 
     def withhold(self, _: str) -> tuple[list[Put], list[Receipt]]:
@@ -215,8 +215,8 @@ class Queueing(Near):
     def withhold(self, key: str) -> tuple[list[Put], list[Receipt]]:
         return self._let_go(lambda put: put.key == key), []
 
-    def take_back(self) -> list[Put]:
-        return self._let_go(lambda _: True)
+    def take_back(self, only: tuple[str, str] | None = None) -> list[Put]:
+        return self._let_go(lambda put: only in (None, (put.key, put.product)))
 
     def _let_go(self, wanted: Callable[[Put], bool]) -> list[Put]:
         mine = [put for lane, put in Queueing.waiting_puts if lane is self and wanted(put)]

@@ -149,9 +149,14 @@ class Script:
     def check(self, tell: Callable[[Any], None]) -> None:
         self.checks.append(tell)
 
-    def take_back(self) -> list[Put]:
-        held, self.held = self.held, []
-        return held
+    def take_back(self, only: tuple[str, str] | None = None) -> list[Put]:
+        back = [put for put in self.held if only in (None, (put.key, put.product))]
+        self.held = [put for put in self.held if put not in back]
+        return back
+
+    def begin(self) -> Put:
+        """The worker is at this one now."""
+        return self.held.pop(0)
 
     def silence(self) -> float:
         return self.silent
@@ -292,6 +297,27 @@ def test_what_was_done_is_on_its_way_until_its_answer_is_taken(out: Outlets) -> 
     assert [out.busy((key, "dicom", "lab"), 1) for key in KEYS[:2]] == [False, True]
     next(answers)
     assert not out.busy((KEYS[1], "dicom", "lab"), 1)
+
+
+def test_a_revision_grows_the_receipt_of_the_one_before_and_not_what_was_known_earlier(out: Outlets) -> None:
+    """Else what the lab edited of that one would be somebody else's, and what this one has no more would stay."""
+    errand, lane = (KEYS[0], "dicom", "lab"), Script.lanes["lab"]
+    out.submit("lab", put_of(KEYS[0], 1))
+    out.submit("lab", put_of(KEYS[0], 2))
+    assert [put.revision for put in lane.held] == [2]  # while it only waits the next one takes its place
+    at_work = lane.begin()
+    out.submit("lab", put_of(KEYS[0], 3))
+    assert lane.held == []
+    lane.report(at_work, Done(at_work.folder, ()))
+    out.submit("lab", put_of(KEYS[0], 3))
+    assert lane.held == []  # nobody has taken the answer yet, and so nobody has its receipt
+    assert [put.revision for _, put, _ in out.answers(0.0)] == [2]
+    assert not out.busy(errand, 3)
+    out.submit("lab", put_of(KEYS[0], 3))
+    assert [put.revision for put in lane.held] == [3]
+    lane.report(lane.begin(), AWAY)
+    list(out.answers(0.0))
+    assert out.busy(errand, 3)  # it waits for the end of the outage
 
 
 def test_a_person_who_mended_it_need_not_wait(out: Outlets) -> None:
