@@ -79,7 +79,8 @@ class Delivering:
                 self.outlets.try_later((live.key, *where), self.now())
         elif made.nothing:
             take_back(live, where)
-            self._receive(live, Receipt(live.key, *where, live.revision.revision, "", (), wall_clock(), made.nothing))
+            none = Receipt(live.key, *where, live.revision.revision, "", (), wall_clock(), made.nothing)
+            self._receive(live, none, live.unit.mending.get(where, ()))
         else:
             self._send(live, delivery, made.wanted(delivery, live.unit.kind))
 
@@ -124,11 +125,12 @@ class Delivering:
             live.key, put.product, target, put.revision, result.folder, result.files, wall_clock(), result.note,
             day=self.day(),
         )  # fmt: skip
-        self._receive(live, receipt)
+        self._receive(live, receipt, put.mend)
         self.deliver(live)
 
-    def _receive(self, live: Live, receipt: Receipt) -> None:
-        """Only now it is delivered."""
+    def _receive(self, live: Live, receipt: Receipt, mended: Sequence[str]) -> None:
+        """Only now it is delivered. `mended`: what a person wanted as it was, as far as that was known when it was
+        sent."""
         where = (receipt.product, receipt.target)
         for earlier in left_behind(live, where):
             if earlier.revision != receipt.revision:  # else this tells of it, and better
@@ -137,7 +139,7 @@ class Delivering:
         live.receipts[where] = receipt
         live.troubles.pop(where, None)
         if where in live.unit.mending:
-            live.unit.mend(where, ())
+            live.unit.mend(where, [name for name in live.unit.mending[where] if name not in mended])
         note = f" ({receipt.note})" if receipt.note else ""
         if receipt.files:
             live.unit.tell(f"{receipt.product} revision {receipt.revision} delivered to {receipt.target}: "

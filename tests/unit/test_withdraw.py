@@ -113,6 +113,23 @@ def test_what_waits_for_its_target_is_frozen_too(site: Site, monkeypatch: pytest
     assert len(life.delivered()) == 5
 
 
+def test_what_is_to_be_mended_is_though_something_else_was_on_its_way(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlets, "Lane", Queueing)
+    life = site.again()
+    life.receive(data_set(3))
+    life.turns(80)
+    assert len(Queueing.waiting_puts) == 1
+    life.delivered()[0].unlink()
+    life.parts.pipeline.mend(FIRST, ("dicom", "memory"), ["000-0001-000001.dcm"])
+    for _ in range(3):
+        Queueing.go_on()
+        life.turns(20)
+    assert len(life.delivered()) == 4
+    assert Unit.load(life.spool, FIRST).mending == {}
+
+
 def test_what_is_withdrawn_is_not_delivered_before_it_is_taken_back(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
