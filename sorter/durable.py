@@ -42,10 +42,13 @@ _READ_STEP = 1 << 20
 NFS = 0x6969
 """f_type (linux/magic.h) of NFS; `_SHARED` has all file systems that other machines, or processes unseen, write to."""
 
+SMB2 = 0xFE534D42
+_SMB = frozenset({0x517B, 0xFF534D42, SMB2})  # SMB, CIFS, SMB2
+
 _SHARED = frozenset(
     {
         NFS,
-        0x517B, 0xFF534D42, 0xFE534D42,  # SMB, CIFS, SMB2
+        *_SMB,
         0x65735546,  # FUSE: sshfs, s3fs, and what is local behind one
         0x01021997,  # 9p
         0x00C36400, 0x0BD00BD0, 0x47504653, 0x19830326,  # Ceph, Lustre, GPFS, BeeGFS
@@ -179,6 +182,7 @@ class Files:
         found: list[tuple[str, os.stat_result]] = []
         with os.scandir(path) as entries:
             for entry in entries:
+                self.beat()
                 with contextlib.suppress(FileNotFoundError):
                     found.append((entry.name, entry.stat(follow_symlinks=False)))
         return sorted(found, key=lambda item: item[0])
@@ -208,7 +212,16 @@ class Files:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             return False
+        except PermissionError:
+            if not self._is_held_by_smb(fd):
+                raise
+            return False
         return True
+
+    def _is_held_by_smb(self, fd: int) -> bool:
+        """Does a refused lock mean that somebody has it? SMB says EACCES then, but also where `fd` is not writable."""
+        writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        return writable and self.file_system(fd) in _SMB
 
     def unlock(self, fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)

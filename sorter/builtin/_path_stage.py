@@ -114,6 +114,8 @@ class Stage:
         info = self.files.stat(name, at=self.fd)
         if not stat.S_ISREG(info.st_mode) or (info.st_nlink, info.st_uid, info.st_size) != (1, mine, want.size):
             return False
+        with self.files.opened(name, _READ, at=self.fd) as fd:  # he may have died before he did
+            self.visit.own_file(fd, listed=self.listed)
         seen = look(self.files, name, self.fd, settle=True)
         return seen is not None and seen.sha256 == want.sha256
 
@@ -125,7 +127,7 @@ class Stage:
             for item in group:
                 fd = files.open(item.name, _NEW, self._file_mode, at=self.fd)
                 opened.callback(files.close, fd)
-                files.copy(source(item.index), fd)
+                self._copy(item, source, fd)
                 files.start_writeback(fd, 0, item.wanted.size)
                 self.visit.own_file(fd, listed=self.listed)
                 written.append(fd)
@@ -138,6 +140,14 @@ class Stage:
             opened.callback(self._end, _Together(prove, len(group), self._threads), group, source)
             return opened.pop_all()
 
+    def _copy(self, item: Item, source: Source, fd: int) -> None:
+        try:
+            self.files.copy(source(item.index), fd)
+        except OSError as error:
+            if error.errno == errno.EIO and not self.files.can_be_read(source(item.index)):
+                raise _unread(error) from error  # no fault of this target's
+            raise
+
     def _end(self, proof: _Together, group: Sequence[Item], source: Source) -> None:
         try:
             proof.end()
@@ -146,7 +156,11 @@ class Stage:
 
     def _wrong(self, item: Item, source: Source) -> Exception:
         """Who changed the bytes: this target, or the store itself?"""
-        if digest(self.files, source(item.index)) != item.wanted.sha256:
+        try:
+            stored = digest(self.files, source(item.index))
+        except OSError as error:
+            return _unread(error)
+        if stored != item.wanted.sha256:
             return Held("a file in the store has no longer the digest it came with; run `sorter verify --deep`")
         return TryLater(f"{self.visit.root} gave back other bytes than were written; they were removed again")
 
@@ -269,6 +283,10 @@ class Stage:
         except OSError:
             return False
         return there is not None and there.sha256 == content.sha256
+
+
+def _unread(error: OSError) -> TryLater:
+    return TryLater(f"the store cannot be read: {error.strerror}; look at its disk")
 
 
 def _groups(items: Sequence[Item]) -> Iterator[list[Item]]:

@@ -311,6 +311,8 @@ class Lane:
         channel = self._worker.channel
         channel.send(self._hello)
         answer, _ = channel.receive()
+        while "alive" in answer:  # a target that takes long to begin
+            answer, _ = channel.receive()
         if "ready" in answer:
             return None
         self._end_worker()

@@ -34,7 +34,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from sorter.deliver.target import Copies, Fetched, Giving, LabFolder, LabLook, Put, Target
-from sorter.durable import Buffer, Files
+from sorter.durable import Buffer, Files, PathLike
 from sorter.errors import Away, Held, Never, SorterError, TryLater
 from sorter.model import Receipt, build, plain
 from sorter.wire import MOST_DESCRIPTORS, Channel, WireError, close_all
@@ -47,7 +47,8 @@ _LEFT = 4.0  # seconds to end properly, once the other side has gone
 
 
 class Beating(Files):
-    """Files that tell `sort` of progress: a large copy is told apart from a mount that hangs."""
+    """Files that tell `sort` of progress: a large copy, or a search of many folders on a slow share, is told apart from
+    a mount that hangs."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel, self._last = channel, time.monotonic()
@@ -57,6 +58,14 @@ class Beating(Files):
         if now - self._last >= _BEAT:
             self._last = now
             self._channel.send({"alive": True})
+
+    def open(self, path: PathLike, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+        self.beat()
+        return super().open(path, flags, mode, at=at)
+
+    def stat(self, path: PathLike | int, *, at: int | None = None) -> os.stat_result:
+        self.beat()
+        return super().stat(path, at=at)
 
     def write(self, fd: int, data: Buffer) -> int:
         self.beat()

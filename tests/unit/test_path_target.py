@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -9,12 +10,14 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import struct
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +25,11 @@ import pytest
 from sorter.builtin._path_decide import called
 from sorter.builtin.path_target import PathTarget, mark
 from sorter.deliver.target import Done, Put, Wanted
-from sorter.durable import NFS, Files
+from sorter.deliver.worker import Beating
+from sorter.durable import NFS, SMB2, Files
 from sorter.errors import Away, Held, SorterError, TryLater
 from sorter.model import Delivered, Receipt
+from sorter.wire import Channel
 
 KEY = "aaaaaaaa11112222333344445555ffff"
 OTHER = "bbbbbbbb11112222333344445555ffff"
@@ -377,6 +382,34 @@ def test_a_second_writer_does_not_wait_for_ever(world: World, monkeypatch: pytes
     world.put(TWO)
 
 
+@pytest.mark.parametrize("writable", [True, False])
+def test_smb_calls_a_lock_that_somebody_has_a_lack_of_rights(
+    world: World, monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    """As it calls any lock of what is open for reading alone: then it says nothing."""
+
+    class Smb(Files):
+        def file_system(self, fd: int) -> int:
+            return SMB2
+
+        def open(self, path: Any, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+            if path == "id" and flags & os.O_RDWR and not writable:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return super().open(path, flags, mode, at=at)
+
+    def denied(fd: int, operation: int) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("sorter.builtin._path_folders.TURN", 0.0)
+    monkeypatch.setattr("sorter.durable.fcntl.flock", denied)
+    if writable:
+        with pytest.raises(TryLater, match="another sorter is delivering"):
+            world.put(TWO, files=Smb())
+    else:
+        assert world.put(TWO, files=Smb()).files
+    assert world.put(TWO).files  # a mount without locks
+
+
 # --- nothing leads out of the root ----------------------------------------------------------------------------------
 
 
@@ -538,6 +571,27 @@ def test_a_moved_folder_is_not_mistaken_for_its_successor(world: World) -> None:
     grown = world.grow(receipt(done), {**TWO, "003.dcm": b"three"})
     assert grown.folder == "moved"
     assert world.tree() == {**below({"001.dcm": b"of another"}), **below({**TWO, "003.dcm": b"three"}, "moved")}
+
+
+def test_a_search_in_a_slow_share_is_no_silence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call there may take a second, and thousands of folders are looked into: whoever moves gives signs of life."""
+    clock, ours, theirs = [0.0], *socket.socketpair()
+    monkeypatch.setattr("sorter.deliver.worker.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    class Slow(Beating):
+        def open(self, path: Any, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+            clock[0] += 1
+            return super().open(path, flags, mode, at=at)
+
+    held = receipt(world.put(TWO))
+    for number in range(100):
+        (world.root / f"S{number:03}").mkdir()
+    shutil.rmtree(world.root / FOLDER)
+    with ours, theirs:
+        assert world.target(Slow(Channel(theirs))).verify(held).missing
+        ours.setblocking(False)
+        signs = ours.recv(1 << 16).count(b"alive")
+    assert signs > 20
 
 
 def test_a_vanished_folder_comes_whole_and_says_so(world: World) -> None:
@@ -1005,6 +1059,49 @@ def test_a_dead_workers_stage_is_used_again(world: World) -> None:
     source.close()
     assert source.asked == [1]
     assert world.tree() == below(TWO)
+
+
+def test_what_a_dead_worker_left_whole_gets_its_permissions_too(world: World) -> None:
+    class Dying(Files):
+        dead = False
+
+        def chmod(self, path: Any, mode: int) -> None:
+            if stat.S_ISREG(self.stat(path).st_mode):
+                self.dead = True
+                raise Dies
+            super().chmod(path, mode)
+
+        def unlink(self, path: Any, *, at: int | None = None) -> None:
+            if self.dead:
+                raise Dies
+            super().unlink(path, at=at)
+
+    for files in (Dying(), Files()):
+        job, source = world.job(TWO)
+        with contextlib.suppress(Dies), contextlib.closing(source):
+            world.target(files, umask="002").put(job, source)
+    assert source.asked == [1]
+    assert {stat.S_IMODE((world.root / FOLDER / name).stat().st_mode) for name in TWO} == {0o664}
+
+
+def test_a_store_that_cannot_be_read_is_no_outage_of_the_target(world: World) -> None:
+    """Else one image on a bad disk would keep all others of its lab waiting, for ever again."""
+
+    class Ill(Files):
+        def reflink(self, source: int, target: int) -> bool:
+            return False
+
+        def pread(self, fd: int, size: int, offset: int) -> bytes:
+            if os.readlink(f"/proc/self/fd/{fd}") == str(source.paths[1]):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().pread(fd, size, offset)
+
+    job, source = world.job(TWO)
+    with pytest.raises(TryLater, match=r"^the store cannot be read: Input/output error") as said:
+        world.target(Ill()).put(job, source)
+    assert not isinstance(said.value, Away)
+    source.close()
+    assert world.tree() == {}
 
 
 def test_a_fault_is_a_sentence_of_its_own(world: World) -> None:
