@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from sorter.builtin._path_folders import MARKER
 from sorter.builtin._rclone_process import Process
 from sorter.durable import Files
 from sorter.errors import Away, Held, SorterError, TryLater
@@ -117,6 +118,7 @@ class Remote:
         self._idle: http.client.HTTPConnection | None = None
         self._beginning, self._thread = threading.Lock(), threading.get_ident()
         self._features: Mapping[str, Any] | None = None
+        self._folds: bool | None = None
 
     # --- what is asked ------------------------------------------------------------------------------------------
 
@@ -125,6 +127,13 @@ class Remote:
         if self._features is None:
             self._features = self._ask("operations/fsinfo", {"fs": self.name}).get("Features", {})
         return self._features.get(feature) is True
+
+    def folds(self) -> bool:
+        """Does it take `A` and `a` for one name? Kinds of remotes say so, but no protocol says it of a server's disk:
+        that is seen, for the marker has a name to try with."""
+        if self._folds is None:
+            self._folds = self.has("CaseInsensitive") or "id" in self.listed(MARKER.upper())
+        return self._folds
 
     def described(self) -> Mapping[str, Any]:
         """How rclone's configuration file has it, secrets and all."""

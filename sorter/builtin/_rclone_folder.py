@@ -25,7 +25,7 @@ class Folder:
         self._manifests: dict[str, Mapping[str, Any]] = {}  # by name, as they were read
 
     def fold(self, name: str) -> str:
-        return one_name(name) if self.remote.has("CaseInsensitive") else name
+        return one_name(name) if self.remote.folds() else name
 
     def entry(self, name: str) -> Entry | None:
         return self.there.get(self.fold(name))

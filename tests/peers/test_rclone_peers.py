@@ -319,6 +319,26 @@ def test_growth_respects_the_lab(server: Server, place: Target, store: Store) ->
     assert {path.name for path in server.behind.rglob("*.dcm")} == {first.name}
 
 
+class Folding(WebDav):
+    """As of a server whose disk takes `A` and `a` for one name, of which its protocol says nothing."""
+
+    def command(self) -> Sequence[str | Path]:
+        return (*super().command(), "--vfs-case-insensitive")
+
+
+def test_a_labs_file_whose_name_differs_only_by_case_is_not_replaced(tmp_path: Path, store: Store) -> None:
+    with serving(Folding, tmp_path / "served") as server:
+        target, put = RcloneTarget(server.settings, Files()), job(IMAGES)
+        target.check(prepare=True)
+        theirs = server.behind / put.folder / put.files[0].name.upper()
+        theirs.parent.mkdir(parents=True)
+        theirs.write_bytes(b"the lab's")
+        done = target.put(put, store)
+        assert theirs.read_bytes() == b"the lab's"
+        assert target.verify(receipt(done)).whole
+        assert sum(path.read_bytes() in IMAGES for path in theirs.parent.iterdir() if path.is_file()) == len(IMAGES)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_correction_replaces_what_is_still_ours(
     kind: type[Server], tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
