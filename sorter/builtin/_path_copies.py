@@ -30,16 +30,15 @@ def copy_for_lab(visit: Visit, job: Copies, source: Source, threads: int) -> Cop
     for folder, items in folders.items():
         above = visit.make(folder)
         todo = dict(_absent(visit, above, job, items, found))
-        if not todo:
-            continue
-        stage = Stage(visit, above, _stage_name(folder), threads)
-        with stage.opened():
-            stage.fill([Item(index, f"f{index}", job.files[index]) for index in todo], source)
-            for index, name in todo.items():
-                _place(stage, above, (index, name), found, force=job.force)
-            with contextlib.suppress(OSError):  # what was not placed lies in it
-                stage.end()
-        visit.settle(folder)
+        if todo:
+            stage = Stage(visit, above, _stage_name(folder), threads)
+            with stage.opened():
+                stage.fill([Item(index, f"f{index}", job.files[index]) for index in todo], source)
+                for index, name in todo.items():
+                    _place(stage, above, (index, name), found, force=job.force)
+                with contextlib.suppress(OSError):  # what was not placed lies in it
+                    stage.end()
+        visit.settle(folder)  # also of what is there: who made it may have died before he did
     return Copied(tuple(found.written), tuple(found.same), tuple(sorted(found.taken)))
 
 
@@ -60,7 +59,7 @@ def _absent(
     fold = one_name if visit.folds() else str
     before: dict[str, int] = {}
     for index, name in items.items():
-        seen = look(visit.files, name, folder)
+        seen = look(visit.files, name, folder, settle=True)
         if seen is not None and seen.sha256 == job.files[index].sha256:
             found.same.append(index)
         elif (seen is not None and not (job.force and seen.sha256)) or fold(name) in before:

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -323,6 +324,24 @@ def test_copies_never_go_over_what_is_there(root: Path) -> None:
     assert (root / "a/2.dcm").read_bytes() == b"two"
     assert not list(root.rglob("*.part"))
     assert not [each for each in root.iterdir() if each.name.startswith(".sorter-")]
+
+
+def test_copies_that_are_there_are_durable_when_that_is_said(root: Path) -> None:
+    """Who made them may have died before he had synced the folders."""
+
+    class Syncing(Files):
+        synced: ClassVar[list[int]] = []
+
+        def fsync(self, fd: int) -> None:
+            super().fsync(fd)
+            self.synced.append(os.fstat(fd).st_ino)
+
+    files = {"a/b/1.dcm": b"one"}
+    copied(root, files)
+    job = Copies((wanted("a/b/1.dcm", b"one"),))
+    assert PathTarget({"root": str(root)}, Syncing()).copy_for_lab(job, Given(root.parent, [])).same == (0,)
+    paths = (root / "a/b/1.dcm", root / "a/b", root / "a", root)
+    assert {path.stat().st_ino for path in paths} <= set(Syncing.synced)
 
 
 def test_links_are_neither_followed_nor_replaced(root: Path, tmp_path: Path) -> None:
