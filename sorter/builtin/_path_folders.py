@@ -138,8 +138,8 @@ def look(files: Files, name: str, at: int, *, settle: bool = False, read: bool =
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM) and info.st_uid == os.geteuid() and info.st_mode & stat.S_IRUSR:
-            raise  # ours, and readable: open elsewhere (SMB), and no edit of the lab's
+        if is_open_elsewhere(error, info):
+            raise  # no edit of the lab's
         if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO):
             return nothing
         raise
@@ -152,6 +152,12 @@ def look(files: Files, name: str, at: int, *, settle: bool = False, read: bool =
         return Look(digest(files, fd), _mark(info), info.st_size, info.st_mtime)
     finally:
         files.close(fd)
+
+
+def is_open_elsewhere(error: OSError, info: os.stat_result) -> bool:
+    """Ours, and readable, and yet not to be read: on SMB, while somebody has it open for himself alone."""
+    refused = error.errno in (errno.EACCES, errno.EPERM)
+    return refused and info.st_uid == os.geteuid() and bool(info.st_mode & stat.S_IRUSR)
 
 
 def _try_fsync(files: Files, fd: int) -> None:

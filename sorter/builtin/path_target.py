@@ -51,6 +51,7 @@ from sorter.builtin._path_folders import (
     copied,
     digest,
     file_name,
+    is_open_elsewhere,
     look,
     one_name,
     remove_tree,
@@ -662,13 +663,17 @@ class PathTarget:
                 yield found
 
     def _read_manifest(self, fd: int, name: str) -> Mapping[str, Any]:
+        info = None
         try:
-            if not stat.S_ISREG(self._files.stat(name, at=fd).st_mode):
+            info = self._files.stat(name, at=fd)
+            if not stat.S_ISREG(info.st_mode):
                 return {}
             found = json.loads(self._files.read_file(name, at=fd, limit=_MOST_MANIFEST))
         except (ValueError, RecursionError):
             return {}
         except OSError as error:
+            if info is not None and is_open_elsewhere(error, info):
+                raise  # whose the folder is can be known only later
             if error.errno in (errno.ENOENT, errno.ELOOP, errno.EFBIG, errno.EACCES, errno.ENAMETOOLONG):
                 return {}
             raise

@@ -934,6 +934,25 @@ def test_a_file_that_cannot_be_read_now_is_no_edit_where_it_is_ours(world: World
     assert world.tree() == below({**REV2, "001.dcm": REV1["001.dcm"], "001.dcm.new-rev2": REV2["001.dcm"]})
 
 
+@pytest.mark.parametrize("mine", [True, False])
+def test_whose_a_folder_is_waits_for_a_manifest_that_somebody_has_open(world: World, mine: bool) -> None:
+    """Simulated, as above: a backup, or what looks for viruses. Nothing joins what may be another series' folder."""
+
+    class Locked(Files):
+        def open(self, path: Any, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+            if str(path) == f".sorter-{KEY[:8]}.dicom.json" and not flags & os.O_CREAT:
+                raise PermissionError(errno.EACCES, "permission denied")
+            return super().open(path, flags, mode, at=at)
+
+    held = receipt(world.put(TWO))
+    other = {"009.dcm": b"other"}
+    with pytest.raises(TryLater):
+        world.grow(held, REV1, files=Locked()) if mine else world.put(other, key=OTHER, files=Locked())
+    assert world.tree() == below(TWO)
+    (world.root / FOLDER / f".sorter-{KEY[:8]}.dicom.json").chmod(0o200)  # what a lab did on purpose stops nothing
+    world.grow(held, TWO, files=Locked()) if mine else world.put(other, key=OTHER, files=Locked())
+
+
 @pytest.mark.parametrize("code", [errno.ETXTBSY, errno.EBUSY, errno.EACCES])
 def test_a_file_that_is_open_on_smb_waits_and_is_replaced_when_it_is_closed(world: World, code: int) -> None:
     """Simulated: a rename onto a file that somebody has open fails there."""
