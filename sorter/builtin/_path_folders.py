@@ -71,6 +71,11 @@ def spoken(root: str, error: OSError) -> SorterError:
     return TryLater(f"{root} cannot be used now: {os.strerror(code)}")
 
 
+def unread(error: OSError) -> TryLater:
+    """The sentence for a file of the store that could not be read, which is no fault of any target's."""
+    return TryLater(f"the store cannot be read: {error.strerror}; look at its disk")
+
+
 def components(relative: str) -> tuple[str, ...]:
     """The parts of a folder name relative to a root. Held for any that could lead elsewhere."""
     parts = tuple(part for part in relative.split("/") if part)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from sorter.builtin._path_folders import Look, Visit, digest, look, remove_tree
+from sorter.builtin._path_folders import Look, Visit, digest, look, remove_tree, unread
 from sorter.deliver.target import Source, Wanted
 from sorter.errors import Held, TryLater
 
@@ -145,7 +145,7 @@ class Stage:
             self.files.copy(source(item.index), fd)
         except OSError as error:
             if error.errno == errno.EIO and not self.files.can_be_read(source(item.index)):
-                raise _unread(error) from error  # no fault of this target's
+                raise unread(error) from error  # no fault of this target's
             raise
 
     def _end(self, proof: _Together, group: Sequence[Item], source: Source) -> None:
@@ -159,7 +159,7 @@ class Stage:
         try:
             stored = digest(self.files, source(item.index))
         except OSError as error:
-            return _unread(error)
+            return unread(error)
         if stored != item.wanted.sha256:
             return Held("a file in the store has no longer the digest it came with; run `sorter verify --deep`")
         return TryLater(f"{self.visit.root} gave back other bytes than were written; they were removed again")
@@ -283,10 +283,6 @@ class Stage:
         except OSError:
             return False
         return there is not None and there.sha256 == content.sha256
-
-
-def _unread(error: OSError) -> TryLater:
-    return TryLater(f"the store cannot be read: {error.strerror}; look at its disk")
 
 
 def _groups(items: Sequence[Item]) -> Iterator[list[Item]]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sorter.builtin._path_folders import digest
+from sorter.builtin._path_folders import digest, unread
 from sorter.builtin._rclone import Entry, Remote, at_once
 from sorter.deliver.target import Source, Wanted
 from sorter.durable import Files
@@ -85,7 +85,11 @@ class Stage:
     def _write(self, item: Item, fd: int) -> None:
         path = f"{self.path}/{item.name}"
         try:
-            if digest(self._files, fd) != item.wanted.sha256:
+            try:
+                stored = digest(self._files, fd)
+            except OSError as error:
+                raise unread(error) from error
+            if stored != item.wanted.sha256:
                 raise Held("a file in the store has no longer the digest it came with; run `sorter verify --deep`")
             self._remote.send(fd, path, item.wanted.size)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import json
 import os
@@ -298,6 +299,21 @@ def test_without_its_marker_nothing_is_delivered(server: Server, store: Store) -
     target = RcloneTarget(server.settings, Files())
     with pytest.raises(Away, match=r"has no marker \.sorter/id"):
         target.put(job(IMAGES), store)
+    assert server.visible() == {}
+
+
+def test_an_image_that_the_store_does_not_give_waits_and_keeps_nothing_else(server: Server, store: Store) -> None:
+    class Ill(Files):
+        def pread(self, fd: int, size: int, offset: int) -> bytes:
+            if os.pread(fd, size, 0) == IMAGES[1]:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().pread(fd, size, offset)
+
+    target = RcloneTarget(server.settings, Ill())
+    target.check(prepare=True)
+    with pytest.raises(TryLater, match="the store cannot be read") as said:
+        target.put(job(IMAGES), store)
+    assert not isinstance(said.value, Away)
     assert server.visible() == {}
 
 
