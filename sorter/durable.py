@@ -311,10 +311,18 @@ class Files:
 
     def copy(self, source: int, target: int) -> None:
         """The content of `source`, from its start, into the empty file `target` (shared blocks where possible)."""
+        self.copy_synced(source, target, 0)
+
+    def copy_synced(self, source: int, target: int, most: int) -> None:
+        """As `copy`, with never more than `most` bytes (0: any number) that are written and not synced; the last of
+        them stay so."""
         if self.reflink(source, target):
             return
-        offset = 0
+        offset = synced = 0
         while piece := self.pread(source, _COPY_STEP, offset):
+            if most and offset - synced + len(piece) > most:
+                self.fsync(target)
+                synced = offset
             self.write_all(target, piece)
             offset += len(piece)
 

@@ -18,6 +18,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _MOST_FILES = 64  # written before they are synced together, and
 _MOST_BYTES = 128 << 20
+_SYNC = 128 << 20  # bytes of one file; who syncs more at once is silent for minutes where the line is slow
 _MOST_ASIDE = 100
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _THREADS = 8  # fsyncs that wait for a disk or a server at once: together they cost little more than one
@@ -142,7 +143,7 @@ class Stage:
 
     def _copy(self, item: Item, source: Source, fd: int) -> None:
         try:
-            self.files.copy(source(item.index), fd)
+            self.files.copy_synced(source(item.index), fd, _SYNC)
         except OSError as error:
             if error.errno == errno.EIO and not self.files.can_be_read(source(item.index)):
                 raise unread(error) from error  # no fault of this target's

@@ -594,6 +594,32 @@ def test_a_search_in_a_slow_share_is_no_silence(world: World, monkeypatch: pytes
     assert signs > 20
 
 
+def test_a_large_file_is_synced_piece_by_piece(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sync of all of it takes minutes by a slow line, without a sign of life: that looks as if the mount hung."""
+    monkeypatch.setattr("sorter.durable._COPY_STEP", 1 << 10)
+    monkeypatch.setattr("sorter.builtin._path_stage._SYNC", 4 << 10)
+
+    class Counting(Files):
+        waiting, most = 0, 0
+
+        def reflink(self, source: int, target: int) -> bool:
+            return False
+
+        def write(self, fd: int, data: Any) -> int:
+            self.waiting += (done := super().write(fd, data))
+            self.most = max(self.most, self.waiting)
+            return done
+
+        def fsync(self, fd: int) -> None:
+            super().fsync(fd)
+            self.waiting = 0
+
+    files, large = Counting(), {"001.dcm": b"large" * 5000}
+    world.put(large, files=files)
+    assert files.most <= 4 << 10
+    assert world.tree() == below(large)
+
+
 def test_a_vanished_folder_comes_whole_and_says_so(world: World) -> None:
     done = world.put(TWO)
     (world.root / FOLDER).rename(world.root.parent / "taken out of the root")
