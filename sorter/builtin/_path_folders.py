@@ -115,6 +115,16 @@ class Look:
     changed: float  # modification time, seconds since 1970
 
 
+TOO_LARGE = "-"
+"""In place of the digest of a file that is too large to be anything that was delivered."""
+
+
+def bound(size: int) -> int:
+    """Bytes that are read at most where a file of `size` was delivered, or is to be: any later form of it too. A sparse
+    file has as many bytes as somebody likes, and would be read for ever."""
+    return 4 * size + (1 << 30)
+
+
 def _mark(info: os.stat_result) -> tuple[int, ...]:
     return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
@@ -129,8 +139,11 @@ def digest(files: Files, fd: int) -> str:
     return found.hexdigest()
 
 
-def look(files: Files, name: str, at: int, *, settle: bool = False, read: bool = True) -> Look | None:
-    """What stands at `name`; None for nothing. `settle` also makes sure that it would survive a power cut."""
+def look(
+    files: Files, name: str, at: int, *, settle: bool = False, read: bool = True, most: int | None = None
+) -> Look | None:
+    """What stands at `name`; None for nothing. `settle` also makes sure that it would survive a power cut. What is
+    larger than `most` is not read: it has a digest that nothing has."""
     try:
         info = files.stat(name, at=at)
     except FileNotFoundError:
@@ -152,6 +165,8 @@ def look(files: Files, name: str, at: int, *, settle: bool = False, read: bool =
         info = files.stat(fd)
         if not stat.S_ISREG(info.st_mode):
             return nothing
+        if most is not None and info.st_size > most:
+            return Look(TOO_LARGE, _mark(info), info.st_size, info.st_mtime)
         if settle:
             _try_fsync(files, fd)
         return Look(digest(files, fd), _mark(info), info.st_size, info.st_mtime)

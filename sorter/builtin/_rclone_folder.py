@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sorter.builtin._path_decide import remains
-from sorter.builtin._path_folders import MARKER, Look, one_name
+from sorter.builtin._path_folders import MARKER, TOO_LARGE, Look, bound, one_name
 from sorter.builtin._rclone import Entry, Failed, Remote
 from sorter.errors import TryLater
 from sorter.model import Delivered
@@ -42,6 +42,8 @@ class Folder:
             return Look("", (), 0, entry.changed)
         if not read and entry.size == size:
             return Look("", (), entry.size, entry.changed)
+        if entry.size > bound(size):
+            return Look(TOO_LARGE, (), entry.size, entry.changed)
         digest = self.remote.digest(self.at(name))
         if digest is None:
             raise self.other()

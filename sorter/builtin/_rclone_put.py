@@ -201,7 +201,7 @@ class Delivery:
             and (entry.size == wanted.size and entry.changed <= self._since)
         ):
             return Look(wanted.sha256, (), entry.size, entry.changed)
-        return self._folder.look(name, wanted.size, read=True)
+        return self._folder.look(name, max(wanted.size, had.size if had is not None else 0), read=True)
 
     @functools.cached_property
     def _since(self) -> float:

@@ -47,6 +47,7 @@ from sorter.builtin._path_folders import (
     Access,
     Look,
     Visit,
+    bound,
     components,
     copied,
     digest,
@@ -220,9 +221,9 @@ class PathTarget:
 
     def _look_at(self, each: Delivered, fd: int, deep: bool) -> Look | None:
         name = each.beside or each.name
-        seen = look(self._files, name, fd, read=deep)
+        seen = look(self._files, name, fd, read=deep, most=bound(each.size))
         if seen is not None and not deep and seen.size != each.size:
-            return look(self._files, name, fd)
+            return look(self._files, name, fd, most=bound(each.size))
         return seen
 
     def _earlier_state(self, fd: int | None, receipt: Receipt) -> Mapping[str, list[str]] | None:
@@ -512,11 +513,13 @@ class PathTarget:
     def _step(self, fd: int, index: int, wanted: Wanted, name: str, history: _History) -> _Step:
         folded = history.fold(name)
         had, ours = history.before.get(folded), history.known.get(folded, frozenset())
-        seen = look(self._files, name, fd, settle=had is None)
+        mend = had is not None and had.name in history.mend
+        most = None if mend else bound(max(wanted.size, had.size if had is not None else 0))
+        seen = look(self._files, name, fd, settle=had is None, most=most)
         action = decide(wanted, had, ours, seen)
         if seen is not None and had is None and not ours and folded in history.claimed():
             action = Action.CLASH
-        elif had is not None and had.name in history.mend:
+        elif mend:
             action = mended(action, seen, ours, wanted)
         if wanted.gone:
             action = without(action, seen)
@@ -540,7 +543,7 @@ class PathTarget:
         plain_name = f"{step.name}.new-rev{job.revision}"
         for suffix in suffixes(job.key):
             step.beside = f"{plain_name}{suffix}"
-            seen = look(self._files, step.beside, fd)
+            seen = look(self._files, step.beside, fd, most=bound(step.wanted.size))
             if seen is None:
                 return
             if seen.sha256 == step.wanted.sha256:  # an earlier attempt's
@@ -555,7 +558,7 @@ class PathTarget:
         fold = self._fold(visit)
         outcome = {fold(name): step.action for step in steps for name in (step.name, step.beside) if name}
         for each in endangered(job.alone, place.before.files, outcome, fold):
-            seen = look(self._files, each.beside or each.name, place.fd)
+            seen = look(self._files, each.beside or each.name, place.fd, most=bound(each.size))
             if seen is not None and seen.sha256 == each.sha256:
                 raise TryLater(f"{visit.root}: what this replaces lies nowhere else, and is fetched first")
 
@@ -594,7 +597,7 @@ class PathTarget:
             if each.state == "removed" or (each.state == "kept" and not each.beside):
                 continue
             name = each.beside or each.name
-            seen = look(self._files, name, fd)
+            seen = look(self._files, name, fd, most=bound(each.size))
             if seen is None:
                 continue
             if seen.sha256 == each.sha256 and unchanged(self._files, name, fd, seen):

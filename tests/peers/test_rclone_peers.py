@@ -335,6 +335,16 @@ def test_growth_respects_the_lab(server: Server, place: Target, store: Store) ->
     assert {path.name for path in server.behind.rglob("*.dcm")} == {first.name}
 
 
+def test_what_is_too_large_to_be_ours_is_not_read_for_hours(server: Server, place: Target, store: Store) -> None:
+    done = place.put(job(IMAGES), store)
+    path = server.behind / done.folder / done.files[0].name
+    os.truncate(path, 1 << 40)
+    again = place.put(grown(store, done), store)
+    assert again.files[0].state == "kept"
+    assert path.name in place.remove(receipt(again, 2)).left
+    assert path.stat().st_size == 1 << 40
+
+
 class Folding(WebDav):
     """As of a server whose disk takes `A` and `a` for one name, of which its protocol says nothing."""
 

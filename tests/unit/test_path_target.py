@@ -527,6 +527,25 @@ def test_what_the_lab_edited_stays_and_ours_lies_beside(world: World) -> None:
     assert fifth.files[0].state == "written"
 
 
+def test_what_is_too_large_to_be_ours_is_not_read_for_hours(world: World) -> None:
+    """A sparse file of any size is made in no time, and its lab's deliveries would wait for it."""
+
+    class Reading(Files):
+        def pread(self, fd: int, size: int, offset: int) -> bytes:
+            assert offset < 2 << 30
+            return super().pread(fd, size, offset)
+
+    held, path = receipt(world.put(TWO)), world.root / FOLDER / "001.dcm"
+    os.truncate(path, 1 << 40)
+    files = Reading()
+    assert world.target(files).verify(held).changed == ("001.dcm",)
+    done = world.grow(held, REV2, files=files)
+    assert (done.files[0].state, done.files[0].beside) == ("kept", "001.dcm.new-rev2")
+    assert path.stat().st_size == 1 << 40
+    assert world.target(files).remove(receipt(done, revision=2)).left == ("001.dcm",)
+    assert path.stat().st_size == 1 << 40
+
+
 def test_a_superseded_file_that_the_lab_edited_is_left(world: World) -> None:
     done = world.put(TWO)
     (world.root / FOLDER / "002.dcm").write_bytes(b"mine")
