@@ -447,8 +447,7 @@ def test_status_says_what_waits_and_why_over_a_restart_and_retry_delivers(tmp_pa
         assert target["target"] == "unassigned"
         assert target["waiting"] > 0
         assert "marker .sorter/id is missing" in target["why"]
-        [waiting] = status(sorter)["waiting"]
-        assert waiting["why"] == target["why"]
+        wait_until(lambda: [each["why"] for each in status(sorter)["waiting"]] == [target["why"]], 30)
         sorter.kill()
         sorter.start()
         assert status(sorter)["targets"][0]["since"] == target["since"]
