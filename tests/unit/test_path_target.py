@@ -301,6 +301,23 @@ def test_check_makes_the_marker_where_a_person_says_that_this_is_the_place(tmp_p
     assert not (tmp_path / "away").exists()
 
 
+def test_what_a_mount_keeps_for_a_moment_of_a_removed_file_fails_no_check(world: World) -> None:
+    """FUSE and NFS give a file that is open a hidden name when it is removed, until nobody has it open."""
+
+    class Keeping(Files):
+        def unlink(self, path: Any, *, at: int | None = None) -> None:
+            if path == "second":
+                os.rename(path, ".fuse_hidden0001", src_dir_fd=at, dst_dir_fd=at)
+            else:
+                super().unlink(path, at=at)
+
+    stage = world.root / ".sorter" / "check.part"
+    assert world.target(Keeping()).check().remarks == ()
+    assert os.listdir(stage) == [".fuse_hidden0001"]
+    assert world.target().check().remarks == ()
+    assert not stage.exists()
+
+
 class Server(Files):
     """A mount that does with owner and permissions what it likes."""
 
