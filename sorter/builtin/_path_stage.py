@@ -112,11 +112,12 @@ class Stage:
         return ready
 
     def _whole(self, name: str, want: Wanted, mine: int) -> bool:
-        info = self.files.stat(name, at=self.fd)
-        if not stat.S_ISREG(info.st_mode) or (info.st_nlink, info.st_uid, info.st_size) != (1, mine, want.size):
+        if not _is_alone(self.files.stat(name, at=self.fd), want, mine):
             return False
-        with self.files.opened(name, _READ, at=self.fd) as fd:  # he may have died before he did
-            self.visit.own_file(fd, listed=self.listed)
+        with self.files.opened(name, _READ, at=self.fd) as fd:
+            if not _is_alone(self.files.stat(fd), want, mine):  # somebody has just put another in its place
+                return False
+            self.visit.own_file(fd, listed=self.listed)  # who wrote it may have died before he did
         seen = look(self.files, name, self.fd, settle=True)
         return seen is not None and seen.sha256 == want.sha256
 
@@ -284,6 +285,11 @@ class Stage:
         except OSError:
             return False
         return there is not None and there.sha256 == content.sha256
+
+
+def _is_alone(info: os.stat_result, want: Wanted, mine: int) -> bool:
+    """A file of ours, of the size that is wanted, which has no other name."""
+    return stat.S_ISREG(info.st_mode) and (info.st_nlink, info.st_uid, info.st_size) == (1, mine, want.size)
 
 
 def _groups(items: Sequence[Item]) -> Iterator[list[Item]]:

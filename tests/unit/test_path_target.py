@@ -1165,6 +1165,28 @@ def test_what_a_dead_worker_left_whole_gets_its_permissions_too(world: World) ->
     assert {stat.S_IMODE((world.root / FOLDER / name).stat().st_mode) for name in TWO} == {0o664}
 
 
+def test_what_takes_the_place_of_what_a_dead_worker_left_keeps_its_permissions(world: World) -> None:
+    """Between two looks at the stage, whoever may write to the folder gives the name to a file with another name."""
+    other = world.root / "of somebody.dcm"
+    stage = world.root / FOLDER / f".sorter-{KEY[:8]}-dicom.part"
+    stage.mkdir(parents=True)
+    (stage / "001.dcm").write_bytes(TWO["001.dcm"])
+    other.write_bytes(TWO["001.dcm"])
+    other.chmod(0o600)
+
+    class Swapped(Files):
+        def open(self, path: Any, flags: int = os.O_RDONLY, mode: int = 0o600, *, at: int | None = None) -> int:
+            if path == "001.dcm" and flags & os.O_NONBLOCK and other.stat().st_nlink == 1:
+                (stage / path).unlink()
+                (stage / path).hardlink_to(other)
+            return super().open(path, flags, mode, at=at)
+
+    world.put(TWO, files=Swapped(), folder=FOLDER)
+    assert stat.S_IMODE(other.stat().st_mode) == 0o600
+    assert other.read_bytes() == TWO["001.dcm"]
+    assert {name: (world.root / FOLDER / name).read_bytes() for name in TWO} == TWO
+
+
 def test_a_store_that_cannot_be_read_is_no_outage_of_the_target(world: World) -> None:
     """Else one image on a bad disk would keep all others of its lab waiting, for ever again."""
 
