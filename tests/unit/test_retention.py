@@ -349,14 +349,20 @@ def test_what_is_sent_again_while_a_target_compares_stays(site: Site, monkeypatc
     assert len(site.stored) == 2
 
 
-def test_what_another_share_answers_proves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its root is configured anew while it compares: the answer of the old one comes, and the new one has nothing."""
+def comparing_later(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """From now on a target compares, and answers, when what is put into this list is called."""
     waiting: list[Callable[[], None]] = []
 
     def later(self: Near, receipt: Receipt, tell: Callable[[Any], None], **_: Any) -> None:
         waiting.append(lambda: tell(self.target.verify(receipt)))
 
     monkeypatch.setattr(Near, "verify", later)
+    return waiting
+
+
+def test_what_another_share_answers_proves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its root is configured anew while it compares: the answer of the old one comes, and the new one has nothing."""
+    waiting = comparing_later(monkeypatch)
     monkeypatch.setattr(retention, "PART", 1)
     shutil.rmtree(site.root / "labs/archive/P1")
     site.days(5)
@@ -382,12 +388,7 @@ def test_what_another_share_answers_proves_nothing(site: Site, monkeypatch: pyte
 
 def test_what_another_share_had_answered_lets_nothing_more_go(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """All was compared, and the first image has left, when its root is configured anew, where there is nothing."""
-    waiting: list[Callable[[], None]] = []
-
-    def later(self: Near, receipt: Receipt, tell: Callable[[Any], None], **_: Any) -> None:
-        waiting.append(lambda: tell(self.target.verify(receipt)))
-
-    monkeypatch.setattr(Near, "verify", later)
+    waiting = comparing_later(monkeypatch)
     monkeypatch.setattr(retention, "AT_ONCE", 1)
     shutil.rmtree(site.root / "labs/archive/P1")
     site.days(5)

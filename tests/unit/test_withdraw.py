@@ -93,11 +93,17 @@ def test_the_first_run_only_says_what_would_go(site: Site) -> None:
     assert before.items() <= after.items()
 
 
-def test_what_waits_for_its_target_is_frozen_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def busy(site: Site, monkeypatch: pytest.MonkeyPatch, *came: bytes) -> Site:
+    """The next life, whose target is busy with something else when these have settled."""
     monkeypatch.setattr(outlets, "Lane", Queueing)
     life = site.again()
-    life.receive(data_set(3), data_set(2, series=2))
+    life.receive(*came)
     life.turns(80)
+    return life
+
+
+def test_what_waits_for_its_target_is_frozen_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    life = busy(site, monkeypatch, data_set(3), data_set(2, series=2))
     assert len(Queueing.waiting_puts) == 2
     life.command("hold", FIRST, "--why", "a question")
     life.turns(20)
@@ -116,10 +122,7 @@ def test_what_waits_for_its_target_is_frozen_too(site: Site, monkeypatch: pytest
 def test_what_is_to_be_mended_is_though_something_else_was_on_its_way(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlets, "Lane", Queueing)
-    life = site.again()
-    life.receive(data_set(3))
-    life.turns(80)
+    life = busy(site, monkeypatch, data_set(3))
     assert len(Queueing.waiting_puts) == 1
     life.delivered()[0].unlink()
     life.parts.pipeline.mend(FIRST, ("dicom", "memory"), ["000-0001-000001.dcm"])
@@ -133,10 +136,7 @@ def test_what_is_to_be_mended_is_though_something_else_was_on_its_way(
 def test_what_is_withdrawn_is_not_delivered_before_it_is_taken_back(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlets, "Lane", Queueing)
-    life = site.again()
-    life.receive(data_set(3))
-    life.turns(80)
+    life = busy(site, monkeypatch, data_set(3))
     life.parts.pipeline.withdraw([FIRST], [], "consent", "admin")
     assert Queueing.waiting_puts == []
     life.turns(80)
